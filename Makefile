@@ -1,0 +1,40 @@
+# `make help` lists the targets; all of them set up what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test lint format bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.user: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+.venv/.developer: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@ .venv/.user
+
+demo: .venv/.user  ## the whole path on scikit-learn's digits, within five minutes: runs/demo
+	$(BIN)/s2ap-diag demo --out runs/demo
+
+test: .venv/.developer  ## every test
+	$(BIN)/python -m pytest
+
+lint: .venv/.developer  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.developer  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.developer  ## ratios of time and memory on this machine
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove the environment and the caches, keep the runs
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

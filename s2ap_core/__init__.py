@@ -1,0 +1,1 @@
+"""The S2AP pruner: everything that produces a mask."""

@@ -1,0 +1,1 @@
+"""The diagnostics: everything that looks at scores and masks."""
