@@ -12,7 +12,7 @@ pass stay as they are.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,7 +82,7 @@ class _StraightThroughTopK(torch.autograd.Function):
     """M(|s|, k) forward; backward the identity to |s|, and to k the sum of the mask's gradient (HARP)."""
 
     @staticmethod
-    def forward(ctx: Any, magnitude: Tensor, keep: Tensor | None, n_keep: int) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, magnitude: Tensor, keep: Tensor | None, n_keep: int) -> Tensor:
         return topk_mask(magnitude, n_keep)
 
     @staticmethod
@@ -213,20 +213,23 @@ def score_masks(model: nn.Module) -> dict[str, ScoreMask]:
     return {name: mask for name, mask in masked_layers(model).items() if isinstance(mask, ScoreMask)}
 
 
-def attach_masks(model: nn.Module, make: Callable[[str, nn.Module], Mask]) -> nn.Module:
-    """Mask every maskable layer of ``model`` in place with what ``make(name, layer)`` returns.
+def attach_masks(
+    model: nn.Module, make: Callable[[str, nn.Module], Mask], only: Container[str] | None = None
+) -> nn.Module:
+    """Mask ``model`` in place: each maskable layer (or those in ``only``) with ``make(name, layer)``.
 
     Raises:
         InputError: if a layer is masked already, or if there is nothing to mask.
     """
-    layers = maskable_layers(model)
+    layers = {n: layer for n, layer in maskable_layers(model).items() if only is None or n in only}
     if not layers:
         raise InputError("the network has no Conv2d or Linear layer to mask")
     for name, layer in layers.items():
         if parametrize.is_parametrized(layer, "weight"):
             raise InputError(f"layer {name or '(root)'} is masked already: bake the masks first")
+    made = {name: make(name, layer) for name, layer in layers.items()}
     for name, layer in layers.items():
-        _register(layer, make(name, layer))
+        _register(layer, made[name])
     return model
 
 
@@ -260,7 +263,9 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
     for name, layer in model.named_modules():
         if is_masked(layer):
             bits = mask_of(layer).mask().bool()
-            found[f"{name}.weight".removeprefix(".")] = bits.expand(layer.parametrizations.weight.original.shape)  # type: ignore[union-attr, operator]
+            found[f"{name}.weight".removeprefix(".")] = bits.expand(
+                layer.parametrizations.weight.original.shape
+            )
     return found
 
 
@@ -307,7 +312,7 @@ def fix_masks(model: nn.Module) -> nn.Module:
         if is_masked(layer):
             bits = current[f"{name}.weight".removeprefix(".")]
             unmask(layer)
-            layer.weight.requires_grad_(True)  # type: ignore[union-attr, operator]
+            layer.weight.requires_grad_(True)
             _register(layer, FixedMask(bits.clone()))
     return model
 
@@ -337,7 +342,7 @@ def _plain_name(key: str) -> str:
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict under plain names: ``conv1.weight``, ``conv1.scores``, ``conv1.rate``, ``conv1.mask``."""
+    """The state dict under plain names: ``conv1.weight``, ``.scores``, ``.rate``, ``.mask``."""
     return {_plain_name(key): tensor for key, tensor in model.state_dict().items()}
 
 
@@ -351,7 +356,11 @@ def load_plain_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
     names = {_plain_name(key): key for key in own}
     missing, unknown = sorted(names.keys() - state.keys()), sorted(state.keys() - names.keys())
     shapes = [n for n in names.keys() & state.keys() if own[names[n]].shape != state[n].shape]
-    for what, bad in (("lacks", missing), ("has unknown", unknown), ("has another shape for", sorted(shapes))):
+    for what, bad in (
+        ("lacks", missing),
+        ("has unknown", unknown),
+        ("has another shape for", sorted(shapes)),
+    ):
         if bad:
             more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
             raise InputError(f"not a checkpoint of this network: it {what} {bad[0]}{more}")

@@ -1,0 +1,239 @@
+"""A run's settings: typed, checked, read from TOML and written back."""
+
+import tomllib
+from fractions import Fraction
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+
+from s2ap_core.errors import InputError
+from s2ap_core.methods import MethodSettings
+
+
+def _fraction(value: Any) -> Fraction:
+    """8/255 is no float: radii are kept exactly, as the field writes them."""
+    if isinstance(value, bool):
+        raise ValueError("not a number or a fraction such as 8/255")
+    try:
+        return Fraction(value)
+    except (TypeError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError("not a number or a fraction such as 8/255") from error
+
+
+Radius = Annotated[Fraction, BeforeValidator(_fraction), PlainSerializer(str)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataSettings(_Settings):
+    """Which images: a name of :data:`s2ap_core.data.DATASETS`, and the folder they lie in."""
+
+    name: str = "digits"
+    root: Path | None = None
+    corruption: str | None = None
+    severity: int | None = Field(default=None, ge=1, le=5)
+
+
+class NetworkSettings(_Settings):
+    """A name of :data:`s2ap_core.models.NETWORKS`; image size and channels follow from the data.
+
+    Attributes:
+        width: of the first stage; None is the published width.
+        norm_affine: whether BatchNorm has affine parameters.
+    """
+
+    name: str = "resnet18"
+    width: int | None = Field(default=None, ge=1)
+    norm_affine: bool = True
+
+
+class ObjectiveSettings(_Settings):
+    """The robust loss and the l-inf adversary that it is trained against; eps and step in [0, 1]."""
+
+    name: str = "trades"
+    beta: float = Field(default=6.0, ge=0)
+    eps: Radius = Field(default=Fraction(8, 255), ge=0, le=1)
+    step: Radius = Field(default=Fraction(2, 255), ge=0, le=1)
+    steps: int = Field(default=10, ge=1)
+
+
+class StageSettings(_Settings):
+    """SGD with momentum and a cosine schedule by epoch.
+
+    Attributes:
+        select: which epoch a stage hands on: of the lowest robust loss or the highest robust accuracy on
+            the validation split, or the last one.
+    """
+
+    epochs: int = Field(default=100, ge=1)
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    batch_size: int = Field(default=128, ge=1)
+    select: Literal["robust-loss", "robust-accuracy", "last"] = "robust-loss"
+
+
+class PretrainSettings(StageSettings):
+    """The dense network; a ``checkpoint`` of ours takes the place of the training."""
+
+    checkpoint: Path | None = None
+
+
+class PruneSettings(StageSettings):
+    """The mask search; ``freeze_norm`` keeps the normalisation layers as they were pretrained."""
+
+    epochs: int = Field(default=20, ge=1)
+    freeze_norm: bool = False
+
+
+class FinetuneSettings(StageSettings):
+    """Training under the final mask; with ``awp`` by Algorithm 2, at the search's gamma unless given."""
+
+    lr: float = Field(default=0.01, gt=0)
+    awp: bool = False
+    gamma: float | None = Field(default=None, gt=0)
+
+
+class MinimizerSettings(_Settings):
+    """What the search minimises besides the loss.
+
+    Attributes:
+        name: ``none`` (Orig.), ``s2ap`` (perturbs scores), ``awp`` (perturbs masked weights).
+        gamma: radius of each layer's ball relative to the layer's norm.
+        warmup: epochs without perturbation at the start.
+        eta_z: ascent step: ``inf`` puts each layer on its sphere; ``lr`` or a number is line 6 as printed.
+        carry: keep z from one iteration to the next, the literal reading of line 6.
+        update: ``method`` steps with the method's optimizer, ``normalized`` divides the scores' gradient by
+            its norm and steps without momentum and decay, which is line 10 as printed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True, ser_json_inf_nan="constants")
+
+    name: Literal["none", "s2ap", "awp"] = "none"
+    gamma: float = Field(default=0.001, gt=0, allow_inf_nan=False)
+    warmup: int = Field(default=5, ge=0)
+    eta_z: Annotated[float, Field(gt=0)] | Literal["lr"] = float("inf")
+    carry: bool = False
+    update: Literal["method", "normalized"] = "method"
+
+
+class EvaluationSettings(_Settings):
+    """Robust accuracy on the test split.
+
+    Attributes:
+        stages: which results are evaluated: the dense network, the raw mask, the finetuned network.
+        attack: ``autoattack`` (standard), ``apgd`` (its APGD-CE and targeted APGD), or ``pgd-50``.
+        eps: None is the training's radius.
+        n: number of test images, the first ones; None is all.
+    """
+
+    stages: list[Literal["pretrain", "prune", "finetune"]] = ["pretrain", "prune", "finetune"]
+    attack: Literal["autoattack", "apgd", "pgd-50"] = "autoattack"
+    norm: Literal["Linf", "L2", "L1"] = "Linf"
+    eps: Radius | None = Field(default=None, ge=0)
+    n: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=250, ge=1)
+
+
+class TrackingSettings(_Settings):
+    """Curvature while the search runs: every so many iterations (0 is never), so many HVPs each."""
+
+    every: int = Field(default=0, ge=0)
+    hvps: int = Field(default=10, ge=1)
+    images: int | None = Field(default=None, ge=1)
+
+
+class Config(_Settings):
+    """Everything that a run depends on, but for the device."""
+
+    title: str = ""
+    seed: int = Field(default=0, ge=0)
+    data: DataSettings = DataSettings()
+    network: NetworkSettings = NetworkSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    method: MethodSettings = MethodSettings()
+    minimizer: MinimizerSettings = MinimizerSettings()
+    pretrain: PretrainSettings = PretrainSettings()
+    prune: PruneSettings = PruneSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    def to_toml(self) -> str:
+        """The resolved settings; what is None is left out, as TOML has no null."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def presets() -> dict[str, str]:
+    """The names of the presets that come with the package, and their TOML."""
+    folder = resources.files("s2ap_core.presets")
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return {file.name.removesuffix(".toml"): file.read_text() for file in files}
+
+
+def read_config(source: str | Path, overrides: tuple[str, ...] = ()) -> Config:
+    """The settings of a TOML file or preset, with ``a.b=value`` overrides on top.
+
+    Args:
+        source: path of a TOML file, or a preset's name.
+        overrides: TOML assignments by dotted key; a value that is no TOML is taken as a string.
+
+    Raises:
+        InputError: if there is no such file or preset, it is not TOML, or a key or value does not fit.
+    """
+    path = Path(source)
+    if path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: cannot be read as text ({error}); give a TOML config") from error
+    elif str(source) in (known := presets()):
+        text = known[str(source)]
+    else:
+        raise InputError(f"{source}: neither a file nor a preset; presets: {', '.join(known)}")
+    try:
+        settings = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source}: not valid TOML: {error}") from error
+    for override in overrides:
+        _override(settings, override)
+    return parse_config(settings, str(source))
+
+
+def parse_config(settings: dict[str, Any], source: str) -> Config:
+    """Check settings; ``source`` is named where one does not fit.
+
+    Raises:
+        InputError: naming the key, its value and what is allowed.
+    """
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(
+            str(part) for part in first["loc"] if not str(part).startswith(("function", "constrained"))
+        )
+        got = "" if first["type"] == "extra_forbidden" else f" (got {first['input']!r})"
+        what = "no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InputError(f"{source}: {key}: {what}{got}") from error
+
+
+def _override(settings: dict[str, Any], assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {assignment}: write it as section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        settings = settings.setdefault(section, {})
+        if not isinstance(settings, dict):
+            raise InputError(f"--set {assignment}: {section} is not a section")
+    settings[name] = value

@@ -1,0 +1,177 @@
+"""What every data set offers: batches on a device that are functions of a seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2ap_core.errors import InputError
+from s2ap_core.seeds import generator
+
+Split = Literal["train", "val", "test"]
+
+
+class Batch(NamedTuple):
+    """B images of one split."""
+
+    x: Tensor  # [B, C, H, W] float32 in [0, 1]
+    y: Tensor  # [B] int64, class
+    index: Tensor  # type: ignore[assignment]  # [B] int64, position in the split; hides tuple.index
+
+
+class Dataset(Protocol):
+    """Three splits of labelled images. The validation split never holds a training or a test image."""
+
+    name: str
+    classes: int
+    channels: int
+    size: int  # height and width in pixels
+
+    def count(self, split: Split) -> int:
+        """Images in ``split``.
+
+        Raises:
+            InputError: if the data set has no such split.
+        """
+
+    def labels(self, split: Split) -> Tensor:
+        """Classes of all images of ``split``, [N] int64, on the data set's device."""
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data set with its batches on ``device``."""
+
+    def batches(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        shuffle: int | None = None,
+        augment: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[Batch]:
+        """Go through ``split`` once, the last and possibly smaller batch included.
+
+        Order and augmentation are functions of the seed ``shuffle`` alone: the batch size, the limit
+        and the device change neither, so image i is augmented alike whatever batch it is in.
+
+        Args:
+            split: which images.
+            batch_size: images in a batch.
+            shuffle: seed of the order and of the augmentation; None keeps the split's own order.
+            augment: augment as is usual for the data set; nothing happens where nothing is usual.
+            limit: stop after this many images.
+
+        Raises:
+            InputError: if the data set has no such split.
+            ValueError: if ``augment`` comes without a seed.
+        """
+
+
+def order(count: int, shuffle: int | None, limit: int | None, augment: bool) -> Tensor:
+    """Positions in a split in the order they are visited, [min(count, limit)] int64 on the CPU."""
+    if augment and shuffle is None:
+        raise ValueError("augmentation needs a seed: pass shuffle")
+    if shuffle is None:
+        positions = torch.arange(count)
+    else:
+        positions = torch.randperm(count, generator=generator("cpu", shuffle, "order"))
+    return positions[:limit]
+
+
+def hold_out(labels: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Split N images into the rest and ``count`` held-out ones, each class in its own proportion.
+
+    The number held out of a class is within one of its exact share, and at least one if ``count`` is at
+    least the number of classes.
+
+    scikit-learn's stratified split will not do here: it refuses classes of one image and held-out sets
+    smaller than the number of classes.
+
+    Args:
+        labels: [N] classes.
+        count: images to hold out.
+        seed: which of the possible splits; a fixed number, never the run's seed, so that all runs agree.
+
+    Returns:
+        Positions of the rest and of the held-out images, both ascending.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    sizes = np.unique(labels, return_counts=True)[1]
+    # Each image's quantile within its class: the lowest `count` take the same share of every class.
+    quantile = np.concatenate([np.arange(size) / size for size in sizes])
+    chosen = np.argsort(quantile, kind="stable")
+    return np.sort(by_class[chosen[count:]]), np.sort(by_class[chosen[:count]])
+
+
+def validation_count(name: str, val: int, available: int) -> int:
+    """Images to hold out: ``val``, but at most a tenth of the ``available`` training images.
+
+    Raises:
+        InputError: if ``val`` is below one or there are not at least two images.
+    """
+    if val < 1:
+        raise InputError(f"data set {name}: val = {val}, but at least one image must be held out")
+    if available < 2:
+        raise InputError(f"data set {name}: {available} training images, too few to hold one out")
+    return min(val, max(1, available // 10))
+
+
+def folder(name: str, root: Path | None, inner: str) -> Path:
+    """``root / inner`` where it exists, otherwise ``root``: users have their data both ways.
+
+    Raises:
+        InputError: if ``root`` is None or no folder.
+    """
+    if root is None:
+        raise InputError(f"data set {name} is read from a folder: set its root")
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; {remedy(name)}")
+    return root / inner if (root / inner).is_dir() else root
+
+
+def remedy(name: str) -> str:
+    """What to do about files of ``name`` that are missing or cannot be used."""
+    return f"get the published files with `s2ap-diag data fetch {name} --root DIR`"
+
+
+def reason(error: Exception) -> str:
+    """The first line of what ``error`` says, or its type where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def check_images(name: str, path: Path, images: object, shape: tuple[int | None, ...]) -> np.ndarray:
+    """``images`` if it is a uint8 array of this shape, None standing for any length.
+
+    Raises:
+        InputError: naming ``path``.
+    """
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        raise InputError(f"{path}: its images are not an array of bytes; {remedy(name)}")
+    if images.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, images.shape, strict=True)):
+        wanted = ", ".join("N" if n is None else str(n) for n in shape)
+        raise InputError(f"{path}: images of shape {list(images.shape)}, not [{wanted}]; {remedy(name)}")
+    return images
+
+
+def check_labels(name: str, path: Path, labels: object, count: int, classes: range) -> np.ndarray:
+    """``labels`` as [count] int64 if they are that many integers within ``classes``.
+
+    Raises:
+        InputError: naming ``path``.
+    """
+    found = np.asarray(labels)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise InputError(f"{path}: its labels are not a list of integers; {remedy(name)}")
+    if len(found) != count:
+        raise InputError(f"{path}: {count} images but {len(found)} labels; {remedy(name)}")
+    outside = np.flatnonzero((found < classes[0]) | (found > classes[-1]))
+    if len(outside):
+        label = f"label {found[outside[0]]} of image {outside[0]}"
+        raise InputError(f"{path}: {label} is not in {classes[0]}..{classes[-1]}; {remedy(name)}")
+    return found.astype(np.int64)

@@ -1,0 +1,216 @@
+"""Clean and robust accuracy, image by image, with the health of the attack."""
+
+import io
+import json
+import math
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2ap_core.attacks import AUTOATTACK, autoattack, pgd, uniform_start
+from s2ap_core.config import EvaluationSettings
+from s2ap_core.data import Dataset
+from s2ap_core.errors import InputError
+from s2ap_core.modes import train_mode
+from s2ap_core.runs import write_file
+from s2ap_core.scores import bake
+from s2ap_core.seeds import derive_seed, generator
+
+COLUMNS = ("index", "label", "clean", "robust", "noise", "zero_gradient")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Correctness of each evaluated image; all arrays are [n].
+
+    Attributes:
+        index, label: position in the test split, and class.
+        clean, robust: correct on the image, and under the attack.
+        noise: correct on the image plus uniform noise of the attack's radius.
+        zero_gradient: whether the loss has no gradient in the image, which blinds gradient attacks.
+        about: attack, norm, eps, seed, checkpoint: what the numbers belong to.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    clean: np.ndarray
+    robust: np.ndarray
+    noise: np.ndarray
+    zero_gradient: np.ndarray
+    about: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Accuracies in [0, 1] with their 95 % Wilson intervals, the attack's health, and what it was."""
+        return {
+            **self.about,
+            "n": len(self.label),
+            "clean_accuracy": float(self.clean.mean()),
+            "clean_interval": wilson(int(self.clean.sum()), len(self.clean)),
+            "robust_accuracy": float(self.robust.mean()),
+            "robust_interval": wilson(int(self.robust.sum()), len(self.robust)),
+            "noise_accuracy": float(self.noise.mean()),
+            "zero_gradient": float(self.zero_gradient.mean()),
+        }
+
+    def warnings(self) -> list[str]:
+        """Suspicious combinations, each with a remedy."""
+        found = []
+        clean, robust, noise = self.clean.mean(), self.robust.mean(), self.noise.mean()
+        if self.zero_gradient.mean() > 0.1:
+            found.append(
+                f"{self.zero_gradient.mean():.0%} of the images have a zero input gradient: the robust "
+                "accuracy may be an artefact; use --attack autoattack, whose Square attack needs no gradient"
+            )
+        if robust > noise:
+            found.append(
+                f"random noise ({noise:.1%}) does more harm than the attack ({robust:.1%}): it is too weak, "
+                "or the network normalises twice; check both"
+            )
+        if len(self.label) < 100:
+            low, high = wilson(int(self.robust.sum()), len(self.robust))
+            found.append(
+                f"only {len(self.label)} images: robust accuracy lies in [{low:.1%}, {high:.1%}]; raise --n"
+            )
+        if clean < 1.5 / max(int(self.label.max()) + 1, 2):
+            found.append(
+                f"clean accuracy {clean:.1%} is near chance: the network has collapsed, or data are wrong"
+            )
+        return found
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion."""
+    z = 1.959963984540054
+    p, centre = correct / n, (correct + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * math.sqrt(p * (1 - p) * n + z**2 / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def evaluate(
+    model: nn.Module,
+    data: Dataset,
+    settings: EvaluationSettings,
+    *,
+    eps: Fraction,
+    seed: int = 0,
+    about: dict[str, Any] | None = None,
+    file: Path | None = None,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Evaluate on the test split; with ``file``, saved after each batch and continued where it stopped.
+
+    Args:
+        model: masked or plain; evaluated in eval mode on baked weights, and left as it is.
+        eps: the attack's radius, unless the settings have one.
+        seed: of the attack.
+        about: what is evaluated, such as the checkpoint's name and checksum; a file about something else is
+            not continued but refused.
+        on_batch: called with the number of images done and their total.
+
+    Raises:
+        InputError: if ``file`` belongs to another evaluation, or an image lies outside [0, 1].
+    """
+    radius = settings.eps if settings.eps is not None else eps
+    described = {
+        **(about or {}),
+        "attack": settings.attack,
+        "norm": settings.norm,
+        "eps": str(radius),
+        "seed": seed,
+    }
+    plain = bake(model).eval()
+    total = min(settings.n or data.count("test"), data.count("test"))
+    parts = _load(file, described, total) if file is not None and file.exists() else {c: [] for c in COLUMNS}
+    done = sum(map(len, parts["label"]))
+    for batch in data.batches("test", settings.batch_size, limit=total):
+        if int(batch.index[0]) < done:
+            on_batch(min(done, total), total)
+            continue
+        if batch.x.min() < 0 or batch.x.max() > 1:
+            raise InputError(f"data set {data.name}: images outside [0, 1]; attacks need the raw range")
+        batch_seed = derive_seed(seed, "evaluate", int(batch.index[0])) % 2**31
+        correct = _evaluate_batch(plain, batch.x, batch.y, settings, float(radius), batch_seed)
+        for column, values in zip(COLUMNS, (batch.index, batch.y, *correct), strict=True):
+            parts[column].append(values.cpu().numpy())
+        if file is not None:
+            _save(file, parts, described)
+        on_batch(sum(map(len, parts["label"])), total)
+    return Evaluation(**{column: np.concatenate(values) for column, values in parts.items()}, about=described)
+
+
+def _evaluate_batch(
+    model: nn.Module, x: Tensor, y: Tensor, settings: EvaluationSettings, eps: float, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    leaf = x.clone().requires_grad_()
+    logits = model(leaf)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), leaf)
+    noise_source = generator(x.device, seed, "noise")
+    with torch.no_grad():
+        clean = logits.argmax(1) == y
+        noise = model(uniform_start(x, eps, noise_source)).argmax(1) == y
+    if eps == 0:
+        return clean, clean, noise, gradient.flatten(1).abs().amax(1) == 0
+    match settings.attack:
+        case "autoattack":
+            robust = autoattack(model, x, y, eps=eps, norm=settings.norm, attacks=AUTOATTACK, seed=seed)
+        case "apgd":
+            robust = autoattack(model, x, y, eps=eps, norm=settings.norm, attacks=AUTOATTACK[:2], seed=seed)
+        case "pgd-50":
+            robust = _pgd_50(model, x, y, eps, seed)
+    return clean, robust & clean, noise, gradient.flatten(1).abs().amax(1) == 0
+
+
+def _pgd_50(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+    """A quick look, l-inf: 50 steps of 2.5 eps / 50 on the cross-entropy, from a uniform start."""
+    start = uniform_start(x, eps, generator(x.device, seed, "pgd-50"))
+
+    def cross_entropy(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits, y, reduction="sum")
+
+    x_adv = pgd(model, x, cross_entropy, start=start, eps=eps, step=2.5 * eps / 50, steps=50)
+    with torch.no_grad(), train_mode(model, False):
+        return model(x_adv).argmax(1) == y
+
+
+def _save(file: Path, parts: dict[str, list[np.ndarray]], about: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    columns = {column: np.concatenate(values) for column, values in parts.items()}
+    np.savez_compressed(buffer, about=np.array(json.dumps(about)), **columns)  # type: ignore[arg-type]
+    write_file(file, buffer.getvalue())
+
+
+def _load(file: Path, about: dict[str, Any], total: int) -> dict[str, list[np.ndarray]]:
+    found = load_evaluation(file)
+    if found.about != about:
+        differing = next(k for k in {**about, **found.about} if about.get(k) != found.about.get(k))
+        raise InputError(
+            f"{file}: evaluated with {differing} = {found.about.get(differing)}, now {about.get(differing)}; "
+            "move the file away to evaluate anew"
+        )
+    return {column: [getattr(found, column)[:total]] for column in COLUMNS}
+
+
+def load_evaluation(file: Path) -> Evaluation:
+    """An evaluation that was saved, complete or not.
+
+    Raises:
+        InputError: if the file is missing or damaged.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            about = json.loads(str(arrays["about"]))
+            return Evaluation(**{column: arrays[column] for column in COLUMNS}, about=about)
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such file; run `s2ap-diag evaluate` first") from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(
+            f"{file}: not an evaluation of ours, or damaged; remove it and evaluate again"
+        ) from error

@@ -1,0 +1,62 @@
+"""One iteration of a stage: Algorithm 1 of the paper on scores, Algorithm 2 on masked weights."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from s2ap_core.objectives import Objective
+from s2ap_core.scores import one_mask
+from s2ap_core.sharpness import Perturbation
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one iteration did: the adversarial images [B, C, H, W] and the loss that was differentiated."""
+
+    x_adv: Tensor
+    loss: Tensor
+
+
+def iterate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    perturbation: Perturbation | None = None,
+    penalty: Callable[[], Tensor] | None = None,
+    on_attacked: Callable[[Tensor], None] | None = None,
+) -> Step:
+    """Lines 3 to 11 of Algorithm 1 (S2AP); without ``perturbation`` those outside its orange box (Orig.).
+
+    Args:
+        perturbation: z and its ball; on scores for S2AP, on masked weights for AWP.
+        penalty: what the method adds to the loss it steps on (HARP); it does not depend on s.
+        on_attacked: called with the adversarial images before anything changes; for trackers.
+    """
+    # Line 3: adversarial examples on the pruned model.
+    x_adv = objective.attack(model, x, y, generator)
+    if on_attacked is not None:
+        on_attacked(x_adv)
+
+    # Line 4: the robust loss L(s) = L(w * M(s, k)).
+    def robust_loss() -> Tensor:
+        return objective.loss(model, x, x_adv, y)
+
+    # Lines 6 to 9: z <- the layer-wise projected ascent step on L(s + z), then s <- s + z.
+    lr = optimizer.param_groups[0]["lr"]
+    with perturbation.applied(robust_loss, lr) if perturbation else nullcontext(), one_mask(model):
+        # Line 10, the gradient of L(s + z).
+        optimizer.zero_grad()
+        loss = robust_loss()
+        (loss if penalty is None else loss + penalty()).backward()
+    # Line 11: leaving the block has restored s, so that the step below is taken from s.
+    # Line 10, the update: s <- s - eta * gradient, by the method's own optimizer.
+    if loss.isfinite():
+        optimizer.step()
+    return Step(x_adv, loss.detach())

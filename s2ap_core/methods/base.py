@@ -1,0 +1,73 @@
+"""What a pruning method decides; the search itself is the same for all."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class MethodSettings(BaseModel):
+    """Settings of a method; those that a method does not read have no effect on it.
+
+    Attributes:
+        keep: fraction of the maskable weights that stays.
+        penalty: HARP's c, the factor of its penalty on keeping too much.
+        rate_init: where HARP's layer-wise keep rates start: ``uniform`` at the larger of 0.1 and ``keep``
+            (the published ``010_uni``), ``target`` at ``keep``, or one keep rate for each layer.
+        init: RLTH's untrained weights: ``signed-constant`` or ``kaiming``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "hydra"
+    keep: float = Field(default=0.1, gt=0, le=1)
+    penalty: float = Field(default=0.01, ge=0)
+    rate_init: Literal["uniform", "target"] | list[float] = "uniform"
+    init: Literal["signed-constant", "kaiming"] = "signed-constant"
+
+
+class Method(ABC):
+    """One way to prune by scores.
+
+    Attributes:
+        pretrained: whether the search starts from trained weights; if not, from :meth:`initialise`.
+        finetuned: whether weights are trained under the final mask.
+    """
+
+    pretrained = True
+    finetuned = True
+
+    def __init__(self, settings: MethodSettings) -> None:
+        self.settings = settings
+
+    def initialise(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Set the untrained weights that a method without pretraining searches in; others keep theirs."""
+
+    @abstractmethod
+    def attach(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Mask ``model`` in place with the scores that the search starts from."""
+
+    def penalty(self, model: nn.Module, epoch: int) -> Tensor:
+        """What the method adds to the loss in this epoch (counted from 0), a scalar."""
+        del model, epoch
+        return torch.zeros(())
+
+    def end_epoch(self, model: nn.Module, epoch: int) -> None:
+        """Called once after each epoch of the search."""
+
+    def within_budget(self, model: nn.Module) -> bool:
+        """Whether this mask may be the search's result as it is."""
+        del model
+        return True
+
+    def enforce_budget(self, model: nn.Module) -> None:
+        """Change the selected scores' rates, in place, so that exactly the budget is kept."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` needs to go on after an interruption; JSON types alone."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""

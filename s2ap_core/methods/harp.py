@@ -1,0 +1,132 @@
+"""HARP (Zhao & Wressnegger 2023): HYDRA's scores, and a learned keep rate for each layer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s2ap_core.errors import InputError
+from s2ap_core.methods.base import Method, MethodSettings
+from s2ap_core.scores import (
+    ScoreMask,
+    attach_masks,
+    check_keep,
+    maskable_layers,
+    n_dropped,
+    scaled_scores,
+    score_masks,
+)
+
+
+class Harp(Method):
+    """Learned keep rates ``k = k_min + (1 - k_min) * sigmoid(r)`` with ``k_min = 0.1 * target``.
+
+    A penalty ``c * (epoch + 1) * max(kept / target - 1, 0)`` drives the network towards its target; its
+    factor stops growing once the target has been reached.
+    """
+
+    def __init__(self, settings: MethodSettings) -> None:
+        super().__init__(settings)
+        self.reached: int | None = None
+
+    def attach(self, model: nn.Module, generator: torch.Generator) -> None:
+        del generator
+        target = self.settings.keep
+        check_keep(target)
+        names = list(maskable_layers(model))
+        match self.settings.rate_init:
+            case "uniform":
+                initial = [max(0.1, target)] * len(names)
+            case "target":
+                initial = [target] * len(names)
+            case list() as initial:
+                if len(initial) != len(names):
+                    raise InputError(
+                        f"rate_init lists {len(initial)} keep rates for {len(names)} masked layers"
+                    )
+        keeps = dict(zip(names, initial, strict=True))
+
+        def make(name: str, layer: nn.Module) -> ScoreMask:
+            weight: Tensor = layer.weight  # type: ignore[assignment]
+            rate = nn.Parameter(rate_of(keeps[name], self.keep_min).to(weight))
+            return ScoreMask(scaled_scores(weight), target, rate, self.keep_min)
+
+        attach_masks(model, make)
+
+    @property
+    def keep_min(self) -> float:
+        """The least that any layer keeps."""
+        return 0.1 * self.settings.keep
+
+    def excess(self, model: nn.Module) -> Tensor:
+        """``kept / target - 1`` over all masked layers, differentiable in the rates."""
+        layers = list(score_masks(model).values())
+        sizes = torch.tensor([mask.scores.numel() for mask in layers], dtype=torch.float64)
+        keeps = torch.stack([mask.keep_rate() for mask in layers])  # type: ignore[misc]
+        return (keeps @ sizes.to(keeps.device)) / (self.settings.keep * sizes.sum()) - 1
+
+    def penalty(self, model: nn.Module, epoch: int) -> Tensor:
+        factor = (epoch if self.reached is None else self.reached) + 1
+        return self.settings.penalty * factor * self.excess(model).clamp_min(0)
+
+    def end_epoch(self, model: nn.Module, epoch: int) -> None:
+        if self.reached is None and self.within_budget(model):
+            self.reached = epoch
+
+    def within_budget(self, model: nn.Module) -> bool:
+        """kept / target - 1 is at most 0 to four decimals, this epoch's own value."""
+        return round(self.excess(model).item(), 4) <= 0
+
+    @torch.no_grad()
+    def enforce_budget(self, model: nn.Module) -> None:
+        """Scale all k by one factor, none below k_min, so that exactly the budget is kept."""
+        layers = list(score_masks(model).values())
+        sizes = [mask.scores.numel() for mask in layers]
+        if sum(mask.n_keep for mask in layers) == sum(sizes) - n_dropped(sum(sizes), self.settings.keep):
+            return
+        counts = scaled_counts([mask.keep for mask in layers], sizes, self.settings.keep, self.keep_min)
+        for mask, size, count in zip(layers, sizes, counts, strict=True):
+            # Half an entry inside the count, so that rounding r to float32 cannot change it.
+            rate = rate_of(1 - (size - count + 0.5) / size, self.keep_min)
+            mask.rate.copy_(rate)  # type: ignore[union-attr]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reached": self.reached}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.reached = state["reached"]
+
+
+def rate_of(keep: float, keep_min: float) -> Tensor:
+    """The rate r (float64 scalar) at which a layer keeps ``keep``: the inverse of HARP's sigmoid."""
+    share = torch.tensor((keep - keep_min) / (1 - keep_min), dtype=torch.float64)
+    return share.clamp(1e-9, 1 - 1e-9).logit()
+
+
+def scaled_counts(keeps: list[float], sizes: list[int], target: float, keep_min: float) -> list[int]:
+    """Entries each layer keeps when all keep rates are scaled by one factor to the exact budget.
+
+    Args:
+        keeps, sizes: keep rate and number of entries of each layer.
+        target: the network's keep rate; the budget is ``n - int((1 - target) * n)`` of its n entries.
+        keep_min: no layer goes below this rate (it may keep one entry less than it by rounding).
+
+    Returns:
+        One count for each layer, which add up to the budget.
+    """
+    total = sum(sizes)
+    budget = total - n_dropped(total, target)
+
+    def kept(factor: float) -> list[float]:
+        return [n * min(max(factor * k, keep_min), 1.0) for k, n in zip(keeps, sizes, strict=True)]
+
+    low, high = 0.0, 1 / min(keeps)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(kept(middle)) <= budget else (low, middle)
+    exact = kept(low)
+    counts = [int(count) for count in exact]
+    by_fraction = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
+    for i in by_fraction[: budget - sum(counts)]:
+        counts[i] += 1
+    return counts

@@ -1,0 +1,15 @@
+"""HYDRA (Sehwag et al. 2020): scores proportional to the weights, one keep rate for every layer."""
+
+import torch
+from torch import nn
+
+from s2ap_core.methods.base import Method
+from s2ap_core.scores import attach
+
+
+class Hydra(Method):
+    """Scores start at ``sqrt(6 / fan_in) * w / max|w|``; each layer keeps the same fraction."""
+
+    def attach(self, model: nn.Module, generator: torch.Generator) -> None:
+        del generator
+        attach(model, self.settings.keep)

@@ -1,0 +1,38 @@
+"""RLTH, robust scratch tickets (Fu et al. 2021): a mask found in weights that are never trained."""
+
+import math
+
+import torch
+from torch import nn
+
+from s2ap_core.methods.base import Method
+from s2ap_core.scores import ScoreMask, attach_masks, check_keep, maskable_layers
+
+
+class Rlth(Method):
+    """Weights ``sign * sqrt(2 / fan_in)`` (or kaiming normal), scores kaiming uniform with a = sqrt 5.
+
+    The network's BatchNorm has no affine parameters (``network.norm_affine = false`` in the presets).
+    """
+
+    pretrained = False
+    finetuned = False
+
+    @torch.no_grad()
+    def initialise(self, model: nn.Module, generator: torch.Generator) -> None:
+        for layer in maskable_layers(model).values():
+            weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+            nn.init.kaiming_normal_(weight, generator=generator)
+            if self.settings.init == "signed-constant":
+                weight.copy_(weight.sign() * math.sqrt(2 / weight[0].numel()))
+
+    def attach(self, model: nn.Module, generator: torch.Generator) -> None:
+        check_keep(self.settings.keep)
+
+        def make(name: str, layer: nn.Module) -> ScoreMask:
+            del name
+            scores = torch.empty_like(layer.weight)  # type: ignore[arg-type]
+            nn.init.kaiming_uniform_(scores, a=math.sqrt(5), generator=generator)
+            return ScoreMask(scores.detach(), self.settings.keep)
+
+        attach_masks(model, make)

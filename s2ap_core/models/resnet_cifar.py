@@ -1,0 +1,73 @@
+"""ResNet-18 for small images (He et al. 2016), with the module names of HYDRA and HARP."""
+
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2ap_core.models.initialization import init_convolutions
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, projected where the shape changes.
+
+    Maps (N, channels_in, H, W) to (N, channels, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(self, channels_in: int, channels: int, stride: int, norm_affine: bool) -> None:
+        super().__init__()
+        norm = partial(nn.BatchNorm2d, channels, affine=norm_affine)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = norm()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = norm()
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), norm())
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 with a 3x3 stem and no stem pooling; inputs in [0, 1] are not normalised.
+
+    Args:
+        classes: number of logits.
+        width: channels of the first stage; the others have 2, 4 and 8 times as many.
+        input_size: any; padded strides leave at least 1x1, and the last pool averages what there is.
+        input_channels: channels of the images.
+        norm_affine: whether BatchNorm scales and shifts.
+    """
+
+    def __init__(
+        self,
+        classes: int = 10,
+        width: int = 64,
+        input_size: int = 32,
+        input_channels: int = 3,
+        norm_affine: bool = True,
+    ) -> None:
+        super().__init__()
+        del input_size  # no layer depends on it
+        self.conv1 = nn.Conv2d(input_channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width, affine=norm_affine)
+        self.layer1 = _stage(width, width, 1, norm_affine)
+        self.layer2 = _stage(width, 2 * width, 2, norm_affine)
+        self.layer3 = _stage(2 * width, 4 * width, 2, norm_affine)
+        self.layer4 = _stage(4 * width, 8 * width, 2, norm_affine)
+        self.linear = nn.Linear(8 * width, classes)
+        init_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def _stage(channels_in: int, channels: int, stride: int, norm_affine: bool) -> nn.Sequential:
+    return nn.Sequential(
+        BasicBlock(channels_in, channels, stride, norm_affine),
+        BasicBlock(channels, channels, 1, norm_affine),
+    )

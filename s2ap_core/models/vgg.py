@@ -1,0 +1,58 @@
+"""VGG-16 with batch normalisation for small images, with the module names of HYDRA and HARP."""
+
+import torch
+from torch import Tensor, nn
+
+from s2ap_core.models.initialization import init_convolutions
+
+POOL = 0
+STAGES = (1, 1, POOL, 2, 2, POOL, 4, 4, 4, POOL, 8, 8, 8, POOL, 8, 8, 8)
+"""Channels of each convolution in multiples of the width."""
+
+
+class VGG16(nn.Module):
+    """Thirteen convolutions, 2x2 adaptive pooling and three linear layers; inputs are not normalised.
+
+    Args:
+        classes: number of logits.
+        width: channels of the first stage; the linear layers follow in proportion, 32 * width inputs and
+            two times 4 * width units.
+        input_size: pools that would bring a map of this size below 1x1 are dropped.
+        input_channels: channels of the images.
+        norm_affine: whether BatchNorm scales and shifts.
+    """
+
+    def __init__(
+        self,
+        classes: int = 10,
+        width: int = 64,
+        input_size: int = 32,
+        input_channels: int = 3,
+        norm_affine: bool = True,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels, size = input_channels, input_size
+        for multiple in STAGES:
+            if multiple == POOL:
+                # An identity in the place of a dropped pool keeps the numbers of the layers behind it.
+                layers.append(nn.MaxPool2d(2) if size >= 2 else nn.Identity())
+                size //= 2
+                continue
+            channels_in, channels = channels, multiple * width
+            layers.append(nn.Conv2d(channels_in, channels, 3, padding=1, bias=False))
+            layers.append(nn.BatchNorm2d(channels, affine=norm_affine))
+            layers.append(nn.ReLU())
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(2)
+        self.classifier = nn.Sequential(
+            nn.Linear(4 * channels, 4 * width),
+            nn.ReLU(),
+            nn.Linear(4 * width, 4 * width),
+            nn.ReLU(),
+            nn.Linear(4 * width, classes),
+        )
+        init_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))

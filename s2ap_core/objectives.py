@@ -1,0 +1,132 @@
+"""Robust objectives: an attack and a loss, apart, so that one adversarial batch serves several passes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2ap_core.attacks import normal_start, pgd, uniform_start
+from s2ap_core.modes import train_mode
+from s2ap_core.scores import constant_mask
+
+
+@dataclass(frozen=True)
+class Threat:
+    """The l-inf adversary of training: radius, step length (both in units of the image's range), steps."""
+
+    eps: float
+    step: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a stage minimises.
+
+    Attributes:
+        attack: ``(model, x, y, generator) -> x_adv``; reads masks and weights, changes nothing.
+        loss: ``(model, x, x_adv, y) -> scalar``, the mean over the batch, differentiable.
+    """
+
+    name: str
+    attack: Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+    loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+
+def clean(threat: Threat, beta: float) -> Objective:
+    """Cross-entropy on clean images: no adversary."""
+    del threat, beta
+    return Objective(
+        "clean", lambda model, x, y, g: x, lambda model, x, x_adv, y: F.cross_entropy(model(x), y)
+    )
+
+
+def pgd_at(threat: Threat, beta: float) -> Objective:
+    """Adversarial training with PGD on the cross-entropy, uniform start (Madry et al. 2018)."""
+    del beta
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        return _cross_entropy_pgd(model, x, y, uniform_start(x, threat.eps, generator), threat)
+
+    return Objective("pgd-at", attack, _adversarial_cross_entropy)
+
+
+def fast_at(threat: Threat, beta: float) -> Objective:
+    """Fast adversarial training: FGSM, one step of 1.25 eps, from a uniform start (Wong et al. 2020)."""
+    del beta
+    fgsm = Threat(threat.eps, 1.25 * threat.eps, steps=1)
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        return _cross_entropy_pgd(model, x, y, uniform_start(x, fgsm.eps, generator), fgsm)
+
+    return Objective("fast-at", attack, _adversarial_cross_entropy)
+
+
+def trades(threat: Threat, beta: float) -> Objective:
+    """TRADES (Zhang et al. 2019): ``CE(f(x), y) + beta KL(f(x) || f(x_adv))``, x_adv maximising the KL.
+
+    Two passes through the network; the published code makes four in train mode, so that its running
+    statistics see three clean batches for each adversarial one, here one of each. The loss, its
+    gradient and the mask are the same at equal statistics.
+    """
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        del y
+        with torch.no_grad(), train_mode(model, False), constant_mask(model):
+            p_clean = F.softmax(model(x), dim=1)
+
+        def divergence(logits: Tensor) -> Tensor:
+            return F.kl_div(F.log_softmax(logits, dim=1), p_clean, reduction="sum")
+
+        start = normal_start(x, 0.001, generator)
+        return pgd(model, x, divergence, start=start, eps=threat.eps, step=threat.step, steps=threat.steps)
+
+    def loss(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+        logits, logits_adv = model(x), model(x_adv)
+        divergence = F.kl_div(
+            F.log_softmax(logits_adv, dim=1), F.softmax(logits, dim=1), reduction="batchmean"
+        )
+        return F.cross_entropy(logits, y) + beta * divergence
+
+    return Objective("trades", attack, loss)
+
+
+def mart(threat: Threat, beta: float) -> Objective:
+    """MART (Wang et al. 2020): boosted cross-entropy on x_adv plus a KL weighted by misclassification."""
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        return _cross_entropy_pgd(model, x, y, normal_start(x, 0.001, generator), threat)
+
+    def loss(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+        logits, logits_adv = model(x), model(x_adv)
+        p, p_adv = F.softmax(logits, dim=1), F.softmax(logits_adv, dim=1)
+        runner_up = p_adv.scatter(1, y[:, None], 0).amax(1)
+        boosted = F.cross_entropy(logits_adv, y) - torch.log(1.0001 - runner_up).mean()
+        divergence = F.kl_div((p_adv + 1e-12).log(), p, reduction="none").sum(1)
+        weight = 1.0000001 - p.gather(1, y[:, None])[:, 0]
+        return boosted + beta * (divergence * weight).mean()
+
+    return Objective("mart", attack, loss)
+
+
+def _cross_entropy_pgd(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, threat: Threat) -> Tensor:
+    def cross_entropy(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits, y, reduction="sum")
+
+    return pgd(model, x, cross_entropy, start=start, eps=threat.eps, step=threat.step, steps=threat.steps)
+
+
+def _adversarial_cross_entropy(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+    del x
+    return F.cross_entropy(model(x_adv), y)
+
+
+OBJECTIVES: dict[str, Callable[[Threat, float], Objective]] = {
+    "trades": trades,
+    "pgd-at": pgd_at,
+    "mart": mart,
+    "fast-at": fast_at,
+    "clean": clean,
+}

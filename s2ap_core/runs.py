@@ -1,0 +1,228 @@
+"""The run directory: what a stage writes, another reads, and a crash cannot spoil.
+
+Tensors are safetensors files with a JSON header and a checksum; nothing is a pickle. Every file is
+written beside its place, flushed to disk and renamed.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from s2ap_core.config import Config, parse_config
+from s2ap_core.errors import InputError
+
+HEADER = "s2ap"
+METRICS = ("stage", "epoch", "iteration", "metric", "value")
+TIMING = ("stage", "epoch", "seconds")
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        InputError: naming the path, if the folder cannot be written to or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
+        ) from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors as safetensors with ``header`` (JSON types) and the checksum of their bytes."""
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    described = json.dumps({**header, "sha256": _checksum(held)})
+    write_file(path, serialize(held, metadata={HEADER: described}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a file that :func:`save_tensors` wrote.
+
+    Raises:
+        InputError: if the file is missing, truncated, altered, or not one of ours.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(metadata.get(HEADER, "null"))
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: truncated, or not a safetensors file; copy or make it again") from error
+    if not isinstance(header, dict):
+        raise InputError(
+            f"{path}: a safetensors file without our header; give --network and --keep for foreign files"
+        )
+    if header.get("sha256") != _checksum(tensors):
+        raise InputError(f"{path}: its checksum does not fit, the file was altered; copy or make it again")
+    return tensors, header
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_masks(path: Path, masks: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write boolean masks with eight entries to a byte; their shapes stand in the header."""
+    packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy())) for name, mask in masks.items()}
+    shapes = {name: list(mask.shape) for name, mask in masks.items()}
+    save_tensors(path, packed, {**header, "shapes": shapes})
+
+
+def load_masks(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Boolean masks, in the network's order, and the header of a file that :func:`save_masks` wrote.
+
+    Raises:
+        InputError: as :func:`load_tensors`, or if the file holds no masks.
+    """
+    packed, header = load_tensors(path)
+    shapes = header.get("shapes")
+    if not isinstance(shapes, dict) or shapes.keys() != packed.keys():
+        raise InputError(f"{path}: not a mask file; masks lie in RUN/masks")
+    found = {}
+    for name, shape in shapes.items():
+        size = int(np.prod(shape))
+        bits = np.unpackbits(packed[name].numpy(), count=size)
+        found[name] = torch.from_numpy(bits.reshape(shape)).bool()
+    return found, header
+
+
+class RunDirectory:
+    """One run on disk, as laid out in the README: config, environment, metrics, checkpoints, results."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path, self.config = path, config
+
+    @classmethod
+    def create(cls, path: Path, config: Config, device: str) -> "RunDirectory":
+        """Begin a run in a new folder.
+
+        Raises:
+            InputError: if the folder holds something already.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path}: exists already; give --resume to continue it, or another --out")
+        write_file(path / "environment.json", json.dumps(environment(config.seed, device), indent=2))
+        write_file(path / "config.toml", config.to_toml())
+        return cls(path, config)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """An existing run.
+
+        Raises:
+            InputError: if the folder is missing or holds no run.
+        """
+        import tomllib
+
+        file = path / "config.toml"
+        if not file.is_file():
+            raise InputError(f"{path}: not a run directory (no config.toml)")
+        try:
+            return cls(path, parse_config(tomllib.loads(file.read_text()), str(file)))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: not valid TOML: {error}") from error
+
+    def checkpoint(self, name: str) -> Path:
+        """Where the checkpoint of this name lies, such as ``prune-best``."""
+        return self.path / "ckpt" / f"{name}.safetensors"
+
+    def masks(self, epoch: int) -> Path:
+        """Where the mask after this epoch of the search lies; 0 is before it."""
+        return self.path / "masks" / f"epoch-{epoch:03d}.safetensors"
+
+    def state(self, stage: str) -> Path:
+        """Where a stage's state lies, from which it goes on."""
+        return self.checkpoint(f"state-{stage}")
+
+    def append(self, file: str, columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> int:
+        """Append rows to a CSV of the run, with its heading if it is new.
+
+        Returns:
+            The file's length in bytes afterwards.
+        """
+        path = self.path / file
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not path.exists():
+            writer.writerow(columns)
+        writer.writerows(rows)
+        try:
+            with path.open("ab") as stream:
+                stream.write(text.getvalue().encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+                return stream.tell()
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be written ({error.strerror}); free space and --resume"
+            ) from error
+
+    def truncate(self, file: str, length: int) -> None:
+        """Cut a CSV back to what it held when the state that a run resumes from was saved."""
+        path = self.path / file
+        if path.exists() and path.stat().st_size > length:
+            os.truncate(path, length)
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files that a killed process left."""
+        for leftover in self.path.rglob(".*.tmp"):
+            leftover.unlink()
+
+    def results(self) -> dict[str, Any]:
+        """What ``results.json`` holds, empty before the first stage has ended."""
+        path = self.path / "results.json"
+        try:
+            return json.loads(path.read_text()) if path.exists() else {}
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON ({error}); run again with --resume") from error
+
+    def add_results(self, **entries: Any) -> None:
+        """Merge entries into ``results.json``."""
+        write_file(self.path / "results.json", json.dumps({**self.results(), **entries}, indent=2))
+
+
+def environment(seed: int, device: str) -> dict[str, Any]:
+    """What a run ran on: versions, device, the code's git commit, the seed."""
+    packages = ("s2ap-diag", "torch", "numpy", "pyautoattack")
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "threads": torch.get_num_threads(),
+        "commit": git.stdout.strip() or None,
+        "seed": seed,
+    }

@@ -1,0 +1,446 @@
+"""The stages of a run, pretrain -> prune -> finetune -> evaluate, and the loop that three of them share."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from s2ap_core.checkpoints import build_network, describe, load_checkpoint, save_checkpoint
+from s2ap_core.config import PruneSettings, StageSettings
+from s2ap_core.data import Dataset
+from s2ap_core.errors import InputError
+from s2ap_core.evaluation import Evaluation, evaluate
+from s2ap_core.iteration import Step, iterate
+from s2ap_core.methods import METHODS, Method
+from s2ap_core.modes import train_mode
+from s2ap_core.objectives import OBJECTIVES, Objective, Threat
+from s2ap_core.runs import METRICS, TIMING, RunDirectory, load_tensors, save_masks, save_tensors
+from s2ap_core.scores import (
+    constant_mask,
+    fix_masks,
+    load_plain_state_dict,
+    masks,
+    plain_state_dict,
+    score_masks,
+    scores,
+)
+from s2ap_core.seeds import derive_seed, generator
+from s2ap_core.sharpness import Perturbation, score_layers, weight_layers
+
+log = logging.getLogger(__name__)
+
+TRAINED_STAGES = ("pretrain", "prune", "finetune")
+
+
+class Callback:
+    """What may listen to a stage. All hooks do nothing by default."""
+
+    def on_stage(self, loop: "Loop") -> None:
+        """Before the first epoch of a stage, or the first after a resume."""
+
+    def on_attacked(self, loop: "Loop", x: Tensor, x_adv: Tensor, y: Tensor) -> None:
+        """The adversarial images [B, C, H, W] of an iteration are made, nothing has changed yet."""
+
+    def on_iteration(self, loop: "Loop", step: Step) -> None:
+        """An iteration has ended."""
+
+    def on_epoch(self, loop: "Loop") -> Sequence[tuple[int | str, str, float]]:
+        """An epoch has ended; what is returned, (iteration or "", metric, value), goes into metrics.csv."""
+        return ()
+
+    def on_evaluated(self, done: int, total: int) -> None:
+        """Part of an evaluation is done; in images."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON types from which :meth:`load_state_dict` goes on."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+
+
+@dataclass
+class Selection:
+    """Which epoch a stage hands on (lines 12 to 14 of Algorithm 1)."""
+
+    rule: str
+    best: float = math.inf
+    epoch: int | None = None
+
+    def offer(self, epoch: int, loss: float, robust_accuracy: float) -> bool:
+        """Whether this epoch is the best so far."""
+        criterion = {"robust-loss": loss, "robust-accuracy": -robust_accuracy, "last": -float(epoch)}[
+            self.rule
+        ]
+        if criterion < self.best:
+            self.best, self.epoch = criterion, epoch
+            return True
+        return False
+
+
+@dataclass
+class Loop:
+    """One stage being trained; callbacks read it.
+
+    Attributes:
+        perturbation: z of this epoch's iterations, None without one.
+        epoch: counted from 1 while training; 0 is before the first.
+        iteration: counted from 0 within an epoch.
+    """
+
+    stage: str
+    settings: StageSettings
+    model: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    data: Dataset
+    seed: int
+    iterations_per_epoch: int
+    method: Method | None = None
+    perturb: Callable[[int], Perturbation | None] = lambda epoch: None
+    perturbation: Perturbation | None = None
+    epoch: int = 0
+    iteration: int = 0
+    loss: float = math.nan
+    callbacks: Sequence[Callback] = field(default_factory=tuple)
+
+    def train_epoch(self) -> None:
+        """One pass over the training images: Algorithm 1 or 2, iteration by iteration."""
+        self.perturbation = self.perturb(self.epoch)
+        set_lr(self.optimizer, cosine_lr(self.settings, self.epoch))
+        total, images = 0.0, 0
+        order = derive_seed(self.seed, self.stage, self.epoch)
+        with train_mode(self.model, True):
+            batches = self.data.batches("train", self.settings.batch_size, shuffle=order, augment=True)
+            for self.iteration, batch in enumerate(batches):
+                step = self._iterate(batch.x, batch.y)
+                loss = step.loss.item()
+                if not math.isfinite(loss):
+                    raise InputError(
+                        f"{self.stage}: the loss is {loss} at epoch {self.epoch}, iteration {self.iteration};"
+                        f" the last good epoch is kept; lower {self.stage}.lr ({self.settings.lr})"
+                    )
+                total, images = total + loss * len(batch.y), images + len(batch.y)
+                for callback in self.callbacks:
+                    callback.on_iteration(self, step)
+        self.loss = total / images
+
+    def _iterate(self, x: Tensor, y: Tensor) -> Step:
+        def on_attacked(x_adv: Tensor) -> None:
+            for callback in self.callbacks:
+                callback.on_attacked(self, x, x_adv, y)
+
+        return iterate(
+            self.model,
+            x,
+            y,
+            objective=self.objective,
+            optimizer=self.optimizer,
+            generator=generator(x.device, self.seed, self.stage, self.epoch, self.iteration),
+            perturbation=self.perturbation,
+            penalty=partial(self.method.penalty, self.model, self.epoch - 1) if self.method else None,
+            on_attacked=on_attacked,
+        )
+
+    def validate(self) -> dict[str, float]:
+        """Robust loss, clean and robust accuracy on the validation split, in eval mode."""
+        return robust_validation(self.model, self.objective, self.data, self.settings.batch_size, self.seed)
+
+
+def robust_validation(
+    model: nn.Module, objective: Objective, data: Dataset, batch_size: int, seed: int
+) -> dict[str, float]:
+    """The objective on the validation split, its attack included; the same noise each time."""
+    sums, images = torch.zeros(3, dtype=torch.float64), 0
+    for index, batch in enumerate(data.batches("val", batch_size)):
+        x_adv = objective.attack(model, batch.x, batch.y, generator(batch.x.device, seed, "validate", index))
+        with torch.no_grad(), train_mode(model, False), constant_mask(model):
+            loss = objective.loss(model, batch.x, x_adv, batch.y) * len(batch.y)
+            clean = (model(batch.x).argmax(1) == batch.y).sum()
+            robust = (model(x_adv).argmax(1) == batch.y).sum()
+        sums += torch.stack([loss, clean, robust]).double().cpu()
+        images += len(batch.y)
+    loss_mean, clean_mean, robust_mean = (sums / images).tolist()
+    return {"val_loss": loss_mean, "val_clean_accuracy": clean_mean, "val_robust_accuracy": robust_mean}
+
+
+def cosine_lr(settings: StageSettings, epoch: int) -> float:
+    """The learning rate of this epoch (counted from 1): a half cosine from ``lr`` to 0."""
+    return settings.lr * (1 + math.cos(math.pi * (epoch - 1) / settings.epochs)) / 2
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+class Stages:
+    """A run's stages; each reads the files of the one before it and nothing else."""
+
+    def __init__(
+        self, run: RunDirectory, data: Dataset, *, device: str = "cpu", callbacks: Sequence[Callback] = ()
+    ) -> None:
+        self.run, self.config, self.data = run, run.config, data.to(device)
+        self.device, self.callbacks = device, callbacks
+        objective = self.config.objective
+        self.objective = OBJECTIVES[objective.name](
+            Threat(float(objective.eps), float(objective.step), objective.steps), objective.beta
+        )
+        self.method = METHODS[self.config.method.name](self.config.method)
+
+    def all(self) -> None:
+        """Every stage of the method, each continued where it stopped; what is done is not repeated."""
+        self.run.remove_leftovers()
+        self.pretrain()
+        self.prune()
+        if self.method.finetuned:
+            self.finetune()
+        for stage in self.config.evaluation.stages:
+            if self.result(stage).exists():
+                self.evaluate(stage)
+
+    def result(self, stage: str) -> Any:
+        """The checkpoint that a stage hands on."""
+        return self.run.checkpoint("pretrain" if stage == "pretrain" else f"{stage}-best")
+
+    def pretrain(self) -> None:
+        """Train the dense network; a method that prunes untrained weights gets those instead."""
+        settings, config = self.config.pretrain, self.config
+        header = describe(config, self.data, "pretrain", 0)
+        if self._done("pretrain"):
+            return
+        if settings.checkpoint is not None:
+            given = load_checkpoint(settings.checkpoint)
+            if given.header["network"] != header["network"]:
+                raise InputError(f"{settings.checkpoint}: another network than this config's; see its header")
+            save_checkpoint(self.result("pretrain"), given.model, given.header)
+            self.run.add_results(pretrain={"checkpoint": str(settings.checkpoint)})
+            return
+        model = self._initial_network(header)
+        if not self.method.pretrained:
+            save_checkpoint(self.result("pretrain"), model, header)
+            self.run.add_results(pretrain={"epochs": 0})
+            return
+        self._train(self._loop("pretrain", settings, model, list(model.parameters())))
+
+    def prune(self) -> None:
+        """Search for the mask: Algorithm 1."""
+        if self._done("prune"):
+            return
+        settings, minimizer = self.config.prune, self.config.minimizer
+        model = load_checkpoint(self.result("pretrain"), self.device).model
+        self.method.attach(model, generator("cpu", self.config.seed, "scores"))
+        loop = self._loop("prune", settings, model, searched_parameters(model, settings))
+        loop.method = self.method
+        if minimizer.name != "none":
+            layers = score_layers(model) if minimizer.name == "s2ap" else weight_layers(model)
+            perturbation = Perturbation(
+                model, layers, gamma=minimizer.gamma, eta_z=minimizer.eta_z, carry=minimizer.carry
+            )
+            loop.perturb = lambda epoch: perturbation if epoch > minimizer.warmup else None
+        if minimizer.update == "normalized":
+            normalize_score_gradient(loop.optimizer, list(scores(model).values()))
+        self._train(loop)
+
+    def finetune(self) -> None:
+        """Train the weights under the mask that was found, with Algorithm 2 if ``finetune.awp``."""
+        if self._done("finetune"):
+            return
+        settings = self.config.finetune
+        model = fix_masks(load_checkpoint(self.result("prune"), self.device).model)
+        loop = self._loop("finetune", settings, model, [p for p in model.parameters() if p.requires_grad])
+        if settings.awp:
+            gamma = settings.gamma or self.config.minimizer.gamma
+            perturbation = Perturbation(model, weight_layers(model), gamma=gamma)
+            loop.perturb = lambda epoch: perturbation
+        self._train(loop)
+
+    def evaluate(self, stage: str) -> Evaluation:
+        """Evaluate what a stage handed on, into ``evals/STAGE.npz`` and ``results.json``."""
+        checkpoint = load_checkpoint(self.result(stage), self.device)
+        started = time.monotonic()
+
+        def on_batch(done: int, total: int) -> None:
+            for callback in self.callbacks:
+                callback.on_evaluated(done, total)
+
+        found = evaluate(
+            checkpoint.model,
+            self.data,
+            self.config.evaluation,
+            eps=self.config.objective.eps,
+            seed=self.config.seed,
+            about={"stage": stage, "dataset": self.config.data.name, "sha256": checkpoint.header["sha256"]},
+            file=self.run.path / "evals" / f"{stage}.npz",
+            on_batch=on_batch,
+        )
+        for warning in found.warnings():
+            log.warning("%s: %s", stage, warning)
+        if f"evaluate-{stage}" not in self.run.results():
+            self.run.append(
+                "timing.csv", TIMING, [(f"evaluate-{stage}", "", round(time.monotonic() - started, 3))]
+            )
+        self.run.add_results(**{f"evaluate-{stage}": found.summary()})
+        return found
+
+    def _done(self, stage: str) -> bool:
+        return stage in self.run.results() and self.result(stage).exists()
+
+    def _initial_network(self, header: Mapping[str, Any]) -> nn.Module:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(derive_seed(self.config.seed, "initialise"))
+            model = build_network(header["network"])
+        self.method.initialise(model, generator("cpu", self.config.seed, "initialise"))
+        return model.to(self.device)
+
+    def _loop(
+        self, stage: str, settings: StageSettings, model: nn.Module, parameters: Sequence[nn.Parameter]
+    ) -> Loop:
+        optimizer = torch.optim.SGD(
+            parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        return Loop(
+            stage,
+            settings,
+            model,
+            self.objective,
+            optimizer,
+            self.data,
+            self.config.seed,
+            iterations_per_epoch=math.ceil(self.data.count("train") / settings.batch_size),
+            callbacks=self.callbacks,
+        )
+
+    def _train(self, loop: Loop) -> None:
+        """All epochs of a stage, from the last one that is on disk."""
+        stage, selection = loop.stage, Selection(loop.settings.select)
+        if self.run.state(stage).exists():
+            self._restore(loop, selection)
+        elif stage == "prune":
+            self._end_epoch(loop, selection, seconds=0.0)  # Algorithm 1 starts with s* = s.
+        for callback in self.callbacks:
+            callback.on_stage(loop)
+        for epoch in range(loop.epoch + 1, loop.settings.epochs + 1):
+            loop.epoch = epoch
+            started = time.monotonic()
+            loop.train_epoch()
+            if loop.method is not None:
+                loop.method.end_epoch(loop.model, loop.epoch - 1)
+            self._end_epoch(loop, selection, seconds=time.monotonic() - started)
+        if stage == "prune":
+            self._settle_mask(loop, selection)
+        self.run.add_results(**{stage: {"epochs": loop.epoch, "selected_epoch": selection.epoch}})
+
+    def _end_epoch(self, loop: Loop, selection: Selection, seconds: float) -> None:
+        """Validate, save the epoch, and commit it with the state that a resume starts from."""
+        validation = loop.validate()
+        header = describe(self.config, self.data, loop.stage, loop.epoch)
+        eligible = loop.method is None or loop.method.within_budget(loop.model)
+        if loop.stage == "prune":
+            save_masks(self.run.masks(loop.epoch), masks(loop.model), header)
+            save_checkpoint(self.run.checkpoint(f"prune-epoch-{loop.epoch:03d}"), loop.model, header)
+        if eligible and selection.offer(
+            loop.epoch, validation["val_loss"], validation["val_robust_accuracy"]
+        ):
+            save_checkpoint(self.result(loop.stage), loop.model, header)
+        rows: list[tuple[Any, ...]] = [("", name, value) for name, value in validation.items()]
+        if loop.epoch:
+            rows += [("", "train_loss", loop.loss), ("", "lr", loop.optimizer.param_groups[0]["lr"])]
+        for callback in self.callbacks:
+            rows += callback.on_epoch(loop)
+        length = self.run.append("metrics.csv", METRICS, [(loop.stage, loop.epoch, *row) for row in rows])
+        self._save_state(loop, selection, header, length)
+        if loop.epoch:
+            self.run.append("timing.csv", TIMING, [(loop.stage, loop.epoch, round(seconds, 3))])
+
+    def _settle_mask(self, loop: Loop, selection: Selection) -> None:
+        """Hand on the selected scores (line 15), at exactly the method's budget."""
+        if selection.epoch is None:
+            log.warning(
+                "no epoch kept as little as %s; the last scores are cut to it: raise method.penalty (%s)",
+                self.config.method.keep,
+                self.config.method.penalty,
+            )
+            model, header = loop.model, describe(self.config, self.data, loop.stage, loop.epoch)
+        else:
+            best = load_checkpoint(self.result("prune"), self.device)
+            model, header = best.model, best.header
+        self.method.enforce_budget(model)
+        save_checkpoint(self.result("prune"), model, header)
+
+    def _save_state(self, loop: Loop, selection: Selection, header: Mapping[str, Any], metrics: int) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in plain_state_dict(loop.model).items()}
+        for index, state in loop.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        carried = loop.perturbation.z if loop.perturbation is not None and loop.perturbation.carry else None
+        tensors |= {f"z.{index}": z for index, z in enumerate(carried or ())}
+        save_tensors(
+            self.run.state(loop.stage),
+            tensors,
+            {
+                **header,
+                "metrics_bytes": metrics,
+                "selection": [selection.best, selection.epoch],
+                "method": loop.method.state_dict() if loop.method is not None else {},
+                "callbacks": [callback.state_dict() for callback in self.callbacks],
+            },
+        )
+
+    def _restore(self, loop: Loop, selection: Selection) -> None:
+        tensors, state = load_tensors(self.run.state(loop.stage))
+        grouped: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "z": {}}
+        for name, tensor in tensors.items():
+            group, _, rest = name.partition(".")
+            grouped[group][rest] = tensor
+        load_plain_state_dict(loop.model, grouped["model"])
+        optimizer = loop.optimizer.state_dict()
+        for name, tensor in grouped["optimizer"].items():
+            index, _, entry = name.partition(".")
+            optimizer["state"].setdefault(int(index), {})[entry] = tensor
+        loop.optimizer.load_state_dict(optimizer)
+        loop.epoch = state["epoch"]
+        if grouped["z"] and (perturbation := loop.perturb(loop.epoch)) is not None:
+            perturbation.z = [grouped["z"][str(i)].to(self.device) for i in range(len(grouped["z"]))]
+        selection.best, selection.epoch = state["selection"]
+        if loop.method is not None:
+            loop.method.load_state_dict(state["method"])
+        for callback, saved in zip(self.callbacks, state["callbacks"], strict=False):
+            callback.load_state_dict(saved)
+        self.run.truncate("metrics.csv", state["metrics_bytes"])
+
+
+def searched_parameters(model: nn.Module, settings: PruneSettings) -> list[nn.Parameter]:
+    """What the search trains: scores, rates and the normalisation layers; all else is frozen, in place."""
+    searched = [p for mask in score_masks(model).values() for p in mask.parameters()]
+    if not settings.freeze_norm:
+        norms = (m for m in model.modules() if isinstance(m, _NormBase | nn.LayerNorm | nn.GroupNorm))
+        searched += [p for norm in norms for p in norm.parameters()]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in searched:
+        parameter.requires_grad_(True)
+    return searched
+
+
+def normalize_score_gradient(optimizer: torch.optim.Optimizer, tensors: Sequence[Tensor]) -> None:
+    """Line 10 as printed: scores step along their gradient's direction, without momentum or decay."""
+    (group,) = optimizer.param_groups
+    ours = {id(tensor) for tensor in tensors}
+    group["params"] = [p for p in group["params"] if id(p) not in ours]
+    optimizer.add_param_group({**group, "params": list(tensors), "momentum": 0.0, "weight_decay": 0.0})
+
+    def normalize(*_: Any) -> None:
+        gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        for g in gradients:
+            g.div_(norm.clamp_min(torch.finfo(g.dtype).tiny))
+
+    optimizer.register_step_pre_hook(normalize)
