@@ -79,9 +79,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
         model = build_network(header["network"])
         keep = float(header["keep"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a checkpoint (no network in its header); checkpoints lie in RUN/ckpt"
-        ) from error
+        raise InputError(f"{path}: not a checkpoint (no network in its header); checkpoints lie in RUN/ckpt") from error
     try:
         fill(model, tensors, keep)
     except InputError as error:

@@ -141,10 +141,19 @@ class EvaluationSettings(_Settings):
 
 
 class TrackingSettings(_Settings):
-    """Curvature while the search runs: every so many iterations (0 is never), so many HVPs each."""
+    """Curvature while the search runs.
+
+    Attributes:
+        every: iterations from one reading to the next; 0 reads nothing.
+        recipe: ``paper`` starts each reading anew and makes ``hvps`` products; ``warm`` starts from the last
+            eigenvector and stops at a residual of ``tolerance``.
+        images: the first so many of the batch; None is all of it.
+    """
 
     every: int = Field(default=0, ge=0)
+    recipe: Literal["warm", "paper"] = "warm"
     hvps: int = Field(default=10, ge=1)
+    tolerance: float = Field(default=0.1, gt=0)
     images: int | None = Field(default=None, ge=1)
 
 
@@ -215,9 +224,7 @@ def parse_config(settings: dict[str, Any], source: str) -> Config:
         return Config.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(
-            str(part) for part in first["loc"] if not str(part).startswith(("function", "constrained"))
-        )
+        key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function", "constrained")))
         got = "" if first["type"] == "extra_forbidden" else f" (got {first['input']!r})"
         what = "no such setting" if first["type"] == "extra_forbidden" else first["msg"]
         raise InputError(f"{source}: {key}: {what}{got}") from error

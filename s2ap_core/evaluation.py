@@ -76,13 +76,9 @@ class Evaluation:
             )
         if len(self.label) < 100:
             low, high = wilson(int(self.robust.sum()), len(self.robust))
-            found.append(
-                f"only {len(self.label)} images: robust accuracy lies in [{low:.1%}, {high:.1%}]; raise --n"
-            )
+            found.append(f"only {len(self.label)} images: robust accuracy lies in [{low:.1%}, {high:.1%}]; raise --n")
         if clean < 1.5 / max(int(self.label.max()) + 1, 2):
-            found.append(
-                f"clean accuracy {clean:.1%} is near chance: the network has collapsed, or data are wrong"
-            )
+            found.append(f"clean accuracy {clean:.1%} is near chance: the network has collapsed, or data are wrong")
         return found
 
 
@@ -211,6 +207,4 @@ def load_evaluation(file: Path) -> Evaluation:
     except FileNotFoundError as error:
         raise InputError(f"{file}: no such file; run `s2ap-diag evaluate` first") from error
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(
-            f"{file}: not an evaluation of ours, or damaged; remove it and evaluate again"
-        ) from error
+        raise InputError(f"{file}: not an evaluation of ours, or damaged; remove it and evaluate again") from error

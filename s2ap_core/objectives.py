@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2ap_core.attacks import normal_start, pgd, uniform_start
+from s2ap_core.config import ObjectiveSettings
+from s2ap_core.errors import InputError
 from s2ap_core.modes import train_mode
 from s2ap_core.scores import constant_mask
 
@@ -38,9 +40,7 @@ class Objective:
 def clean(threat: Threat, beta: float) -> Objective:
     """Cross-entropy on clean images: no adversary."""
     del threat, beta
-    return Objective(
-        "clean", lambda model, x, y, g: x, lambda model, x, x_adv, y: F.cross_entropy(model(x), y)
-    )
+    return Objective("clean", lambda model, x, y, g: x, lambda model, x, x_adv, y: F.cross_entropy(model(x), y))
 
 
 def pgd_at(threat: Threat, beta: float) -> Objective:
@@ -85,9 +85,7 @@ def trades(threat: Threat, beta: float) -> Objective:
 
     def loss(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         logits, logits_adv = model(x), model(x_adv)
-        divergence = F.kl_div(
-            F.log_softmax(logits_adv, dim=1), F.softmax(logits, dim=1), reduction="batchmean"
-        )
+        divergence = F.kl_div(F.log_softmax(logits_adv, dim=1), F.softmax(logits, dim=1), reduction="batchmean")
         return F.cross_entropy(logits, y) + beta * divergence
 
     return Objective("trades", attack, loss)
@@ -121,6 +119,18 @@ def _cross_entropy_pgd(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, th
 def _adversarial_cross_entropy(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
     del x
     return F.cross_entropy(model(x_adv), y)
+
+
+def build_objective(settings: ObjectiveSettings) -> Objective:
+    """The objective that settings name.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    if settings.name not in OBJECTIVES:
+        raise InputError(f"unknown objective {settings.name!r}: choose one of {', '.join(OBJECTIVES)}")
+    threat = Threat(float(settings.eps), float(settings.step), settings.steps)
+    return OBJECTIVES[settings.name](threat, settings.beta)
 
 
 OBJECTIVES: dict[str, Callable[[Threat, float], Objective]] = {

@@ -74,9 +74,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: truncated, or not a safetensors file; copy or make it again") from error
     if not isinstance(header, dict):
-        raise InputError(
-            f"{path}: a safetensors file without our header; give --network and --keep for foreign files"
-        )
+        raise InputError(f"{path}: a safetensors file without our header; give --network and --keep for foreign files")
     if header.get("sha256") != _checksum(tensors):
         raise InputError(f"{path}: its checksum does not fit, the file was altered; copy or make it again")
     return tensors, header
@@ -183,9 +181,7 @@ class RunDirectory:
                 os.fsync(stream.fileno())
                 return stream.tell()
         except OSError as error:
-            raise InputError(
-                f"{path}: cannot be written ({error.strerror}); free space and --resume"
-            ) from error
+            raise InputError(f"{path}: cannot be written ({error.strerror}); free space and --resume") from error
 
     def truncate(self, file: str, length: int) -> None:
         """Cut a CSV back to what it held when the state that a run resumes from was saved."""

@@ -101,9 +101,7 @@ class ScoreMask(nn.Module):
         keep_min: lower end of that interval.
     """
 
-    def __init__(
-        self, scores: Tensor, keep: float, rate: nn.Parameter | None = None, keep_min: float = 0.0
-    ) -> None:
+    def __init__(self, scores: Tensor, keep: float, rate: nn.Parameter | None = None, keep_min: float = 0.0) -> None:
         super().__init__()
         self.scores = nn.Parameter(scores)
         self._keep = keep
@@ -263,9 +261,7 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
     for name, layer in model.named_modules():
         if is_masked(layer):
             bits = mask_of(layer).mask().bool()
-            found[f"{name}.weight".removeprefix(".")] = bits.expand(
-                layer.parametrizations.weight.original.shape
-            )
+            found[f"{name}.weight".removeprefix(".")] = bits.expand(layer.parametrizations.weight.original.shape)
     return found
 
 

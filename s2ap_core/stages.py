@@ -18,9 +18,9 @@ from s2ap_core.data import Dataset
 from s2ap_core.errors import InputError
 from s2ap_core.evaluation import Evaluation, evaluate
 from s2ap_core.iteration import Step, iterate
-from s2ap_core.methods import METHODS, Method
+from s2ap_core.methods import Method, build_method
 from s2ap_core.modes import train_mode
-from s2ap_core.objectives import OBJECTIVES, Objective, Threat
+from s2ap_core.objectives import Objective, build_objective
 from s2ap_core.runs import METRICS, TIMING, RunDirectory, load_tensors, save_masks, save_tensors
 from s2ap_core.scores import (
     constant_mask,
@@ -58,11 +58,11 @@ class Callback:
     def on_evaluated(self, done: int, total: int) -> None:
         """Part of an evaluation is done; in images."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """JSON types from which :meth:`load_state_dict` goes on."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors from which :meth:`load_state_dict` goes on after an epoch."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what :meth:`state_dict` gave."""
 
 
@@ -76,9 +76,7 @@ class Selection:
 
     def offer(self, epoch: int, loss: float, robust_accuracy: float) -> bool:
         """Whether this epoch is the best so far."""
-        criterion = {"robust-loss": loss, "robust-accuracy": -robust_accuracy, "last": -float(epoch)}[
-            self.rule
-        ]
+        criterion = {"robust-loss": loss, "robust-accuracy": -robust_accuracy, "last": -float(epoch)}[self.rule]
         if criterion < self.best:
             self.best, self.epoch = criterion, epoch
             return True
@@ -190,11 +188,8 @@ class Stages:
     ) -> None:
         self.run, self.config, self.data = run, run.config, data.to(device)
         self.device, self.callbacks = device, callbacks
-        objective = self.config.objective
-        self.objective = OBJECTIVES[objective.name](
-            Threat(float(objective.eps), float(objective.step), objective.steps), objective.beta
-        )
-        self.method = METHODS[self.config.method.name](self.config.method)
+        self.objective = build_objective(self.config.objective)
+        self.method = build_method(self.config.method)
 
     def all(self) -> None:
         """Every stage of the method, each continued where it stopped; what is done is not repeated."""
@@ -285,9 +280,7 @@ class Stages:
         for warning in found.warnings():
             log.warning("%s: %s", stage, warning)
         if f"evaluate-{stage}" not in self.run.results():
-            self.run.append(
-                "timing.csv", TIMING, [(f"evaluate-{stage}", "", round(time.monotonic() - started, 3))]
-            )
+            self.run.append("timing.csv", TIMING, [(f"evaluate-{stage}", "", round(time.monotonic() - started, 3))])
         self.run.add_results(**{f"evaluate-{stage}": found.summary()})
         return found
 
@@ -301,9 +294,7 @@ class Stages:
         self.method.initialise(model, generator("cpu", self.config.seed, "initialise"))
         return model.to(self.device)
 
-    def _loop(
-        self, stage: str, settings: StageSettings, model: nn.Module, parameters: Sequence[nn.Parameter]
-    ) -> Loop:
+    def _loop(self, stage: str, settings: StageSettings, model: nn.Module, parameters: Sequence[nn.Parameter]) -> Loop:
         optimizer = torch.optim.SGD(
             parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
@@ -347,9 +338,7 @@ class Stages:
         if loop.stage == "prune":
             save_masks(self.run.masks(loop.epoch), masks(loop.model), header)
             save_checkpoint(self.run.checkpoint(f"prune-epoch-{loop.epoch:03d}"), loop.model, header)
-        if eligible and selection.offer(
-            loop.epoch, validation["val_loss"], validation["val_robust_accuracy"]
-        ):
+        if eligible and selection.offer(loop.epoch, validation["val_loss"], validation["val_robust_accuracy"]):
             save_checkpoint(self.result(loop.stage), loop.model, header)
         rows: list[tuple[Any, ...]] = [("", name, value) for name, value in validation.items()]
         if loop.epoch:
@@ -382,6 +371,8 @@ class Stages:
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
         carried = loop.perturbation.z if loop.perturbation is not None and loop.perturbation.carry else None
         tensors |= {f"z.{index}": z for index, z in enumerate(carried or ())}
+        for index, callback in enumerate(self.callbacks):
+            tensors |= {f"callback.{index}.{name}": value for name, value in callback.state_dict().items()}
         save_tensors(
             self.run.state(loop.stage),
             tensors,
@@ -390,13 +381,12 @@ class Stages:
                 "metrics_bytes": metrics,
                 "selection": [selection.best, selection.epoch],
                 "method": loop.method.state_dict() if loop.method is not None else {},
-                "callbacks": [callback.state_dict() for callback in self.callbacks],
             },
         )
 
     def _restore(self, loop: Loop, selection: Selection) -> None:
         tensors, state = load_tensors(self.run.state(loop.stage))
-        grouped: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "z": {}}
+        grouped: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "z": {}, "callback": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
             grouped[group][rest] = tensor
@@ -412,8 +402,9 @@ class Stages:
         selection.best, selection.epoch = state["selection"]
         if loop.method is not None:
             loop.method.load_state_dict(state["method"])
-        for callback, saved in zip(self.callbacks, state["callbacks"], strict=False):
-            callback.load_state_dict(saved)
+        for index, callback in enumerate(self.callbacks):
+            own = {n.partition(".")[2]: t for n, t in grouped["callback"].items() if n.startswith(f"{index}.")}
+            callback.load_state_dict(own)
         self.run.truncate("metrics.csv", state["metrics_bytes"])
 
 

@@ -14,7 +14,7 @@ and so are the adversarial examples, which are part of the batch.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -42,14 +42,18 @@ def batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
     Raises:
         InputError: if ``mode`` is neither ``running`` nor ``batch``.
     """
-    if mode not in ("running", "batch"):
-        raise InputError(f"batch_norm = {mode!r}: choose running or batch")
+    _check_batch_norm(mode)
     from_batch = mode == "batch"
     with train_mode(model, False), frozen_statistics(model) if from_batch else nullcontext():
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.train(from_batch)
         yield
+
+
+def _check_batch_norm(mode: str) -> None:
+    if mode not in get_args(BatchNormMode):
+        raise InputError(f"batch_norm = {mode!r}: choose running or batch")
 
 
 def chosen_masks(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, ScoreMask]:
@@ -99,7 +103,7 @@ def finite_loss(model: nn.Module, loss: Loss, batch: Any) -> Tensor:
     with one_mask(model):
         value = loss(model, batch)
     if not value.isfinite():
-        raise InputError(f"the loss is {float(value)}: scores, weights or batch hold values out of range")
+        raise InputError(f"the loss is {value.item()}: scores, weights or batch hold values out of range")
     return value
 
 
@@ -175,6 +179,7 @@ class ScoreHessian:
     ) -> None:
         if not len(batches):
             raise InputError("no batch to measure on: give at least one")
+        _check_batch_norm(batch_norm)
         self.model, self.loss, self.batches, self.batch_norm = model, loss, batches, batch_norm
         self.scores = {name: mask.scores for name, mask in chosen_masks(model, layers).items()}
         if not self.scores:
@@ -184,8 +189,6 @@ class ScoreHessian:
         self.dtype, self.device = first.dtype, first.device
         self.hvps = 0
         self._graph: tuple[list[nn.Parameter], list[Tensor]] | None = None
-        with batch_norm_mode(model, batch_norm):
-            pass  # refuses an unknown mode here rather than in the first product
 
     def __enter__(self) -> Self:
         return self
@@ -199,7 +202,7 @@ class ScoreHessian:
 
     @contextmanager
     def surrogate(self) -> Iterator[tuple[list[nn.Parameter], Callable[[Any], Tensor]]]:
-        """The function whose Hessian this is: leaves that stand for the scores, and a batch's loss at them."""
+        """What is differentiated: leaves that stand for the scores, and the loss of a batch at them."""
         with (
             torch.enable_grad(),
             batch_norm_mode(self.model, self.batch_norm),
@@ -253,7 +256,7 @@ class ScoreHessian:
         """As a ``scipy.sparse.linalg.LinearOperator`` of NumPy vectors, for eigsh and its like."""
 
         def matvec(v: np.ndarray) -> np.ndarray:
-            vector = torch.as_tensor(v.reshape(-1), dtype=self.dtype, device=self.device)
+            vector = torch.from_numpy(np.ascontiguousarray(v.reshape(-1), dtype=dtype)).to(self.device)
             return self.matvec(vector).cpu().numpy()
 
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
@@ -262,9 +265,7 @@ class ScoreHessian:
 
 def _product(leaves: list[nn.Parameter], gradient: list[Tensor], v: Tensor, *, keep_graph: bool) -> Tensor:
     # A gradient that is constant in the scores has no graph, and a zero row.
-    pairs = [
-        (g, part) for g, part in zip(gradient, unflatten(v, leaves), strict=True) if g.requires_grad
-    ]
+    pairs = [(g, part) for g, part in zip(gradient, unflatten(v, leaves), strict=True) if g.requires_grad]
     if not pairs:
         return torch.zeros_like(v)
     outputs, weights = zip(*pairs, strict=True)

@@ -7,7 +7,6 @@ is the one of largest magnitude, with its sign, which power iteration converges 
 largest algebraically.
 """
 
-import gc
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
 from s2ap_core.seeds import derive_seed, generator
-from s2ap_diag.hessian import BatchNormMode, Loss, ScoreHessian, flatten, samples_in, unflatten
+from s2ap_diag.hessian import BatchNormMode, Loss, ScoreHessian, flatten, samples_in
 
 Method = Literal["power", "lanczos", "pyhessian"]
 # Iterations and tolerance of each method: the paper's T, and what the others need to converge.
@@ -153,14 +152,14 @@ def power_iteration(
     Args:
         iterations: T, the number of steps v <- Hv / |Hv|; one further product gives the quotient.
         tolerance: stop as soon as the residual is no larger; None makes all the iterations.
-        start: vector [n] to start from, of any norm; a normal draw from ``seed`` by default.
+        start: vector [n] to start from, of any norm; by default, and for zero, a normal draw from ``seed``.
         shift: iterate with H - shift I, whose dominant eigenvector another end of the spectrum of H
             can be; value and residual remain those of H.
 
     Raises:
         InputError: if a product is not finite.
     """
-    v = _normal(op, seed, "power") if start is None else start
+    v = start if start is not None and start.any() else _normal(op, seed, "power")
     v = v / v.norm()
     for products in range(1, iterations + 2):
         hv = _matvec(op, v)
@@ -192,25 +191,25 @@ def lanczos(
     free, ``|beta_m s_m| / |theta|``. Holds ``iterations`` vectors [n].
 
     Raises:
-        InputError: if a product is not finite.
+        InputError: if ``k`` or ``iterations`` is below 1, or a product is not finite.
     """
+    _check_counts(k=k, iterations=iterations)
     target = CONVERGED if tolerance is None else tolerance
-    for steps, alphas, betas, basis in _lanczos(op, _normal(op, seed, "lanczos"), iterations):
-        theta, vectors = eigh_tridiagonal(alphas, betas[:-1])
-        bounds = np.abs(betas[-1] * vectors[-1])
-        residuals = [_relative(bound, value) for bound, value in zip(bounds, theta, strict=True)]
+    for krylov in _lanczos(op, _normal(op, seed, "lanczos"), iterations):
+        theta, vectors, residuals = krylov.ritz()
+        steps = len(theta)
         needed = {steps - 1 - i for i in range(k)} | {int(np.abs(theta).argmax())}
-        done = min(needed) >= 0 and all(residuals[i] <= target for i in needed)
-        if tolerance is not None and done:
+        if tolerance is not None and min(needed) >= 0 and max(residuals[list(needed)]) <= tolerance:
             break
 
     def pair(i: int) -> Eigenpair:
         weights = torch.as_tensor(vectors[:, i], dtype=op.dtype, device=op.device)
-        vector = weights @ basis[:steps]
+        vector = weights @ krylov.basis[:steps]
         product = float(theta[i]) * vector
-        if betas[-1]:
-            product = product + betas[-1] * weights[-1] * basis[steps]
-        return Eigenpair(float(theta[i]), vector, product, residuals[i], residuals[i] <= target, steps)
+        if krylov.betas[-1]:
+            product = product + krylov.betas[-1] * weights[-1] * krylov.basis[steps]
+        residual = float(residuals[i])
+        return Eigenpair(float(theta[i]), vector, product, residual, residual <= target, steps)
 
     largest = tuple(pair(i) for i in reversed(range(max(0, steps - k), steps)))
     return Lanczos(largest, pair(0), steps)
@@ -236,13 +235,14 @@ def lambda_max(
         start: for ``power``, a vector [n] or the last reading, each of whose pairs is continued.
 
     Raises:
-        InputError: if the method is unknown, or a product is not finite.
+        InputError: if the method is unknown, ``iterations`` below 1, or a product not finite.
     """
     if method not in get_args(Method):
         raise InputError(f"method = {method!r}: choose power, lanczos or pyhessian")
     usual_iterations, usual_tolerance = DEFAULTS[method]
     iterations = usual_iterations if iterations is None else iterations
     tolerance = usual_tolerance if tolerance is None else tolerance
+    _check_counts(iterations=iterations)
     if method == "lanczos":
         ends = lanczos(op, iterations=iterations, tolerance=tolerance, seed=seed)
         dominant = max(ends.largest[0], ends.smallest, key=lambda pair: abs(pair.value))
@@ -253,14 +253,12 @@ def lambda_max(
     def iterate(start: Tensor | None, shift: float) -> Eigenpair:
         if method == "pyhessian":
             return _pyhessian(op, iterations=iterations, tolerance=tolerance, seed=seed, shift=shift)
-        return power_iteration(
-            op, iterations=iterations, tolerance=tolerance, start=start, seed=seed, shift=shift
-        )
+        return power_iteration(op, iterations=iterations, tolerance=tolerance, start=start, seed=seed, shift=shift)
 
     dominant = iterate(warm.dominant.product if warm else start, 0.0)  # type: ignore[arg-type]
     if dominant.value >= 0:
         return LambdaMax(dominant, dominant, dominant.hvps)
-    largest = iterate(warm.largest.product if warm and warm.lambda_max > 0 else None, dominant.value)
+    largest = iterate(warm.largest.vector if warm else None, dominant.value)
     return LambdaMax(largest, dominant, dominant.hvps + largest.hvps)
 
 
@@ -268,8 +266,9 @@ def trace(op: SymmetricOperator, *, probes: int = 32, seed: int = 0) -> Trace:
     """Trace by Hutchinson's estimator: the mean of z'Hz over vectors z of random signs.
 
     Raises:
-        InputError: if a product is not finite.
+        InputError: if ``probes`` is below 1, or a product is not finite.
     """
+    _check_counts(probes=probes)
     estimates = [float(z @ _matvec(op, z)) for z in _signs(op, probes, seed, "trace")]
     return Trace(float(np.mean(estimates)), standard_error(estimates), probes, probes)
 
@@ -290,17 +289,17 @@ def spectral_density(
     (by default 1/200 of the range of the nodes). At most ``probes * steps`` products.
 
     Raises:
-        InputError: if a product is not finite.
+        InputError: if ``probes`` or ``steps`` is below 1, or a product is not finite.
     """
+    _check_counts(probes=probes, steps=steps)
     nodes, weights, means, hvps = [], [], [], 0
     for z in _signs(op, probes, seed, "density"):
-        for m, alphas, betas, _basis in _lanczos(op, z, steps):
-            pass
-        theta, vectors = eigh_tridiagonal(alphas, betas[:-1])
+        *_, krylov = _lanczos(op, z, steps)
+        theta, vectors, _ = krylov.ritz()
         nodes.append(theta)
         weights.append(vectors[0] ** 2)
         means.append(float(theta @ vectors[0] ** 2))
-        hvps += m
+        hvps += len(theta)
     node, weight = np.concatenate(nodes), np.concatenate(weights) / probes
     low, high = node.min(), node.max()
     # An operator with a single eigenvalue has no range; its magnitude then sets the scale.
@@ -438,32 +437,53 @@ def _groups(layers: list[str], by: str) -> dict[str, list[str]]:
     return groups
 
 
-def _lanczos(
-    op: SymmetricOperator, start: Tensor, steps: int
-) -> Iterator[tuple[int, list[float], list[float], Tensor]]:
-    """Yield after each product: m, the tridiagonal's alphas [m] and betas [m], the basis [m + 1, n].
+@dataclass(frozen=True, eq=False)
+class _Krylov:
+    """What m Lanczos steps know of an operator: the tridiagonal matrix T = basis H basis'.
 
-    The last beta couples to the next basis vector; it is 0 when the Krylov space is exhausted.
+    Attributes:
+        alphas, betas: diagonal [m] and off-diagonal [m] of T; the last beta couples to basis vector m
+            and is 0 when the Krylov space is exhausted.
+        basis: orthonormal rows, of which m + 1 are filled.
     """
+
+    alphas: list[float]
+    betas: list[float]
+    basis: Tensor
+
+    def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Eigenvalues of T ascending [m], its eigenvectors [m, m] in columns, relative residuals [m]."""
+        theta, vectors = eigh_tridiagonal(self.alphas, self.betas[:-1])
+        bounds = abs(self.betas[-1] * vectors[-1])
+        return theta, vectors, np.array([_relative(e, t) for e, t in zip(bounds, theta, strict=True)])
+
+
+def _lanczos(op: SymmetricOperator, start: Tensor, steps: int) -> Iterator[_Krylov]:
+    """Lanczos with full reorthogonalisation; yields after each of at most ``steps`` products."""
     steps = min(steps, op.n)
     basis = torch.empty(steps + 1, op.n, dtype=op.dtype, device=op.device)
     basis[0] = start / start.norm()
-    alphas: list[float] = []
-    betas: list[float] = []
+    krylov = _Krylov([], [], basis)
     for m in range(1, steps + 1):
         w = _matvec(op, basis[m - 1])
-        alphas.append(float(basis[m - 1] @ w))
-        scale = float(w.norm())
+        krylov.alphas.append(float(basis[m - 1] @ w))
+        negligible = 10 * torch.finfo(op.dtype).eps * float(w.norm())
         for _ in range(2):  # once leaves rounding errors of the size of the cancellation, twice does not
             w = w - (basis[:m] @ w) @ basis[:m]
         beta = float(w.norm())
-        exhausted = m == op.n or beta <= 10 * torch.finfo(op.dtype).eps * scale
-        betas.append(0.0 if exhausted else beta)
+        exhausted = m == op.n or beta <= negligible
+        krylov.betas.append(0.0 if exhausted else beta)
         if not exhausted:
             basis[m] = w / beta
-        yield m, alphas, betas, basis
+        yield krylov
         if exhausted:
             return
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"{name} = {count}: give at least 1")
 
 
 def _matvec(op: SymmetricOperator, v: Tensor) -> Tensor:

@@ -86,8 +86,8 @@ def order(count: int, shuffle: int | None, limit: int | None, augment: bool) -> 
 def hold_out(labels: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Split N images into the rest and ``count`` held-out ones, each class in its own proportion.
 
-    The number held out of a class is within one of its exact share, and at least one if ``count`` is at
-    least the number of classes.
+    The numbers per class are those of Webster's apportionment (shares rounded), but no class gives a
+    second image before each has given one.
 
     scikit-learn's stratified split will not do here: it refuses classes of one image and held-out sets
     smaller than the number of classes.
@@ -104,7 +104,7 @@ def hold_out(labels: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray,
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     sizes = np.unique(labels, return_counts=True)[1]
     # Each image's quantile within its class: the lowest `count` take the same share of every class.
-    quantile = np.concatenate([np.arange(size) / size for size in sizes])
+    quantile = np.concatenate([np.r_[0, (np.arange(1, size) + 0.5) / size] for size in sizes])
     chosen = np.argsort(quantile, kind="stable")
     return np.sort(by_class[chosen[count:]]), np.sort(by_class[chosen[:count]])
 

@@ -72,9 +72,7 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except ForbiddenPickle as error:
         raise InputError(f"{path}: refused, {error}; {remedy(NAME)}") from None
     except Exception as error:  # a broken pickle can raise nearly anything
-        raise InputError(
-            f"{path}: truncated or not a pickled batch ({reason(error)}); {remedy(NAME)}"
-        ) from None
+        raise InputError(f"{path}: truncated or not a pickled batch ({reason(error)}); {remedy(NAME)}") from None
     if not isinstance(batch, dict) or not {"data", "labels"} <= batch.keys():
         raise InputError(f"{path}: not a CIFAR-10 batch, it has no data and labels; {remedy(NAME)}")
     images = check_images(NAME, path, batch["data"], (None, 3 * 32 * 32))

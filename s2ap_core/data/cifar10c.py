@@ -109,9 +109,7 @@ def read_images(path: Path) -> np.ndarray:
     """
     images = check_images(NAME, path, read_array(path), (None, 32, 32, 3))
     if len(images) == 0 or len(images) % SEVERITIES:
-        raise InputError(
-            f"{path}: {len(images)} images, not a multiple of its {SEVERITIES} severities; {remedy(NAME)}"
-        )
+        raise InputError(f"{path}: {len(images)} images, not a multiple of its {SEVERITIES} severities; {remedy(NAME)}")
     return images
 
 

@@ -88,8 +88,13 @@ class Part:
     problem: str | None  # one line that says why it cannot be used and what to do
 
 
-def check(name: str, root: Path | None) -> list[Part]:
+def check(name: str, root: Path | None, on_part: Callable[[int, int], None] | None = None) -> list[Part]:
     """Read every part of data set ``name`` below ``root`` and say what is there and what is missing.
+
+    Args:
+        name: a key of the registry of data sets.
+        root: the folder that holds the data.
+        on_part: called after each part with the number read and the number in all.
 
     Raises:
         InputError: if the data set is unknown or ``root`` is no folder.
@@ -97,14 +102,17 @@ def check(name: str, root: Path | None) -> list[Part]:
     if name not in PARTS:
         data = load(name, root)
         return [Part(f"{split} split", True, data.count(split), None) for split in ("train", "val", "test")]
-    if root is None or not root.is_dir():
-        raise InputError(f"{root or name}: no such folder; give the one that holds the data")
+    if root is None:
+        raise InputError(f"data set {name} is read from a folder: set its root")
     parts = []
-    for path, count in PARTS[name](root):
+    expected = list(PARTS[name](root))
+    for path, count in expected:
         try:
             parts.append(Part(str(path), True, count(path), None))
         except InputError as error:
             parts.append(Part(str(path), path.exists(), None, str(error)))
+        if on_part:
+            on_part(len(parts), len(expected))
     return parts
 
 
@@ -164,9 +172,7 @@ def download(source: Source, folder: Path, progress: Progress | None = None) -> 
             source.url, known_hash=source.checksum, fname=source.file, path=folder, downloader=downloader
         )
     except ValueError:
-        raise InputError(
-            f"{source.url}: the checksum differs from {source.checksum}; fetch it again"
-        ) from None
+        raise InputError(f"{source.url}: the checksum differs from {source.checksum}; fetch it again") from None
     return Path(path)
 
 
@@ -181,7 +187,7 @@ class ResumingDownloader:
     TRIES = 4  # in a row without a single byte
     PAUSE = 2.0  # seconds before the second try, twice that before the third, ...
     TIMEOUT = 30.0  # seconds without an answer
-    CHUNK = 1 << 18  # bytes
+    CHUNK = 1 << 14  # bytes; what a broken connection leaves of the last chunk is lost
 
     def __init__(self, partial: Path, progress: Progress | None = None) -> None:
         self.partial, self.progress = partial, progress
@@ -255,9 +261,7 @@ def unpack(archive: Path, root: Path, folder: str) -> None:
             with tarfile.open(archive) as tar:
                 tar.extractall(temporary, filter="data")
         except (tarfile.TarError, EOFError) as error:
-            raise InputError(
-                f"{archive}: cannot be unpacked ({reason(error)}); delete it, fetch again"
-            ) from None
+            raise InputError(f"{archive}: cannot be unpacked ({reason(error)}); delete it, fetch again") from None
         unpacked = Path(temporary, folder)
         if not unpacked.is_dir():
             raise InputError(f"{archive}: holds no folder {folder}; delete it, fetch again")

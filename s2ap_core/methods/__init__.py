@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from s2ap_core.errors import InputError
 from s2ap_core.methods.base import Method, MethodSettings
 from s2ap_core.methods.harp import Harp
 from s2ap_core.methods.hydra import Hydra
@@ -13,4 +14,16 @@ METHODS: dict[str, Callable[[MethodSettings], Method]] = {
     "rlth": Rlth,
 }
 
-__all__ = ["METHODS", "Method", "MethodSettings"]
+
+def build_method(settings: MethodSettings) -> Method:
+    """The method that settings name.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    if settings.name not in METHODS:
+        raise InputError(f"unknown method {settings.name!r}: choose one of {', '.join(METHODS)}")
+    return METHODS[settings.name](settings)
+
+
+__all__ = ["METHODS", "Method", "MethodSettings", "build_method"]

@@ -41,9 +41,7 @@ class Harp(Method):
                 initial = [target] * len(names)
             case list() as initial:
                 if len(initial) != len(names):
-                    raise InputError(
-                        f"rate_init lists {len(initial)} keep rates for {len(names)} masked layers"
-                    )
+                    raise InputError(f"rate_init lists {len(initial)} keep rates for {len(names)} masked layers")
         keeps = dict(zip(names, initial, strict=True))
 
         def make(name: str, layer: nn.Module) -> ScoreMask:

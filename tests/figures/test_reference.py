@@ -169,6 +169,32 @@ def test_what_the_text_lost_of_table_13_stays_empty() -> None:
     assert not any(load(table)["value"].isna().any() for table in TABLES if table != "table13")
 
 
+@pytest.mark.parametrize(
+    ("network", "sparsity", "rho", "method", "minimizer", "value"),
+    [
+        ("resnet18", 90, 0.005, "hydra", "orig", 0.13116),
+        ("resnet18", 90, 0.0075, "hydra", "orig", np.nan),  # two readings, 0.15879 and 0.13879
+        ("resnet18", 90, 0.01, "harp", "s2ap", 0.15981),
+        ("resnet18", 99, 0.01, "harp", "orig", 0.10852),
+        ("vgg16_bn", 80, 0.005, "harp", "s2ap", 0.11260),
+        ("vgg16_bn", 90, 0.001, "harp", "orig", 0.05429),
+        ("vgg16_bn", 90, 0.0025, "harp", "orig", np.nan),  # its line repeats rho 0.001
+        ("vgg16_bn", 95, 0.01, "hydra", "orig", 0.11470),
+        ("vgg16_bn", 99, 0.005, "hydra", "orig", 0.06656),
+        ("vgg16_bn", 99, 0.01, "harp", "orig", np.nan),  # 0.07505 slid in from rho 0.0075
+        ("wrn_28_4", 90, 0.005, "hydra", "orig", 0.10735),
+        ("wrn_28_4", 90, 0.0075, "hydra", "orig", 0.13010),
+        ("wrn_28_4", 95, 0.0025, "harp", "s2ap", 0.07097),
+        ("wrn_28_4", 99, 0.005, "harp", "s2ap", 0.07452),
+    ],
+)
+def test_damaged_lines_of_table_13(
+    network: str, sparsity: int, rho: float, method: str, minimizer: str, value: float
+) -> None:
+    cells = load("table13").set_index(["network", "sparsity", "rho", "method", "minimizer"])["value"]
+    np.testing.assert_equal(cells[network, sparsity, rho, method, minimizer], value)
+
+
 def test_the_loss_difference_of_table_13_grows_with_rho() -> None:
     # The maximum over a larger ball cannot be smaller, so a number that slid to another row shows.
     for _, curve in load("table13").dropna(subset="value").groupby([*CELL[:4], "minimizer"]):

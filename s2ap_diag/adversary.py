@@ -1,0 +1,55 @@
+"""The images and the adversary that a checkpoint's sharpness is measured with."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from s2ap_core.checkpoints import Checkpoint
+from s2ap_core.config import ObjectiveSettings
+from s2ap_core.data import Dataset
+from s2ap_core.objectives import Objective
+from s2ap_core.seeds import generator
+from s2ap_diag.hessian import BatchNormMode
+
+AdversarialBatch = tuple[Tensor, Tensor, Tensor]
+
+
+def describe_adversary(settings: ObjectiveSettings, *, recrafted: bool = False) -> str:
+    """In words: what the adversarial examples were made by, and whether anew at each step."""
+    if settings.name == "clean":
+        return "none (clean cross-entropy)"
+    made = "made anew at each step" if recrafted else "held fixed"
+    return f"{settings.name}, PGD-{settings.steps}, eps {settings.eps}, step {settings.step}, examples {made}"
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """Makes adversarial batches (x, x_adv, y) for a model, the same noise for every model."""
+
+    objective: Objective
+    seed: int
+
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, ...], index: int = 0) -> AdversarialBatch:
+        x, y = batch[0], batch[-1]
+        rng = generator(x.device, self.seed, "adversary", index)
+        return x, self.objective.attack(model, x, y, rng), y
+
+    def batches(self, model: nn.Module, data: Dataset, images: int, batch_size: int) -> list[AdversarialBatch]:
+        """Training images without augmentation, drawn by the seed, with their adversarial examples."""
+        drawn = data.batches("train", batch_size, shuffle=self.seed, limit=images)
+        return [self(model, (batch.x, batch.y), index) for index, batch in enumerate(drawn)]
+
+
+def reestimate_statistics(model: nn.Module, batches: list[Any]) -> None:
+    """Set BatchNorm's running statistics, in place, to the average over these batches' clean images."""
+    with torch.no_grad():
+        update_bn([batch[0] for batch in batches], model)
+
+
+def needs_reestimation(checkpoint: Checkpoint, batch_norm: BatchNormMode) -> bool:
+    """Before the search the running statistics are still those of the dense network."""
+    before_search = checkpoint.header.get("stage") == "prune" and checkpoint.header.get("epoch") == 0
+    return batch_norm == "running" and before_search

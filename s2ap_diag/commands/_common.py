@@ -1,0 +1,191 @@
+"""What the commands share: options, tables, files, progress."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from s2ap_core.checkpoints import Checkpoint
+from s2ap_core.config import DataSettings
+from s2ap_core.data import Dataset, load
+from s2ap_core.errors import InputError
+from s2ap_core.iteration import Step
+from s2ap_core.runs import RunDirectory, write_file
+from s2ap_core.stages import Callback, Loop
+
+EXISTING = click.Path(path_type=Path)
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _all(*decorators: Decorator) -> Decorator:
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+def _set_up(ctx: click.Context, param: click.Parameter, quiet: bool) -> bool:
+    del ctx, param
+    logging.basicConfig(
+        level=logging.ERROR if quiet else logging.WARNING, format="%(levelname)s: %(message)s", force=True
+    )
+    logging.addLevelName(logging.WARNING, "warning")
+    # The attacks' library logs its own progress and warnings; ours are in Evaluation.warnings.
+    logging.getLogger("auto-attack").setLevel(logging.CRITICAL)
+    return quiet
+
+
+quiet_option = click.option(
+    "--quiet", is_flag=True, callback=_set_up, expose_value=True, help="No table, progress or warnings."
+)
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed.")
+output_options = _all(
+    click.option("--json", "json_file", type=click.Path(), help="Write the results as JSON; - is standard output."),
+    click.option("--csv", "csv_file", type=EXISTING, help="Write the results as CSV."),
+    click.option("--plot", "plot_file", type=EXISTING, help="Draw the results (.png, .pdf or .svg)."),
+)
+foreign_options = _all(
+    click.option("--keep", type=float, help="Fraction kept, where the file does not say it."),
+    click.option("--network", help="The network, where the file does not say it."),
+    click.option("--dataset", help="The data set, where the file does not say it."),
+    click.option("--root", type=EXISTING, help="Folder of the data set's published files."),
+)
+
+
+def check_device(device: str) -> str:
+    """The device if it is there.
+
+    Raises:
+        InputError: if it is not a device, or not one of this machine's.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device}: not available on this machine; use --device cpu") from error
+    return device
+
+
+def load_data(name: str | None, root: Path | None, what: Path, **options: Any) -> Dataset:
+    """The data set that a checkpoint or an option names.
+
+    Raises:
+        InputError: if none is named, or its files cannot be used.
+    """
+    if name is None:
+        raise InputError(f"{what}: does not say its data set; give --dataset")
+    return load(name, root, **{k: v for k, v in options.items() if v is not None})
+
+
+def emit(
+    records: Sequence[dict[str, Any]],
+    table: Table,
+    *,
+    json_file: str | None = None,
+    csv_file: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """Show a table and write the records; with JSON on standard output, nothing else goes there."""
+    if csv_file is not None:
+        write_file(csv_file, pd.json_normalize(list(records)).to_csv(index=False))
+    if json_file is not None:
+        text = json.dumps(list(records), indent=2, default=str)
+        if json_file == "-":
+            click.echo(text)
+            return
+        write_file(Path(json_file), text + "\n")
+    if not quiet:
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A table of strings and numbers, numbers to the right."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) or row[index] is None for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(show, row))
+    return table
+
+
+def show(value: Any) -> str:
+    """A cell: four significant digits, a dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def plain_progress(quiet: bool) -> Progress:
+    """A bar with the time left, on standard error, silent unless that is a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=quiet or not sys.stderr.isatty(),
+    )
+
+
+@contextmanager
+def counting(description: str, total: int, quiet: bool) -> Iterator[Callable[[], None]]:
+    """A progress bar over ``total`` steps; the block calls what it is given once for each."""
+    with plain_progress(quiet) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda: progress.advance(task)
+
+
+class StageProgress(Callback):
+    """A bar for each stage of a run."""
+
+    def __init__(self, progress: Progress, name: str = "") -> None:
+        self.progress, self.name = progress, name
+        self.task = progress.add_task(name, visible=False)
+
+    def on_stage(self, loop: Loop) -> None:
+        self.progress.reset(
+            self.task,
+            description=f"{self.name} {loop.stage}".strip(),
+            total=loop.settings.epochs * loop.iterations_per_epoch,
+            completed=loop.epoch * loop.iterations_per_epoch,
+            visible=True,
+        )
+
+    def on_iteration(self, loop: Loop, step: Step) -> None:
+        self.progress.advance(self.task)
+
+    def on_evaluated(self, done: int, total: int) -> None:
+        self.progress.update(
+            self.task, description=f"{self.name} evaluate".strip(), completed=done, total=total, visible=True
+        )
+
+
+def data_of(checkpoint: Checkpoint, dataset: str | None, root: Path | None) -> Dataset:
+    """The data that a checkpoint was made with: an option's, or its file's and its run's own.
+
+    Raises:
+        InputError: if neither says which, or the files cannot be used.
+    """
+    run = checkpoint.path.parent.parent
+    settings = RunDirectory.open(run).config.data if (run / "config.toml").is_file() else DataSettings()
+    name = dataset or checkpoint.header.get("dataset")
+    if root is None and name == settings.name:
+        root = settings.root
+    return load_data(name, root, checkpoint.path, corruption=settings.corruption, severity=settings.severity)

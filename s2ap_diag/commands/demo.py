@@ -1,0 +1,189 @@
+"""``s2ap-diag demo``: the whole path on scikit-learn's digits, with and without S2AP, and what it did."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+
+from s2ap_core.checkpoints import load_checkpoint
+from s2ap_core.config import read_config
+from s2ap_core.data import load
+from s2ap_core.runs import RunDirectory, load_masks, write_file
+from s2ap_diag import plots
+from s2ap_diag.commands._common import (
+    EXISTING,
+    check_device,
+    counting,
+    device_option,
+    emit,
+    make_table,
+    output_options,
+    quiet_option,
+)
+from s2ap_diag.commands.run import accuracies, execute, open_run
+from s2ap_diag.measure import Sharpness, SharpnessSettings, measure_sharpness
+from s2ap_diag.stability import trajectory
+
+ARMS = {
+    "orig": (),
+    "s2ap": ("minimizer.name=s2ap", "finetune.awp=true", 'evaluation.stages=["prune", "finetune"]'),
+}
+QUICK = (
+    "pretrain.epochs=4",
+    "prune.epochs=4",
+    "minimizer.warmup=2",
+    "finetune.epochs=2",
+    "evaluation.attack=pgd-50",
+    "tracking.every=10",
+)
+
+
+@click.command(name="demo")
+@click.option("--out", type=EXISTING, default=Path("runs/demo"), show_default=True, help="Folder of the two runs.")
+@click.option("--quick", is_flag=True, help="A few epochs and PGD-50 instead of AutoAttack: a smoke test.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed.")
+@output_options
+@device_option
+@quiet_option
+def command(
+    out: Path,
+    quick: bool,
+    seed: int,
+    json_file: str | None,
+    csv_file: Path | None,
+    plot_file: Path | None,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Prune a narrow ResNet-18 on digits by HYDRA with and without S2AP; measure both; draw Figure 1.
+
+    An interrupted demo goes on where it stopped when it is called again.
+    """
+    check_device(device)
+    runs = {}
+    for arm, settings in ARMS.items():
+        overrides = (*settings, *(QUICK if quick else ()), f"seed={seed}")
+        if arm != "orig":
+            overrides += (f"pretrain.checkpoint={runs['orig'].checkpoint('pretrain')}",)
+        runs[arm] = open_run(read_config("digits", overrides), out / arm, resume=True, device=device)
+        execute(runs[arm], device=device, quiet=quiet, name=arm)
+    sharpness = measure(runs, SharpnessSettings(rho=(0.01,), images=256, seed=seed), device, quiet)
+    records = [row(arm, run, sharpness[arm]) for arm, run in runs.items()]
+    picture = plot_file or out / "figure1.png"
+    draw(runs, picture)
+    if plot_file is None:
+        draw(runs, out / "figure1.pdf")
+    write_file(out / "demo.json", json.dumps(records, indent=2) + "\n")
+    emit(records, table_of(records), json_file=json_file, csv_file=csv_file, quiet=quiet)
+    if not quiet and json_file != "-":
+        click.echo(verdict(records))
+        click.echo(f"Figure 1: {picture}")
+
+
+def measure(
+    runs: dict[str, RunDirectory], settings: SharpnessSettings, device: str, quiet: bool
+) -> dict[str, Sharpness]:
+    """The sharpness of each arm's selected scores, on the same images."""
+    with counting("sharpness", len(runs) * (1 + len(settings.rho)), quiet) as advance:
+        return {
+            arm: measure_sharpness(
+                load_checkpoint(run.checkpoint("prune-best"), device),
+                load(run.config.data.name).to(device),
+                run.config.objective,
+                settings,
+                advance,
+            )
+            for arm, run in runs.items()
+        }
+
+
+def row(arm: str, run: RunDirectory, sharpness: Sharpness) -> dict[str, Any]:
+    """What one arm's run gave; accuracies in percent."""
+    results = run.results()
+    dense = accuracies(results, "pretrain")
+    raw, finetuned = accuracies(results, "prune"), accuracies(results, "finetune")
+    seconds = pd.read_csv(run.path / "timing.csv")["seconds"].sum()
+    evaluated = results["evaluate-prune"]
+    return {
+        "arm": arm,
+        "n": evaluated["n"],
+        "attack": evaluated["attack"],
+        "eps": evaluated["eps"],
+        "keep": sharpness.keep,
+        **dict(zip(("dense_clean", "dense_robust"), dense, strict=True)),
+        **dict(zip(("mask_clean", "mask_robust"), raw, strict=True)),
+        **dict(zip(("finetuned_clean", "finetuned_robust"), finetuned, strict=True)),
+        "lambda_max": sharpness.curvature.lambda_max,
+        "loss_difference": sharpness.loss_differences[0].mean,
+        "h": stability(run).iloc[-1].item(),
+        "selected_epoch": results["prune"]["selected_epoch"],
+        "seconds": round(seconds, 1),
+    }
+
+
+def table_of(records: list[dict[str, Any]]) -> Any:
+    """One row for each arm; the dense network, which both start from, stands in the first."""
+    first = records[0]
+    title = (
+        f"HYDRA on digits, keep {first['keep']:.3g}; clean / robust accuracy in % under {first['attack']}, "
+        f"eps {first['eps']}, {first['n']} test images"
+    )
+    columns = ["", "dense", "raw mask", "finetuned", "λ_max", "ΔL ρ=0.01", "h", "seconds"]
+    rows = [
+        [
+            record["arm"],
+            *(_pair(record, kind) for kind in ("dense", "mask", "finetuned")),
+            *(record[key] for key in ("lambda_max", "loss_difference", "h", "seconds")),
+        ]
+        for record in records
+    ]
+    return make_table(title, columns, rows)
+
+
+def _pair(record: dict[str, Any], kind: str) -> str | None:
+    clean, robust = record[f"{kind}_clean"], record[f"{kind}_robust"]
+    return None if clean is None else f"{clean:.1f} / {robust:.1f}"
+
+
+def verdict(records: list[dict[str, Any]]) -> str:
+    """In words: where S2AP gained and where it lost, as measured, in one run of one seed."""
+    orig, s2ap = records
+    good = {"mask_robust": "raw mask's robust accuracy", "finetuned_robust": "finetuned robust accuracy"}
+    low = {"lambda_max": "λ_max", "loss_difference": "loss difference", "h": "Hamming distance"}
+    gains = [name for key, name in good.items() if s2ap[key] > orig[key]]
+    gains += [name for key, name in low.items() if s2ap[key] < orig[key]]
+    losses = [name for key, name in good.items() if s2ap[key] < orig[key]]
+    losses += [name for key, name in low.items() if s2ap[key] > orig[key]]
+    said = f"S2AP is better in: {', '.join(gains) or 'nothing'}; worse in: {', '.join(losses) or 'nothing'}."
+    return f"{said} One seed: differences of a few points are within chance."
+
+
+def draw(runs: dict[str, RunDirectory], file: Path) -> None:
+    """The three panels of the paper's Figure 1: accuracy, mask stability, sharpness over epochs."""
+    orig, s2ap = runs["orig"], runs["s2ap"]
+    accuracy = pd.DataFrame(
+        {arm: [accuracies(run.results(), stage)[1] for stage in ("prune", "finetune")] for arm, run in runs.items()},
+        index=["raw mask", "finetuned"],
+    )
+    with plots.picture(file, 2.1 * plots.COLUMN, 2.3, panels=3) as (a, b, c):
+        plots.bars(a, accuracy, ylabel="robust accuracy (%)")
+        plots.difference_area(b, stability(orig) - stability(s2ap), first="orig", second="s2ap")
+        curves = {arm: tracked(run, "lambda_max_batch") for arm, run in runs.items()}
+        warmup = s2ap.config.minimizer.warmup
+        plots.curves(c, curves, xlabel="epoch", ylabel="λ_max (BatchNorm: batch)", warmup=warmup, log=True)
+
+
+def stability(run: RunDirectory) -> pd.Series:
+    """h of each epoch's mask against the first mask (Eq. 13)."""
+    saved = [load_masks(run.masks(epoch))[0] for epoch in range(run.config.prune.epochs + 1)]
+    found = [distance.h for distance in trajectory(saved)]
+    return pd.Series(found, index=range(1, len(found) + 1))
+
+
+def tracked(run: RunDirectory, metric: str) -> pd.Series:
+    """The epoch means of a metric that was tracked during the search."""
+    rows = pd.read_csv(run.path / "metrics.csv")
+    chosen = rows[(rows["stage"] == "prune") & (rows["metric"] == metric) & rows["iteration"].isna()]
+    return chosen.set_index("epoch")["value"]

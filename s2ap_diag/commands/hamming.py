@@ -1,0 +1,169 @@
+"""``s2ap-diag hamming``: how much does the mask change while it is searched?"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+from rich.table import Table
+
+from s2ap_core.errors import InputError
+from s2ap_diag import plots
+from s2ap_diag.commands._common import EXISTING, counting, emit, make_table, output_options, quiet_option
+from s2ap_diag.sources import epoch_of, expand, open_packed_masks
+from s2ap_diag.stability import Hamming, PackedMasks, hamming
+
+
+@click.command(name="hamming")
+@click.argument("masks", nargs=-1, required=True, type=EXISTING)
+@click.option("--against", type=click.Choice(["first", "previous", "other"]), default="first", show_default=True,
+              help="What each mask is compared with: its folder's first mask, the one before it, or that of "
+              "the same epoch in the other of two folders.")  # fmt: skip
+@click.option("--by-layer", is_flag=True, help="Draw h of each layer over the epochs.")
+@click.option("--per-kept", is_flag=True, help="Draw and tabulate h per kept weight instead of per entry.")
+@click.option("--keep", type=float, help="Fraction kept, for checkpoints that do not say it.")
+@output_options
+@quiet_option
+def command(
+    masks: tuple[Path, ...],
+    against: str,
+    by_layer: bool,
+    per_kept: bool,
+    keep: float | None,
+    json_file: str | None,
+    csv_file: Path | None,
+    plot_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Compare MASKS: a folder of epochs with its first mask, two or more folders, or single files.
+
+    Two folders also give the difference of their distances, first minus second, epoch by epoch: it is
+    positive where the second is the more stable.
+    """
+    folders = [path for path in masks if path.is_dir()]
+    groups = {str(p): expand([p], "masks") for p in folders} if len(folders) == len(masks) else {}
+    groups = groups or {"masks": expand(masks, "masks")}
+    if against == "other" and len(groups) != 2:
+        raise InputError("--against other: give two folders of masks")
+    with counting("hamming", sum(map(len, groups.values())), quiet) as advance:
+
+        def read(path: Path) -> PackedMasks:
+            advance()
+            return open_packed_masks(path, keep=keep)
+
+        compared = between(groups, read) if against == "other" else within(groups, read, against)
+    if not compared:
+        raise InputError(f"{masks[0]}: a single mask; give the folder, or another mask to compare it with")
+    measure = "h_per_kept" if per_kept else "h"
+    curves = {
+        name: pd.Series({row["epoch"]: row[measure] for row in rows}, dtype=float).sort_index()
+        for name, rows in compared.items()
+    }
+    differences: list[dict[str, Any]] = []
+    if len(curves) == 2:
+        first, second = curves.values()
+        common = first.index.intersection(second.index)
+        differences = [{"epoch": int(e), "difference": float(first[e] - second[e])} for e in common]
+    records = [row for rows in compared.values() for row in rows]
+    if plot_file is not None:
+        if by_layer:
+            draw_layers(compared, plot_file)
+        else:
+            draw(curves, differences, plot_file, "h per kept weight" if per_kept else "h")
+    table = table_of(compared, differences, measure, against)
+    emit([*records, *differences], table, json_file=json_file, csv_file=csv_file, quiet=quiet)
+
+
+Compared = dict[str, list[dict[str, Any]]]
+
+
+def within(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks], against: str) -> Compared:
+    """Each group's masks against its first or against the one before; a group of one file has nothing."""
+    found: Compared = {}
+    for name, paths in groups.items():
+        base, rows = read(paths[0]), []
+        for path in paths[1:]:
+            mask = read(path)
+            rows.append(record(path, hamming(base, mask), len(rows) + 1))
+            base = mask if against == "previous" else base
+        if rows:
+            found[name] = rows
+    return found
+
+
+def between(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks]) -> Compared:
+    """The masks of the same epoch in two folders."""
+    first, second = ({epoch_of(p): p for p in paths} for paths in groups.values())
+    common = [epoch for epoch in first if epoch in second]
+    rows = [record(second[e], hamming(read(first[e]), read(second[e])), i) for i, e in enumerate(common)]
+    return {" vs ".join(groups): rows} if rows else {}
+
+
+def record(path: Path, found: Hamming, position: int) -> dict[str, Any]:
+    """The entry of ``hamming --json``; a file without a number is known by its position."""
+    epoch = epoch_of(path)
+    return {
+        "masks": str(path),
+        "epoch": position if epoch is None else epoch,
+        "h": found.h,
+        "h_per_kept": found.h_per_kept,
+        "flipped": found.flipped,
+        "entries": found.entries,
+        "kept": found.kept,
+        "iou": found.iou,
+        "chance": found.chance,
+        "h_over_chance": found.h_over_chance,
+        "ceiling": found.ceiling,
+        "h_over_ceiling": found.h_over_ceiling,
+        "layers": found.layers,
+    }
+
+
+def table_of(compared: Compared, differences: list[dict[str, Any]], measure: str, against: str) -> Table:
+    """Epochs down; h (and its ratio to chance) of each group across, and their difference."""
+    by_epoch: dict[int, dict[str, Any]] = {}
+    for name, rows in compared.items():
+        short = _short(name)
+        for row in rows:
+            cells = by_epoch.setdefault(row["epoch"], {})
+            cells |= {f"{short}": row[measure], "over chance " * (len(compared) == 1): row["h_over_chance"]}
+            cells |= {f"{short} flipped": row["flipped"]}
+    for row in differences:
+        by_epoch[row["epoch"]]["difference"] = row["difference"]
+    columns = list(dict.fromkeys(c for cells in by_epoch.values() for c in cells if c))
+    title = f"{measure} against the {against} mask" if against != "other" else f"{measure} between the two"
+    return make_table(
+        title,
+        ["epoch", *columns],
+        [[e, *(cells.get(c) for c in columns)] for e, cells in sorted(by_epoch.items())],
+    )
+
+
+def draw(curves: dict[str, pd.Series], differences: list[dict[str, Any]], file: Path, measure: str) -> None:
+    """The distances over the epochs, and for two folders their difference beside them."""
+    panels = 2 if differences else 1
+    series = {_short(name): values for name, values in curves.items()}
+    with plots.picture(file, panels * plots.COLUMN, 2.4, panels) as axes:
+        plots.curves(axes[0] if differences else axes, series, xlabel="epoch", ylabel=measure)
+        if differences:
+            difference = pd.Series({row["epoch"]: row["difference"] for row in differences})
+            first, second = series
+            plots.difference_area(axes[1], difference, first=first, second=second)
+
+
+def draw_layers(compared: Compared, file: Path) -> None:
+    """A heat map of h, layers down and epochs across, for each folder."""
+    layers = len(next(iter(compared.values()))[0]["layers"])
+    height = max(2.4, 0.13 * layers + 0.8)
+    with plots.picture(file, len(compared) * plots.COLUMN, height, len(compared)) as axes:
+        for (name, rows), panel in zip(compared.items(), axes if len(compared) > 1 else [axes], strict=True):
+            table = pd.DataFrame({row["epoch"]: row["layers"] for row in rows})
+            plots.layer_heat_map(panel, table, label="h")
+            panel.set_title(_short(name))
+
+
+def _short(name: str) -> str:
+    """What tells one folder from another: RUN of RUN/masks."""
+    path = Path(name)
+    return path.parent.name if path.name == "masks" and path.parent.name else path.name or name

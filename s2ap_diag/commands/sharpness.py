@@ -1,0 +1,179 @@
+"""``s2ap-diag sharpness``: how sharp is the robust loss in score space at these checkpoints?"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from s2ap_core.checkpoints import Checkpoint
+from s2ap_core.config import ObjectiveSettings, parse_config
+from s2ap_core.scores import score_masks
+from s2ap_diag import plots
+from s2ap_diag.commands._common import (
+    EXISTING,
+    check_device,
+    counting,
+    data_of,
+    device_option,
+    emit,
+    foreign_options,
+    make_table,
+    output_options,
+    quiet_option,
+    seed_option,
+)
+from s2ap_diag.measure import RHOS, SharpnessSettings, measure_sharpness
+from s2ap_diag.sources import expand, open_checkpoint
+
+
+@click.command(name="sharpness")
+@click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
+@click.option("--method", type=click.Choice(["power", "lanczos", "pyhessian"]), default="power", show_default=True)
+@click.option("--hvps", type=click.IntRange(min=1), help="Hessian-vector products of an eigenvalue; power: 10.")
+@click.option("--tolerance", type=click.FloatRange(min=0, min_open=True), help="Stop at this residual.")
+@click.option(
+    "--batch-norm", type=click.Choice(["running", "batch"]), default="running", show_default=True,
+    help="Statistics BatchNorm normalises with: part of the metric.",
+)  # fmt: skip
+@click.option("--by-layer", is_flag=True, help="lambda_max of each layer's diagonal block too.")
+@click.option("--rho", multiple=True, type=click.FloatRange(min=0), default=RHOS, show_default=True,
+              help="Radius of the loss difference; may be repeated.")  # fmt: skip
+@click.option("--no-loss-difference", is_flag=True, help="lambda_max alone.")
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of Auto-PGD.")
+@click.option("--ball", type=click.Choice(["linf", "l2"]), default="linf", show_default=True)
+@click.option("--scale", type=click.Choice(["score", "one"]), default="score", show_default=True,
+              help="c of Eq. 12: |s| or 1.")  # fmt: skip
+@click.option("--recraft", is_flag=True, help="Make the adversarial examples anew at each step.")
+@click.option("--restarts", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--images", type=click.IntRange(min=1), default=1024, show_default=True, help="Training images.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--objective", help="trades, pgd-at, mart, fast-at or clean; default the checkpoint's own, or trades.")
+@click.option("--eps", help="Radius of the adversary; default the checkpoint's own, or 8/255.")
+@foreign_options
+@output_options
+@device_option
+@seed_option
+@quiet_option
+def command(
+    checkpoints: tuple[Path, ...],
+    method: Literal["power", "lanczos", "pyhessian"],
+    hvps: int | None,
+    tolerance: float | None,
+    batch_norm: Literal["running", "batch"],
+    by_layer: bool,
+    rho: tuple[float, ...],
+    no_loss_difference: bool,
+    steps: int,
+    ball: Literal["linf", "l2"],
+    scale: Literal["score", "one"],
+    recraft: bool,
+    restarts: int,
+    images: int,
+    batch_size: int,
+    objective: str | None,
+    eps: str | None,
+    keep: float | None,
+    network: str | None,
+    dataset: str | None,
+    root: Path | None,
+    json_file: str | None,
+    csv_file: Path | None,
+    plot_file: Path | None,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Measure CHECKPOINTS (files or folders, ours or another tool's) by lambda_max and loss difference.
+
+    Of a folder, the checkpoints that have scores are measured, in the order of their epochs.
+    """
+    check_device(device)
+    settings = SharpnessSettings(
+        method=method,
+        hvps=hvps,
+        tolerance=tolerance,
+        batch_norm=batch_norm,
+        by_layer="layer" if by_layer else None,
+        rho=() if no_loss_difference else rho,
+        steps=steps,
+        norm=ball,
+        scale=scale,
+        recraft=recraft,
+        restarts=restarts,
+        images=images,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    paths = expand(checkpoints, "checkpoint")
+    records, skipped = [], []
+    with counting("sharpness", len(paths) * (1 + len(settings.rho)), quiet) as advance:
+        for path in paths:
+            found = open_checkpoint(path, network=network, dataset=dataset, keep=keep, device=device)
+            if not score_masks(found.model) and len(paths) > 1:
+                skipped.append(path)
+                continue
+            data = data_of(found, dataset, root).to(device)
+            adversary = adversary_of(found, objective, eps)
+            records.append(measure_sharpness(found, data, adversary, settings, advance).record())
+    if not records:
+        raise click.UsageError(f"{checkpoints[0]}: no checkpoint with scores; the search's lie in RUN/ckpt")
+    if plot_file is not None:
+        draw(records, plot_file)
+    emit(records, table_of(records, len(skipped)), json_file=json_file, csv_file=csv_file, quiet=quiet)
+
+
+def adversary_of(checkpoint: Checkpoint, objective: str | None, eps: str | None) -> ObjectiveSettings:
+    """The objective that a checkpoint was searched with, changed by the options."""
+    own = dict(checkpoint.header.get("objective") or {})
+    asked = {k: v for k, v in {"name": objective, "eps": eps}.items() if v is not None}
+    return parse_config({"objective": own | asked}, "--objective/--eps").objective
+
+
+def table_of(records: list[dict[str, Any]], skipped: int) -> Any:
+    """One row for each checkpoint."""
+    rhos = list(records[0]["loss_difference"])
+    rows = []
+    for record in records:
+        spread = record["lambda_max_std"]
+        rows.append(
+            [
+                "/".join(Path(record["checkpoint"]).parts[-3:]),
+                record["epoch"],
+                round(record["keep"], 4),
+                record["lambda_max"],
+                spread,
+                record["dominant_eigenvalue"],
+                record["residual"],
+                *(record["loss_difference"][rho]["mean"] for rho in rhos),
+                record["seconds"],
+            ]
+        )
+    first = records[0]
+    title = (
+        f"{first['batches']} batches of {first['batch_size']}; BatchNorm: {first['batch_norm']}; {first['adversary']}"
+        + (f"; {skipped} files without scores left out" if skipped else "")
+    )
+    columns = ["checkpoint", "epoch", "keep", "λ_max", "std", "dominant λ", "residual"]
+    return make_table(title, [*columns, *(f"ΔL ρ={rho}" for rho in rhos), "s"], rows)
+
+
+def draw(records: list[dict[str, Any]], file: Path) -> None:
+    """lambda_max over epochs (or by layer, for one checkpoint) beside the loss difference over rho."""
+    names = [_short(record) for record in records]
+    with plots.picture(file, 2 * plots.COLUMN, 2.6, panels=2) as (left, right):
+        mode = records[0]["batch_norm"]
+        if len(records) == 1 and records[0]["layers"]:
+            plots.layer_bars(left, records[0]["layers"], xlabel=f"λ_max of the layer's block, BatchNorm: {mode}")
+        else:
+            left.errorbar(
+                names, [r["lambda_max"] for r in records], yerr=[r["lambda_max_std"] or 0 for r in records],
+                capsize=2, **plots.look(0),
+            )  # fmt: skip
+            left.tick_params(axis="x", rotation=90)
+            left.set_ylabel(f"λ_max (BatchNorm: {mode})")
+        shown = [records[0], records[-1]] if len(records) > 7 else records
+        plots.sharpness_by_rho(right, [(_short(r), r["loss_difference"]) for r in shown])
+
+
+def _short(record: dict[str, Any]) -> str:
+    return Path(record["checkpoint"]).stem.removeprefix("prune-")

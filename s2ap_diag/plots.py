@@ -1,0 +1,160 @@
+"""The pictures: colour-blind safe, told apart in grey by marker and line, vector text, column widths."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from s2ap_core.errors import InputError
+from s2ap_core.runs import write_file
+
+# Okabe & Ito's colours; each with a line and a marker of its own.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", "-.", ":", "-", "--", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STABLE, UNSTABLE = "#009E73", "#D55E00"
+COLUMN = 3.4  # inches, one column of a two-column paper
+
+STYLE = {
+    **sns.axes_style("whitegrid", {"axes.edgecolor": "0.3", "grid.color": "0.9"}),
+    "figure.dpi": 200,
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.frameon": False,
+    "lines.markersize": 3.5,
+    "lines.linewidth": 1.2,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+
+
+@contextmanager
+def picture(file: Path, width: float, height: float, panels: int = 1):  # type: ignore[no-untyped-def]
+    """A figure with so many panels side by side, written to ``file`` when the block ends.
+
+    Raises:
+        InputError: if the ending of ``file`` is of no known picture format.
+    """
+    kind = file.suffix.lstrip(".").lower()
+    if kind not in ("png", "pdf", "svg"):
+        raise InputError(f"--plot {file}: end the name in .png, .pdf or .svg")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
+        yield axes if panels > 1 else axes[0]
+        buffer = BytesIO()
+        figure.savefig(buffer, format=kind)
+    write_file(file, buffer.getvalue())
+
+
+def look(index: int) -> dict[str, str]:
+    """Colour, line and marker of the ``index``-th series."""
+    return {
+        "color": COLORS[index % len(COLORS)],
+        "linestyle": LINES[index % len(LINES)],
+        "marker": MARKERS[index % len(MARKERS)],
+    }
+
+
+def curves(
+    axes: Axes,
+    series: Mapping[str, pd.Series],
+    *,
+    xlabel: str,
+    ylabel: str,
+    warmup: int | None = None,
+    log: bool = False,
+) -> None:
+    """One line for each series over its index; the warm-up epochs shaded."""
+    if warmup:
+        axes.axvspan(0, warmup, color="0.92", zorder=0, label="warm-up")
+    for index, (name, values) in enumerate(series.items()):
+        axes.plot(values.index, values.to_numpy(), label=name, **look(index))  # type: ignore[arg-type]
+    if log and all((values > 0).all() for values in series.values()):
+        axes.set_yscale("log")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    axes.legend()
+
+
+def difference_area(axes: Axes, difference: pd.Series, *, first: str, second: str) -> None:
+    """first - second over epochs: green where the second is the more stable, else red and hatched."""
+    x, y = difference.index.to_numpy(float), difference.to_numpy(float)
+    axes.plot(x, y, color="0.2", marker="o", markersize=2.5)
+    axes.axhline(0, color="0.4", linewidth=0.8)
+    positive, negative = y >= 0, y <= 0
+    axes.fill_between(x, y, 0, where=positive, interpolate=True, color=STABLE, alpha=0.45, label=f"{second} stabler")
+    axes.fill_between(
+        x,
+        y,
+        0,
+        where=negative,
+        interpolate=True,
+        facecolor=UNSTABLE,
+        alpha=0.45,
+        hatch="////",
+        label=f"{first} stabler",
+    )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"h({first}) − h({second})")
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    axes.legend()
+
+
+def bars(axes: Axes, values: pd.DataFrame, *, ylabel: str, errors: pd.DataFrame | None = None) -> None:
+    """Grouped bars: a group for each row, a bar for each column; hatched so as to differ in grey."""
+    hatches = ("", "///", "...", "xxx")
+    width = 0.8 / len(values.columns)
+    for index, column in enumerate(values.columns):
+        x = np.arange(len(values)) + (index - (len(values.columns) - 1) / 2) * width
+        yerr = None if errors is None else errors[column].to_numpy()
+        drawn = axes.bar(
+            x, values[column], width, label=column, color=COLORS[index], alpha=0.85, hatch=hatches[index % 4],
+            edgecolor="white", yerr=yerr, error_kw={"linewidth": 0.8, "capsize": 2},
+        )  # fmt: skip
+        axes.bar_label(drawn, fmt="%.1f", fontsize=6, padding=1)
+    axes.set_xticks(np.arange(len(values)), values.index)
+    axes.grid(visible=False, axis="x")
+    axes.set_ylabel(ylabel)
+    axes.legend(loc="lower center", ncols=len(values.columns), bbox_to_anchor=(0.5, 1.0))
+
+
+def sharpness_by_rho(axes: Axes, readings: Sequence[tuple[str, Mapping[str, Mapping[str, float | None]]]]) -> None:
+    """Loss difference against rho, with its standard deviation over batches."""
+    for index, (name, by_rho) in enumerate(readings):
+        rho = [float(r) for r in by_rho]
+        means = np.array([by_rho[r]["mean"] for r in by_rho], float)
+        std = np.array([by_rho[r]["std"] or 0.0 for r in by_rho], float)
+        axes.errorbar(rho, means, yerr=std, label=name, capsize=2, elinewidth=0.7, **look(index))  # type: ignore[arg-type]
+    axes.set_xlabel("ρ")
+    axes.set_ylabel("loss difference (Eq. 12)")
+    axes.legend()
+
+
+def layer_bars(axes: Axes, values: Mapping[str, float], *, xlabel: str) -> None:
+    """One horizontal bar for each layer, the largest on top."""
+    names = sorted(values, key=lambda name: values[name])
+    axes.barh(names, [values[name] for name in names], color=COLORS[0])
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", labelsize=6)
+    axes.set_xlabel(xlabel)
+
+
+def layer_heat_map(axes: Axes, table: pd.DataFrame, *, label: str) -> None:
+    """Layers down, epochs across; cividis reads the same in grey."""
+    sns.heatmap(table, ax=axes, cmap="cividis", cbar_kws={"label": label}, xticklabels=True, yticklabels=True)
+    axes.tick_params(labelsize=5)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("")
