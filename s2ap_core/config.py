@@ -31,12 +31,11 @@ class _Settings(BaseModel):
 
 
 class DataSettings(_Settings):
-    """Which images: a name of :data:`s2ap_core.data.DATASETS`, and the folder they lie in."""
+    """Which images: a name of :data:`s2ap_core.data.DATASETS`, the folder they lie in, its own options."""
 
     name: str = "digits"
     root: Path | None = None
-    corruption: str | None = None
-    severity: int | None = Field(default=None, ge=1, le=5)
+    options: dict[str, int | str] = {}
 
 
 class NetworkSettings(_Settings):
@@ -141,15 +140,17 @@ class EvaluationSettings(_Settings):
 
 
 class TrackingSettings(_Settings):
-    """Curvature while the search runs.
+    """What is read while the search runs.
 
     Attributes:
+        metrics: names of :data:`s2ap_diag.tracking.TRACKERS`.
         every: iterations from one reading to the next; 0 reads nothing.
         recipe: ``paper`` starts each reading anew and makes ``hvps`` products; ``warm`` starts from the last
             eigenvector and stops at a residual of ``tolerance``.
         images: the first so many of the batch; None is all of it.
     """
 
+    metrics: list[str] = ["curvature"]
     every: int = Field(default=0, ge=0)
     recipe: Literal["warm", "paper"] = "warm"
     hvps: int = Field(default=10, ge=1)

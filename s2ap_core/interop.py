@@ -7,11 +7,13 @@ or safetensors without our header; a pickle may hold tensors and plain values, a
 import logging
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import mode
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,14 +29,16 @@ from s2ap_core.scores import ScoreMask, check_keep, maskable_layers, masks
 
 log = logging.getLogger(__name__)
 
-# The published schedulers leave a numpy float in the optimizer's lr. A pair admits a second name.
+T = TypeVar("T")
+
+# The published schedulers leave a numpy float in the optimizer's lr, under the name of their numpy's time.
 _SCALAR = np.float64(0).__reduce__()[0]
-ALLOWED = (
+ALLOWED: list[Any] = [
     (_SCALAR, "numpy._core.multiarray.scalar"),
     (_SCALAR, "numpy.core.multiarray.scalar"),
     np.dtype,
     np.dtypes.Float64DType,
-)
+]
 
 PREFIXES = ("module.basic_model.", "basic_model.", "module.")
 SCORES = {"hydra": "popup_scores", "harp": "popup_scores", "rlth": "scores"}
@@ -163,11 +167,14 @@ def read_state(path: Path) -> StateDict:
     if not raw:
         raise InputError(f"{path}: holds no state dict; give a file with named tensors")
     try:
-        raw = _without_prefix(raw)
+        raw = without_prefix(raw)
         form = _format(raw)
         tensors = _plain(raw, form)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    broken = (n for n, t in tensors.items() if n.endswith(("scores", "rate")) and not t.isfinite().all())
+    if name := next(broken, None):
+        raise InputError(f"{path}: {_file_name(name, form)} holds NaN or infinity; give an earlier epoch")
     method: str | None = form
     if form == "dense":
         # HARP's writer leaves the rates in its dense file. "sharpness" must not count as a hint.
@@ -200,7 +207,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _unpickle(path: Path) -> object:
     try:
-        with safe_globals(list(ALLOWED)):
+        with safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickle protocols: they load, or are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         refused = re.search(r"(?:GLOBAL|<class|<built-in function|<function) '?([\w.]+)", str(error))
@@ -214,12 +222,17 @@ def _unpickle(path: Path) -> object:
         ) from error
 
 
-def _without_prefix(raw: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_prefix(raw: Mapping[str, T]) -> dict[str, T]:
+    """The entries without the prefix that wrappers put before every name of the network.
+
+    Raises:
+        InputError: if only some layers carry it.
+    """
     prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in raw)), "")
     bare = [key for key in raw if not key.startswith(prefix) and key.rpartition(".")[2] in _LAYER_TENSORS]
     if bare:
-        raise InputError(f"only some keys start with {prefix!r}, {bare[0]} does not; save one model's state dict")
-    return {key.removeprefix(prefix): t for key, t in raw.items() if key.startswith(prefix)}
+        raise InputError(f"some keys start with {prefix!r}, {bare[0]} does not; save one network's state dict")
+    return {key.removeprefix(prefix): entry for key, entry in raw.items() if key.startswith(prefix)}
 
 
 def _has(raw: Mapping[str, Tensor], kind: str) -> bool:
@@ -269,9 +282,15 @@ def is_binary(tensor: Tensor) -> bool:
 
 
 def _on_meta(name: str, **options: Any) -> nn.Module:
-    """The network without memory for its tensors: names and shapes alone."""
+    """The network without memory for its tensors: names and shapes alone; not to be changed."""
+    return _cached_on_meta(name, NETWORKS.get(name), tuple(options.items()))
+
+
+@lru_cache(maxsize=64)
+def _cached_on_meta(name: str, factory: object, options: tuple[tuple[str, Any], ...]) -> nn.Module:
+    del factory  # a part of the key: a name may be registered anew
     with torch.device("meta"):
-        return build_network({"name": name, **options})
+        return build_network({"name": name, **dict(options)})
 
 
 def _unknown_layers(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -291,35 +310,18 @@ def _fit(found: StateDict, network: str | None, width: int | None) -> tuple[dict
     tensors = _with_linear_head(found.tensors, bare) if found.format == "rlth" else found.tensors
     if unknown := _unknown_layers(bare, tensors):
         raise InputError(f"{name} has no layer {unknown[0]}; give another --network")
-    described = {
+    affine = _on_meta(name).state_dict().keys() - bare.state_dict().keys()
+    described: dict[str, Any] = {
         "name": name,
         "classes": _size(name, "classes", (10, 20), tensors, 10),
         "width": width or _size(name, "width", (48, 96), tensors, None),
         "input_size": None,
         "input_channels": _size(name, "input_channels", (3, 6), tensors, 3),
-        "norm_affine": bool((_on_meta(name).state_dict().keys() - bare.state_dict().keys()) & tensors.keys()),
+        "norm_affine": bool(affine & tensors.keys()),
     }
     model = _on_meta(**described)
-    layers = maskable_layers(model)
-    shapes = {key: tuple(t.shape) for key, t in model.state_dict().items()}
-    if found.format == "dense":
-        if found.method == "harp":
-            log.warning(
-                "%s: HARP cuts its dense file uniformly at the global keep rate, not at the learned ones, so this "
-                "is not HARP's mask; give its checkpoint.pth.tar with --keep",
-                found.path,
-            )
-        weights = {layer: tensors.get(f"{layer}.weight") for layer in layers}
-        tensors = tensors | {f"{n}.mask": w != 0 for n, w in weights.items() if w is not None}
-    elif found.format == "torch-prune":
-        shapes |= {f"{n}.mask": shapes[f"{n}.weight"] for n in layers if f"{n}.mask" in tensors}
-    else:
-        for layer in layers:
-            if found.format == "rlth" and layer == _head(model) and f"{layer}.scores" not in tensors:
-                continue  # an option of its code leaves the last layer dense
-            shapes[f"{layer}.scores"] = shapes[f"{layer}.weight"]
-            if found.format == "harp":
-                shapes[f"{layer}.rate"] = ()
+    tensors = _with_masks(found, tensors, model)
+    shapes = _expected(found.format, tensors, model)
     for key, shape in shapes.items():
         theirs = _file_name(key, found.format)
         if key not in tensors:
@@ -329,8 +331,42 @@ def _fit(found: StateDict, network: str | None, width: int | None) -> tuple[dict
                 f"{theirs} has shape {list(tensors[key].shape)}, {name} has {list(shape)}; "
                 "give another --network or a file of this network"
             )
-    kept = [*shapes, *(f"{layer}.mask" for layer in layers if found.format == "dense")]
-    return described, {key: tensors[key] for key in kept}
+    return described, {key: tensors[key] for key in shapes}
+
+
+def _with_masks(found: StateDict, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors with a mask for each layer that has one, and for no layer that the network keeps dense."""
+    layers = maskable_layers(model)
+    if found.format == "dense":
+        if found.method == "harp":
+            log.warning(
+                "%s: HARP cuts its dense file uniformly at the global keep rate, not at the learned ones, so "
+                "this is not HARP's mask; give its checkpoint.pth.tar with --keep",
+                found.path,
+            )
+        weights = {layer: tensors.get(f"{layer}.weight") for layer in layers}
+        return tensors | {f"{layer}.mask": w != 0 for layer, w in weights.items() if w is not None}
+    if found.format == "torch-prune":
+        masked = [key.removesuffix(".mask") for key in tensors if key.endswith(".mask")]
+        dense = [layer for layer in masked if layer not in layers]
+        return tensors | {f"{n}.weight": tensors[f"{n}.weight"] * tensors[f"{n}.mask"] for n in dense}
+    return tensors
+
+
+def _expected(form: str, tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a file of this format and network must have."""
+    shapes = {key: tuple(t.shape) for key, t in model.state_dict().items()}
+    for layer in maskable_layers(model):
+        weight = shapes[f"{layer}.weight"]
+        if form in SCORES:
+            # An option of RLTH's code leaves the last layer dense.
+            if form != "rlth" or layer != _head(model) or f"{layer}.scores" in tensors:
+                shapes[f"{layer}.scores"] = weight
+            if form == "harp":
+                shapes[f"{layer}.rate"] = ()
+        elif f"{layer}.mask" in tensors:
+            shapes[f"{layer}.mask"] = weight
+    return shapes
 
 
 def _file_name(key: str, form: str) -> str:
@@ -371,9 +407,8 @@ def _with_linear_head(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[s
         return dict(tensors)
     head = _head(model)
     renamed = {re.sub(r"^fc\.", f"{head}.", key): tensor for key, tensor in tensors.items()}
-    flat = {
-        f"{head}.{kind}": tensors[f"fc.{kind}"].flatten(1) for kind in ("weight", "scores") if f"fc.{kind}" in tensors
-    }
+    kinds = [kind for kind in ("weight", "scores") if f"fc.{kind}" in tensors]
+    flat = {f"{head}.{kind}": tensors[f"fc.{kind}"].flatten(1) for kind in kinds}
     return {f"{head}.bias": weight.new_zeros(len(weight)), **renamed, **flat}
 
 
@@ -409,9 +444,8 @@ def _masks_of_any(tensors: Mapping[str, Tensor], keep: float) -> dict[str, Tenso
         if last == "mask":
             found[weight] = tensor
         elif last == "scores":
-            if not tensor.isfinite().all():
-                raise InputError(f"{name} hold NaN or infinity; restore an earlier epoch")
-            parameter = None if rate is None else nn.Parameter(rate)
-            keep_min = 0.0 if rate is None else 0.1 * keep
+            if weight not in tensors or tensors[weight].shape != tensor.shape:
+                raise InputError(f"the scores of {layer} do not have the shape of its weight; give another file")
+            parameter, keep_min = (None, 0.0) if rate is None else (nn.Parameter(rate), 0.1 * keep)
             found[weight] = ScoreMask(tensor, keep, parameter, keep_min).mask().detach().bool()
     return found

@@ -402,8 +402,8 @@ class Stages:
         selection.best, selection.epoch = state["selection"]
         if loop.method is not None:
             loop.method.load_state_dict(state["method"])
-        for index, callback in enumerate(self.callbacks):
-            own = {n.partition(".")[2]: t for n, t in grouped["callback"].items() if n.startswith(f"{index}.")}
+        for position, callback in enumerate(self.callbacks):
+            own = {n.partition(".")[2]: t for n, t in grouped["callback"].items() if n.startswith(f"{position}.")}
             callback.load_state_dict(own)
         self.run.truncate("metrics.csv", state["metrics_bytes"])
 

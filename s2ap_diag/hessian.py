@@ -107,20 +107,23 @@ def finite_loss(model: nn.Module, loss: Loss, batch: Any) -> Tensor:
     return value
 
 
-def score_gradient(value: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+def score_gradient(
+    value: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False, allow_unused: bool = False
+) -> list[Tensor]:
     """The gradient of ``value`` in each leaf; zero where it does not depend on that leaf.
 
     Raises:
-        InputError: if it depends on no leaf at all.
+        InputError: if it depends on no leaf at all, unless ``allow_unused``.
     """
+    found: Sequence[Tensor | None] = [None] * len(leaves)
     if value.requires_grad:
-        gradients = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
-        if any(g is not None for g in gradients):
-            return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)]
-    raise InputError(
-        "the loss does not depend on the scores: it must run the model it is given, and measuring must not "
-        "happen within one_mask or constant_mask"
-    )
+        found = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
+    if not allow_unused and all(gradient is None for gradient in found):
+        raise InputError(
+            "the loss does not depend on the scores: it must run the model it is given, and measuring must "
+            "not happen within one_mask or constant_mask"
+        )
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
@@ -226,8 +229,9 @@ class ScoreHessian:
         return total
 
     def _gradient_graph(self, batch: Any) -> tuple[list[nn.Parameter], list[Tensor]]:
+        part = len(self.scores) < len(score_masks(self.model))  # a layer may well be out of use
         with self.surrogate() as (leaves, loss_of):
-            return leaves, score_gradient(loss_of(batch), leaves, create_graph=True)
+            return leaves, score_gradient(loss_of(batch), leaves, create_graph=True, allow_unused=part)
 
     def restricted(self, layers: Sequence[str]) -> "ScoreHessian":
         """The diagonal block of these layers, as an operator of its own."""
@@ -264,7 +268,7 @@ class ScoreHessian:
 
 
 def _product(leaves: list[nn.Parameter], gradient: list[Tensor], v: Tensor, *, keep_graph: bool) -> Tensor:
-    # A gradient that is constant in the scores has no graph, and a zero row.
+    # A layer that the loss does not use has no graph, and rows of zeros.
     pairs = [(g, part) for g, part in zip(gradient, unflatten(v, leaves), strict=True) if g.requires_grad]
     if not pairs:
         return torch.zeros_like(v)

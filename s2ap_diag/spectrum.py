@@ -303,7 +303,8 @@ def spectral_density(
     node, weight = np.concatenate(nodes), np.concatenate(weights) / probes
     low, high = node.min(), node.max()
     # An operator with a single eigenvalue has no range; its magnitude then sets the scale.
-    width = broadening or (high - low) / 200 or max(abs(high), 1.0) / 200
+    magnitude = max(abs(low), abs(high)) or 1.0
+    width = broadening or max(high - low, 1e-3 * magnitude) / 200
     # Fine enough for the narrowest peak, or the integral would not be one.
     points = max(points, math.ceil((high - low) / width) * 4)
     grid = np.linspace(low - 6 * width, high + 6 * width, points)
@@ -558,8 +559,6 @@ def _pyhessian(
             cuda=op.device.type == "cuda",
         )
         values, vectors = peer.eigenvalues(maxIter=iterations, tol=tolerance or 0.0)
-        for leaf in leaves:
-            leaf.grad = None  # it holds the graph that holds the leaf
     op.hvps += calls
     value = values[0] + shift
     vector = flatten(vectors[0]) if isinstance(vectors[0], list) else vectors[0]

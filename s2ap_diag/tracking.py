@@ -1,7 +1,7 @@
 """Curvature and what the perturbation does, while the search runs."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from s2ap_core.config import TrackingSettings
+from s2ap_core.errors import InputError
 from s2ap_core.iteration import Step
 from s2ap_core.objectives import Objective
 from s2ap_core.scores import masks
@@ -103,3 +104,18 @@ class CurvatureTracker(Callback):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.vectors = {mode: torch.as_tensor(vector) for mode, vector in state.items()}
+
+
+TRACKERS: dict[str, Callable[[TrackingSettings], Callback]] = {"curvature": CurvatureTracker}
+
+
+def build_trackers(settings: TrackingSettings) -> list[Callback]:
+    """The trackers that settings name; none where nothing is to be read.
+
+    Raises:
+        InputError: if there is none of a name.
+    """
+    for name in settings.metrics:
+        if name not in TRACKERS:
+            raise InputError(f"tracking.metrics: unknown metric {name!r}: choose from {', '.join(TRACKERS)}")
+    return [TRACKERS[name](settings) for name in settings.metrics] if settings.every else []

@@ -54,7 +54,7 @@ class Harp(Method):
     @property
     def keep_min(self) -> float:
         """The least that any layer keeps."""
-        return 0.1 * self.settings.keep
+        return keep_floor(self.settings.keep)
 
     def excess(self, model: nn.Module) -> Tensor:
         """``kept / target - 1`` over all masked layers, differentiable in the rates."""
@@ -93,6 +93,11 @@ class Harp(Method):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reached = state["reached"]
+
+
+def keep_floor(target: float) -> float:
+    """HARP's k_min, the least that any layer keeps."""
+    return 0.1 * target
 
 
 def rate_of(keep: float, keep_min: float) -> Tensor:

@@ -79,17 +79,6 @@ def check_device(device: str) -> str:
     return device
 
 
-def load_data(name: str | None, root: Path | None, what: Path, **options: Any) -> Dataset:
-    """The data set that a checkpoint or an option names.
-
-    Raises:
-        InputError: if none is named, or its files cannot be used.
-    """
-    if name is None:
-        raise InputError(f"{what}: does not say its data set; give --dataset")
-    return load(name, root, **{k: v for k, v in options.items() if v is not None})
-
-
 def emit(
     records: Sequence[dict[str, Any]],
     table: Table,
@@ -186,6 +175,8 @@ def data_of(checkpoint: Checkpoint, dataset: str | None, root: Path | None) -> D
     run = checkpoint.path.parent.parent
     settings = RunDirectory.open(run).config.data if (run / "config.toml").is_file() else DataSettings()
     name = dataset or checkpoint.header.get("dataset")
-    if root is None and name == settings.name:
-        root = settings.root
-    return load_data(name, root, checkpoint.path, corruption=settings.corruption, severity=settings.severity)
+    if name is None:
+        raise InputError(f"{checkpoint.path}: does not say its data set; give --dataset")
+    if name != settings.name:
+        return load(name, root)
+    return load(name, root or settings.root, **settings.options)

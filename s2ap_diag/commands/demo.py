@@ -62,7 +62,7 @@ def command(
     An interrupted demo goes on where it stopped when it is called again.
     """
     check_device(device)
-    runs = {}
+    runs: dict[str, RunDirectory] = {}
     for arm, settings in ARMS.items():
         overrides = (*settings, *(QUICK if quick else ()), f"seed={seed}")
         if arm != "orig":

@@ -82,7 +82,8 @@ def within(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks], a
     """Each group's masks against its first or against the one before; a group of one file has nothing."""
     found: Compared = {}
     for name, paths in groups.items():
-        base, rows = read(paths[0]), []
+        base = read(paths[0])
+        rows: list[dict[str, Any]] = []
         for path in paths[1:]:
             mask = read(path)
             rows.append(record(path, hamming(base, mask), len(rows) + 1))

@@ -36,10 +36,10 @@ def command(
 ) -> None:
     """Say what CHECKPOINTS hold; of a single one, layer by layer."""
     del root
-    records = []
+    records: list[dict[str, Any]] = []
     for path in expand(checkpoints, "checkpoint"):
         found = open_checkpoint(path, network=network, dataset=dataset, keep=keep)
-        layers = [
+        layers: list[dict[str, Any]] = [
             {
                 "layer": name,
                 "entries": mask.numel(),

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from s2ap_core.config import Config, presets, read_config
+from s2ap_core.data import load
 from s2ap_core.errors import InputError
 from s2ap_core.runs import RunDirectory
 from s2ap_core.stages import Callback, Stages
@@ -15,12 +16,11 @@ from s2ap_diag.commands._common import (
     check_device,
     device_option,
     emit,
-    load_data,
     make_table,
     plain_progress,
     quiet_option,
 )
-from s2ap_diag.tracking import CurvatureTracker
+from s2ap_diag.tracking import build_trackers
 
 
 @click.command(name="run")
@@ -50,8 +50,8 @@ def command(
 ) -> None:
     """Run CONFIG, a TOML file or a preset's name, through all its stages."""
     if list_presets:
-        rows = [[name, read_config(name).title] for name in presets()]
-        emit([], make_table("Presets", ["preset", "what it is"], rows))
+        listed = [[name, read_config(name).title] for name in presets()]
+        emit([], make_table("Presets", ["preset", "what it is"], listed))
         return
     if config is None and not (resume and out):
         raise click.UsageError("name a CONFIG or preset, or --resume --out RUN")
@@ -62,7 +62,7 @@ def command(
     run = open_run(read_config(config, overrides) if config else None, out, resume, device)
     execute(run, device=device, quiet=quiet)
     summary = run.results()
-    rows = [[stage, *accuracies(summary, stage)] for stage in run.config.evaluation.stages]
+    rows: list[list[Any]] = [[stage, *accuracies(summary, stage)] for stage in run.config.evaluation.stages]
     emit([], make_table(f"{out}", ["stage", "clean %", "robust %"], rows), quiet=quiet)
 
 
@@ -97,11 +97,10 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def execute(run: RunDirectory, *, device: str, quiet: bool, name: str = "") -> None:
     """All stages of a run, tracked as its config says."""
     settings = run.config.data
-    data = load_data(settings.name, settings.root, run.path, corruption=settings.corruption, severity=settings.severity)
+    data = load(settings.name, settings.root, **settings.options)
     with plain_progress(quiet) as progress:
         callbacks: list[Callback] = [StageProgress(progress, name)]
-        if run.config.tracking.every:
-            callbacks.append(CurvatureTracker(run.config.tracking))
+        callbacks += build_trackers(run.config.tracking)
         Stages(run, data, device=device, callbacks=callbacks).all()
 
 

@@ -137,9 +137,7 @@ def test_curvlinops_gives_the_same_spectrum_by_way_of_the_masked_weights(name: s
     in_weights = HessianLinearOperator(
         plain, nn.CrossEntropyLoss(), [layer.weight for layer in layers], [batch]
     ) @ torch.eye(sum(layer.weight.numel() for layer in layers), dtype=torch.float64)
-    w = torch.cat(
-        [p.detach().reshape(-1) for n, p in model.named_parameters() if n.endswith("original")]
-    )
+    w = torch.cat([p.detach().reshape(-1) for n, p in model.named_parameters() if n.endswith("original")])
     expected = np.linalg.eigvalsh((w[:, None] * in_weights * w).numpy())
     with ScoreHessian(model, cross_entropy, [batch]) as op:
         found = lambda_max(op, method="lanczos", iterations=op.n)
@@ -249,9 +247,7 @@ def test_one_graph_and_one_selection_per_layer_serve_all_products(monkeypatch: p
     model, (x, y) = world("conv")
     selections, forwards = [], []
     select = s2ap_core.scores.topk_mask
-    monkeypatch.setattr(
-        s2ap_core.scores, "topk_mask", lambda *args: selections.append(args) or select(*args)
-    )
+    monkeypatch.setattr(s2ap_core.scores, "topk_mask", lambda *args: selections.append(args) or select(*args))
     model.register_forward_hook(lambda *_: forwards.append(1))
 
     def clean_and_adversarial(m: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -281,10 +277,20 @@ def test_memory_stays_flat_over_200_uses() -> None:
         gc.enable()
 
 
-def test_a_loss_linear_in_a_layers_scores_has_a_zero_hessian() -> None:
-    model = attach(nn.Linear(4, 1).double(), keep=0.5)
-    op = ScoreHessian(model, lambda m, b: m(b[0]).mean(), [(torch.randn(5, 4).double(),)])
-    assert torch.equal(op.matvec(torch.ones(4).double()), torch.zeros(4).double())
+def test_a_layer_that_the_loss_does_not_use_has_zero_rows() -> None:
+    model, (x, y) = world("mlp")
+    model.add_module("unused", nn.Linear(2, 2).double())
+    model = attach(bake(model), keep=0.5)
+
+    def loss(m: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(m[3](m[1](m[0](batch[0]))), batch[1])
+
+    whole = ScoreHessian(model, loss, [(x, y)])
+    product = whole.matvec(torch.ones(whole.n, dtype=torch.float64))
+    assert product[:-4].all()
+    assert not product[-4:].any()
+    block = whole.restricted(["unused"])
+    assert not block.matvec(torch.ones(4, dtype=torch.float64)).any()
 
 
 def test_input_that_cannot_be_used_is_named() -> None:

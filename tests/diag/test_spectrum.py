@@ -200,9 +200,7 @@ def test_density_of_a_single_eigenvalue() -> None:
 def test_pyhessian_run_by_hand_and_as_a_method_agree_with_lanczos() -> None:
     model, batches = network()
     ours = curvature(model, cross_entropy, batches[:1], method="lanczos")
-    wrapped = curvature(
-        model, cross_entropy, batches[:1], method="pyhessian", iterations=2000, tolerance=1e-7
-    )
+    wrapped = curvature(model, cross_entropy, batches[:1], method="pyhessian", iterations=2000, tolerance=1e-7)
     model.requires_grad_(False)
     for s in scores(model).values():
         s.requires_grad_(True)
@@ -240,9 +238,9 @@ def test_curvature_leaves_model_and_generator_as_they_were_and_prints_nothing(
     state = {name: t.clone() for name, t in model.state_dict().items()}
     gradients = [p.grad.clone() for p in model.parameters()]
     random = torch.get_rng_state()
-    curvature(
-        model, cross_entropy, batches, batch_norm=mode, method=method, per_batch=True, by_layer="layer"
-    )
+    torch.set_warn_always(True)  # or torch's warnings would come once in a process
+    curvature(model, cross_entropy, batches, batch_norm=mode, method=method, per_batch=True, by_layer="layer")
+    torch.set_warn_always(False)
     assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
     assert all(p.requires_grad for p in model.parameters())
@@ -266,8 +264,7 @@ def test_layers_and_blocks_are_the_diagonal_blocks_sharpest_first() -> None:
     names = ["0.0.0", "0.0.3", "0.1.0", "0.1.3", "1"]
     edges = np.cumsum([0, 36, 36, 36, 36, 18])
     layers = {
-        name: np.linalg.eigvalsh(whole[a:b, a:b])[-1]
-        for name, a, b in zip(names, edges[:-1], edges[1:], strict=True)
+        name: np.linalg.eigvalsh(whole[a:b, a:b])[-1] for name, a, b in zip(names, edges[:-1], edges[1:], strict=True)
     }
     blocks = {
         "0.0": np.linalg.eigvalsh(whole[:72, :72])[-1],
@@ -283,9 +280,7 @@ def test_layers_and_blocks_are_the_diagonal_blocks_sharpest_first() -> None:
 
 def test_uncertainty_over_batches_and_the_cost() -> None:
     model, batches = network()
-    alone = [
-        np.linalg.eigvalsh(dense(ScoreHessian(model, cross_entropy, [batch])))[-1] for batch in batches
-    ]
+    alone = [np.linalg.eigvalsh(dense(ScoreHessian(model, cross_entropy, [batch])))[-1] for batch in batches]
     found = curvature(model, cross_entropy, batches, method="lanczos", per_batch=True)
     assert found.per_batch == pytest.approx(alone, rel=1e-4)
     assert found.lambda_max_mean == pytest.approx(np.mean(alone), rel=1e-4)

@@ -1,0 +1,126 @@
+"""Is a checkpoint what it claims to be?"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from s2ap_core.checkpoints import Checkpoint
+from s2ap_core.methods.harp import keep_floor
+from s2ap_core.scores import FixedMask, ScoreMask, mask_of, masked_layers, masks, n_dropped, score_masks
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong (``violation``) or worth knowing (``note``)."""
+
+    kind: Literal["violation", "note"]
+    layer: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.layer}: " if self.layer else ""
+        return f"{self.kind}: {where}{self.message}"
+
+
+def verify(checkpoint: Checkpoint, search: Checkpoint | None = None) -> list[Finding]:
+    """Every finding on a checkpoint's masks, scores and weights.
+
+    Args:
+        checkpoint: with masks or without.
+        search: the search's result that a finetuned ``checkpoint`` came from, if it is at hand.
+    """
+    model = checkpoint.model
+    bits = masks(model)
+    if not bits:
+        return [Finding("note", "", "a dense network: it has no mask")]
+    return [
+        *_unusable_tensors(model),
+        *_wrong_counts(checkpoint, bits),
+        *_nonzero_outside(model),
+        *_dead(bits),
+        *_ties(model),
+        *(_changed(bits, masks(search.model)) if search is not None else ()),
+    ]
+
+
+def _unusable_tensors(model: nn.Module) -> Iterator[Finding]:
+    for name, tensor in model.state_dict().items():
+        bad = int((~tensor.isfinite()).sum())
+        if bad:
+            yield Finding("violation", name, f"{bad} values are NaN or infinite; restore an earlier epoch")
+
+
+def _wrong_counts(checkpoint: Checkpoint, bits: Mapping[str, Tensor]) -> Iterator[Finding]:
+    keep = checkpoint.header.get("keep")
+    if keep is None:
+        return
+    kept, entries = sum(int(b.sum()) for b in bits.values()), sum(b.numel() for b in bits.values())
+    if checkpoint.header.get("method") == "harp":
+        # Only the result of the search has to meet HARP's budget; on the way there the rates wander.
+        expected = entries - n_dropped(entries, keep)
+        if kept != expected and not _on_the_way(checkpoint):
+            yield Finding("violation", "", f"keeps {kept} of {entries} weights; keep {keep:g} is {expected}")
+        low = keep_floor(keep)
+        for name, b in bits.items():
+            if int(b.sum()) < int(low * b.numel()) - 1:
+                yield Finding("violation", name, f"keeps {int(b.sum())} of {b.numel()}, less than HARP's floor {low:g}")
+        return
+    for name, b in bits.items():
+        expected = b.numel() - n_dropped(b.numel(), keep)
+        if int(b.sum()) != expected:
+            yield Finding("violation", name, f"keeps {int(b.sum())} of {b.numel()}; keep {keep:g} is {expected}")
+
+
+def _on_the_way(checkpoint: Checkpoint) -> bool:
+    return checkpoint.path.name.startswith("prune-epoch-")
+
+
+def _nonzero_outside(model: nn.Module) -> Iterator[Finding]:
+    for name, layer in model.named_modules():
+        mask = mask_of(layer) if name in masked_layers(model) else None
+        if isinstance(mask, FixedMask):
+            weight: Tensor = layer.parametrizations.weight.original  # type: ignore[union-attr, assignment]
+            outside = int(((weight != 0) & ~mask.mask_bits).sum())
+            if outside:
+                yield Finding("violation", name, f"{outside} weights outside the mask are not zero")
+
+
+def _dead(bits: Mapping[str, Tensor]) -> Iterator[Finding]:
+    for name, b in bits.items():
+        if not b.any():
+            yield Finding("violation", name, "dead: no weight is kept, and nothing passes this layer")
+            continue
+        dead_out = int((~b.flatten(1).any(1)).sum())
+        dead_in = int((~b.transpose(0, 1).flatten(1).any(1)).sum())
+        if dead_out or dead_in:
+            yield Finding(
+                "note", name, f"{dead_out} of {b.shape[0]} output and {dead_in} of {b.shape[1]} input channels are dead"
+            )
+
+
+def _ties(model: nn.Module) -> Iterator[Finding]:
+    for name, mask in score_masks(model).items():
+        tied = _tied_at_threshold(mask)
+        if tied:
+            yield Finding("note", name, f"{tied} scores tie at the threshold: which of them stay is a matter of order")
+
+
+@torch.no_grad()
+def _tied_at_threshold(mask: ScoreMask) -> int:
+    magnitude, kept = mask.scores.abs(), mask.mask().bool()
+    if kept.all() or not kept.any():
+        return 0
+    threshold = magnitude[kept].min()
+    tied = magnitude == threshold
+    return int(tied.sum()) if bool((tied & ~kept).any()) else 0
+
+
+def _changed(bits: Mapping[str, Tensor], searched: Mapping[str, Tensor]) -> Iterator[Finding]:
+    for name, b in bits.items():
+        if name in searched and searched[name].shape == b.shape:
+            flipped = int((b != searched[name]).sum())
+            if flipped:
+                yield Finding("violation", name, f"{flipped} mask entries differ from the search's result")
