@@ -1,8 +1,8 @@
 """A run's settings: typed, checked, read from TOML and written back."""
 
+import difflib
 import tomllib
 from fractions import Fraction
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from s2ap_core.errors import InputError
 from s2ap_core.methods import MethodSettings
+from s2ap_core.presets import presets
 
 
 def _fraction(value: Any) -> Fraction:
@@ -125,14 +126,15 @@ class EvaluationSettings(_Settings):
     """Robust accuracy on the test split.
 
     Attributes:
-        stages: which results are evaluated: the dense network, the raw mask, the finetuned network.
-        attack: ``autoattack`` (standard), ``apgd`` (its APGD-CE and targeted APGD), or ``pgd-50``.
+        stages: which results are evaluated: the dense network, the raw mask, the finetuned network. A run
+            trains as far as these need it.
+        attack: ``autoattack`` (standard), ``apgd`` (its APGD-CE and targeted APGD), ``pgd-50``, or ``none``.
         eps: None is the training's radius.
         n: number of test images, the first ones; None is all.
     """
 
     stages: list[Literal["pretrain", "prune", "finetune"]] = ["pretrain", "prune", "finetune"]
-    attack: Literal["autoattack", "apgd", "pgd-50"] = "autoattack"
+    attack: Literal["autoattack", "apgd", "pgd-50", "none"] = "autoattack"
     norm: Literal["Linf", "L2", "L1"] = "Linf"
     eps: Radius | None = Field(default=None, ge=0)
     n: int | None = Field(default=None, ge=1)
@@ -179,13 +181,6 @@ class Config(_Settings):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def presets() -> dict[str, str]:
-    """The names of the presets that come with the package, and their TOML."""
-    folder = resources.files("s2ap_core.presets")
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    return {file.name.removesuffix(".toml"): file.read_text() for file in files}
-
-
 def read_config(source: str | Path, overrides: tuple[str, ...] = ()) -> Config:
     """The settings of a TOML file or preset, with ``a.b=value`` overrides on top.
 
@@ -196,23 +191,37 @@ def read_config(source: str | Path, overrides: tuple[str, ...] = ()) -> Config:
     Raises:
         InputError: if there is no such file or preset, it is not TOML, or a key or value does not fit.
     """
-    path = Path(source)
+    path, known = Path(source), presets()
     if path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read as text ({error}); give a TOML config") from error
-    elif str(source) in (known := presets()):
-        text = known[str(source)]
+        settings = _read_toml(path)
+    elif str(source) in known:
+        settings = known[str(source)].settings
     else:
-        raise InputError(f"{source}: neither a file nor a preset; presets: {', '.join(known)}")
+        close = difflib.get_close_matches(str(source), known, cutoff=0.8)
+        hint = f"did you mean {', '.join(close)}" if close else "`s2ap-diag run --list` shows the presets"
+        raise InputError(f"{source}: neither a file nor a preset; {hint}")
+    return override(parse_config(settings, str(source)), overrides, str(source))
+
+
+def override(config: Config, overrides: tuple[str, ...], source: str) -> Config:
+    """A config with ``a.b=value`` overrides on top, as in :func:`read_config`.
+
+    Raises:
+        InputError: if a key or value does not fit, naming ``source``.
+    """
+    settings = tomllib.loads(config.to_toml())
+    for assignment in overrides:
+        _override(settings, assignment)
+    return parse_config(settings, source)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        settings = tomllib.loads(text)
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{source}: not valid TOML: {error}") from error
-    for override in overrides:
-        _override(settings, override)
-    return parse_config(settings, str(source))
+        raise InputError(f"{path}: not valid TOML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error}); give a TOML config") from error
 
 
 def parse_config(settings: dict[str, Any], source: str) -> Config:

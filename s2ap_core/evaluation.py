@@ -48,12 +48,19 @@ class Evaluation:
     about: dict[str, Any]
 
     def summary(self) -> dict[str, Any]:
-        """Accuracies in [0, 1] with their 95 % Wilson intervals, the attack's health, and what it was."""
-        return {
+        """Accuracies in [0, 1] with their 95 % Wilson intervals, the attack's health, and what it was.
+
+        Without an attack there is the clean accuracy alone.
+        """
+        clean = {
             **self.about,
             "n": len(self.label),
             "clean_accuracy": float(self.clean.mean()),
             "clean_interval": wilson(int(self.clean.sum()), len(self.clean)),
+        }
+        if self.about["attack"] == "none":
+            return clean
+        return clean | {
             "robust_accuracy": float(self.robust.mean()),
             "robust_interval": wilson(int(self.robust.sum()), len(self.robust)),
             "noise_accuracy": float(self.noise.mean()),
@@ -74,7 +81,7 @@ class Evaluation:
                 f"random noise ({noise:.1%}) does more harm than the attack ({robust:.1%}): it is too weak, "
                 "or the network normalises twice; check both"
             )
-        if len(self.label) < 100:
+        if self.about["attack"] != "none" and len(self.label) < 100:
             low, high = wilson(int(self.robust.sum()), len(self.robust))
             found.append(f"only {len(self.label)} images: robust accuracy lies in [{low:.1%}, {high:.1%}]; raise --n")
         if clean < 1.5 / max(int(self.label.max()) + 1, 2):
@@ -114,7 +121,10 @@ def evaluate(
     Raises:
         InputError: if ``file`` belongs to another evaluation, or an image lies outside [0, 1].
     """
-    radius = settings.eps if settings.eps is not None else eps
+    if settings.attack == "none":
+        radius = Fraction(0)
+    else:
+        radius = settings.eps if settings.eps is not None else eps
     described = {
         **(about or {}),
         "attack": settings.attack,
@@ -145,6 +155,10 @@ def evaluate(
 def _evaluate_batch(
     model: nn.Module, x: Tensor, y: Tensor, settings: EvaluationSettings, eps: float, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if settings.attack == "none":
+        with torch.no_grad():
+            clean = model(x).argmax(1) == y
+        return clean, clean, clean, torch.zeros_like(clean)
     leaf = x.clone().requires_grad_()
     logits = model(leaf)
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), leaf)

@@ -192,11 +192,16 @@ class Stages:
         self.method = build_method(self.config.method)
 
     def all(self) -> None:
-        """Every stage of the method, each continued where it stopped; what is done is not repeated."""
+        """Every stage of the method, each continued where it stopped; what is done is not repeated.
+
+        The last stage to be evaluated is the last to be trained; where none is, all are trained.
+        """
         self.run.remove_leftovers()
+        wanted = self.config.evaluation.stages or TRAINED_STAGES
         self.pretrain()
-        self.prune()
-        if self.method.finetuned:
+        if not {"prune", "finetune"}.isdisjoint(wanted):
+            self.prune()
+        if "finetune" in wanted and self.method.finetuned:
             self.finetune()
         for stage in self.config.evaluation.stages:
             if self.result(stage).exists():

@@ -561,7 +561,7 @@ def _pyhessian(
         values, vectors = peer.eigenvalues(maxIter=iterations, tol=tolerance or 0.0)
     op.hvps += calls
     value = values[0] + shift
-    vector = flatten(vectors[0]) if isinstance(vectors[0], list) else vectors[0]
+    vector = flatten(vectors[0])
     vector = vector / vector.norm()
     product = _matvec(op, vector)
     residual = _relative(float((product - value * vector).norm()), value)

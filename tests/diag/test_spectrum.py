@@ -148,6 +148,13 @@ def test_lanczos_finds_both_ends_and_bounds_its_errors() -> None:
         assert true == pytest.approx(pair.residual, rel=1e-3, abs=1e-10)
 
 
+def test_lanczos_goes_on_until_a_dominant_eigenvalue_at_the_lower_end_has_converged() -> None:
+    found = lanczos(with_eigenvalues([20.0, *torch.linspace(-30, -29, 50)]), iterations=50, tolerance=1e-6)
+    assert found.smallest.residual <= 1e-6
+    assert found.smallest.value == pytest.approx(-30, rel=1e-9)
+    assert found.hvps < 50
+
+
 def test_lanczos_keeps_its_basis_orthogonal_where_the_plain_recurrence_makes_ghosts() -> None:
     values = torch.cat([torch.linspace(0, 1, 100), torch.tensor([1e4])])
     found = lanczos(with_eigenvalues(values), k=3, iterations=80, tolerance=None)

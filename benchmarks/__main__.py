@@ -1,0 +1,55 @@
+"""``python -m benchmarks``."""
+
+import json
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import Row, Setting, machine
+from benchmarks.suite import BENCHMARKS, UNUSUAL
+from s2ap_core.runs import write_file
+
+
+@click.command()
+@click.option("--only", multiple=True, metavar="NAME", type=click.Choice(list(BENCHMARKS)), help="Some, by name.")
+@click.option("--quick", is_flag=True, help="Narrow networks and small batches: shows that all runs, not how fast.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; as many as torch takes by default.")
+def main(only: tuple[str, ...], quick: bool, json_file: Path | None, device: str, threads: int | None) -> None:
+    """Ratios of time and memory on this machine, beside their goals; benchmarks/README.md says how to read them."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.BadParameter("torch finds no GPU here", param_hint="--device")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    setting = Setting(device, torch.get_num_threads(), quick)
+    facts, console = machine(setting), Console()
+    console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    records = []
+    for name in only or [name for name in BENCHMARKS if name not in UNUSUAL[device]]:
+        with console.status(name):
+            rows = BENCHMARKS[name](setting)
+        console.print(_table(name, rows))
+        records += [{"benchmark": name, **row.record()} for row in rows]
+        if json_file is not None:  # after each, so that an interrupted suite leaves what it measured
+            write_file(json_file, json.dumps({"machine": facts, "quick": quick, "rows": records}, indent=2) + "\n")
+
+
+def _table(name: str, rows: list[Row]) -> Table:
+    table = Table(title=name, title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("goal", justify="right", no_wrap=True)
+    table.add_column("behind it")
+    for row in rows:
+        met = row.goal is not None and row.goal.met_by(row.value)
+        goal = "" if row.goal is None else f"{row.goal} {'met' if met else 'missed'}"
+        table.add_row(row.name, f"{row.value:.3g} {row.unit}", goal, row.detail)
+    return table
+
+
+if __name__ == "__main__":
+    main()

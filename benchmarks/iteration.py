@@ -1,0 +1,57 @@
+"""The pruning iteration against its floor and against the published step."""
+
+from collections.abc import Callable
+
+from benchmarks import published
+from benchmarks.measure import Goal, Row, Setting, at_least, at_most, interleaved
+from benchmarks.worlds import KEEP, bare, bare_passes, images, network, search, settle_statistics, sgd
+from s2ap_core.seeds import generator
+
+PUBLISHED: list[tuple[str, int, Goal | None]] = [
+    ("resnet18", 64, at_least(5.0)),
+    ("resnet18", 128, at_least(3.3)),
+    ("vgg16_bn", 64, None),
+    ("wrn_28_4", 64, None),
+]
+
+
+def run(setting: Setting) -> list[Row]:
+    return [_floor(setting), *(_published(setting, *case) for case in PUBLISHED)]
+
+
+def _floor(setting: Setting) -> Row:
+    x, y = images(setting.batch(64), setting)
+    ours = search(network("resnet18", setting), x)
+    plain = bare(ours.model)
+    functions: dict[str, Callable[[], object]] = {
+        "floor": lambda: bare_passes(plain, x, y, ours.objective),
+        "ours": lambda: ours.iterate(x, y),
+    }
+    for function in functions.values():
+        function()
+    rounds = interleaved(functions, rounds=5, device=setting.device)
+    name = f"iteration over its bare passes, resnet18, batch {len(x)}"
+    return Row(name, rounds.ratio("ours", "floor"), "x", at_most(1.10), rounds.compare("ours", "floor"))
+
+
+def _published(setting: Setting, name: str, batch: int, goal: Goal | None) -> Row:
+    x, y = images(setting.batch(batch), setting)
+    ours = search(network(name, setting), x)
+    theirs = published.attach(network(name, setting), KEEP)
+    settle_statistics(theirs, x)
+    theirs.train()
+    optimizer = sgd([p for p in theirs.parameters() if p.requires_grad])
+
+    def published_step() -> None:
+        rng = generator(x.device, 0, "benchmark")
+        published.step(theirs, x, y, optimizer=optimizer, generator=rng, trades=published.Trades())
+
+    # Ours warms up the convolutions of both; a warm-up of the published step would double its time.
+    ours.iterate(x, y)
+    rounds = interleaved(
+        {"published": published_step, "ours": lambda: ours.iterate(x, y)},
+        rounds=3 if setting.quick or setting.device != "cpu" else 1,
+        device=setting.device,
+    )
+    ratio, detail = rounds.ratio("published", "ours"), rounds.compare("published", "ours")
+    return Row(f"published step over ours, {name}, batch {len(x)}", ratio, "x", goal, detail)

@@ -1,0 +1,125 @@
+"""The two sharpness metrics of a checkpoint against the arithmetic they need and against PyHessian."""
+
+import time
+import warnings
+from itertools import pairwise
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from pyhessian import hessian as PyHessian
+from torch import Tensor, nn
+
+from benchmarks.measure import Rounds, Row, Setting, at_most, interleaved, timed
+from benchmarks.worlds import TRADES, bare, images, network, search
+from s2ap_core.scores import scores
+from s2ap_core.seeds import generator
+from s2ap_diag.hessian import Loss, ScoreHessian, batch_norm_mode
+from s2ap_diag.loss_difference import loss_difference
+from s2ap_diag.spectrum import lambda_max
+from s2ap_diag.tracking import batch_loss
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+def run(setting: Setting) -> list[Row]:
+    x, y = images(setting.batch(128), setting)
+    ours = search(network("resnet18", setting), x)
+    batch = (x, ours.objective.attack(ours.model, x, y, generator(x.device, 0, "benchmark")), y)
+    loss = batch_loss(ours.objective)
+    return [_auto_pgd(setting, ours.model, loss, batch), *_lambda_max(setting, ours.model, loss, batch)]
+
+
+def _auto_pgd(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) -> Row:
+    """A step lasts from one evaluation of the loss to the next."""
+    plain = bare(model)
+    weights = [m.weight for m in plain.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    for parameter in plain.parameters():
+        parameter.requires_grad_(any(parameter is weight for weight in weights))
+    starts: list[float] = []
+    steps: list[float] = []
+    gradients: list[float] = []
+
+    def loss_with_time(model: nn.Module, batch: Batch) -> Tensor:
+        if setting.device.startswith("cuda"):
+            torch.cuda.synchronize(setting.device)
+        starts.append(time.perf_counter())
+        return loss(model, batch)
+
+    def gradient() -> None:
+        with batch_norm_mode(plain, "running"):
+            torch.autograd.grad(loss(plain, batch), weights)
+
+    gradient()
+    for _ in range(2):
+        starts.clear()
+        loss_difference(model, loss_with_time, [batch], rho=0.005, steps=4)
+        steps += [after - before for before, after in pairwise(starts[:5])]  # the rest are random draws
+        gradients += [timed(gradient, setting.device) for _ in range(4)]
+    rounds = Rounds({"step": [median(steps)], "gradient": [median(gradients)]})
+    return Row(
+        f"Auto-PGD step over a gradient on baked weights, resnet18, batch {len(batch[0])}",
+        rounds.ratio("step", "gradient"),
+        "x",
+        at_most(1.25),
+        rounds.compare("step", "gradient") + f", medians of {len(steps)}",
+    )
+
+
+def _lambda_max(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) -> list[Row]:
+    found: dict[str, float] = {}
+    cost = 0
+
+    def ours() -> None:
+        nonlocal cost
+        with ScoreHessian(model, loss, [batch]) as hessian:
+            reading = lambda_max(hessian, method="lanczos", tolerance=1e-3)
+        found["ours"], cost = reading.lambda_max, reading.hvps
+
+    def theirs() -> None:
+        found["PyHessian"] = pyhessian_peer(model, batch).eigenvalues(tol=1e-3)[0][0]
+        for parameter in model.parameters():
+            parameter.grad = None  # PyHessian leaves its graph there
+
+    rounds = interleaved(
+        {"ours": ours, "PyHessian": theirs},
+        rounds=3 if setting.quick or setting.device != "cpu" else 1,
+        device=setting.device,
+    )
+    ratio, detail = rounds.ratio("ours", "PyHessian"), rounds.compare("ours", "PyHessian")
+    values = ", ".join(f"{name} {value:.5g}" for name, value in found.items())
+    return [
+        Row(
+            f"lambda_max to residual 1e-3 over PyHessian to tolerance 1e-3, resnet18, batch {len(batch[0])}",
+            ratio,
+            "x",
+            at_most(1.0),
+            f"{detail}; {cost} HVPs; {values}",
+        )
+    ]
+
+
+def pyhessian_peer(model: nn.Module, batch: Batch) -> PyHessian:
+    """PyHessian on the same loss and scores as its users call it: one batch, whose graph it keeps."""
+    x, x_adv, y = batch
+
+    class RobustLogits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = model
+
+        def forward(self, _: Tensor) -> tuple[Tensor, Tensor]:
+            return self.network(x), self.network(x_adv)
+
+    def trades(logits: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+        clean, robust = logits
+        divergence = F.kl_div(F.log_softmax(robust, 1), F.softmax(clean, 1), reduction="batchmean")
+        return F.cross_entropy(clean, y) + TRADES.beta * divergence
+
+    measured = {id(s) for s in scores(model).values()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in measured)
+        parameter.grad = None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using backward.* with create_graph=True")
+        return PyHessian(RobustLogits(), trades, data=(x, y), cuda=x.device.type == "cuda")

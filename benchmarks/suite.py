@@ -1,0 +1,19 @@
+"""The benchmarks by name: one file and one line each."""
+
+from collections.abc import Callable
+
+from benchmarks import autoattack, hamming, iteration, memory, s2ap, sharpness, table7, tracking
+from benchmarks.measure import Row, Setting
+
+BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
+    "iteration": iteration.run,
+    "s2ap": s2ap.run,
+    "tracking": tracking.run,
+    "sharpness": sharpness.run,
+    "autoattack": autoattack.run,
+    "memory": memory.run,
+    "hamming": hamming.run,
+    "table7": table7.run,
+}
+# Absolute times of searches that nobody makes on a CPU, and a CPU's work that a GPU has no part in.
+UNUSUAL = {"cpu": {"table7"}, "cuda": {"hamming"}}

@@ -1,0 +1,130 @@
+"""The networks, images and searches that benchmarks measure on."""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from benchmarks.measure import Setting
+from s2ap_core.config import ObjectiveSettings, PruneSettings, StageSettings, read_config
+from s2ap_core.data import Dataset, InMemory, load
+from s2ap_core.iteration import iterate
+from s2ap_core.methods import MethodSettings, build_method
+from s2ap_core.models import build
+from s2ap_core.objectives import Objective, build_objective
+from s2ap_core.scores import bake
+from s2ap_core.seeds import generator
+from s2ap_core.sharpness import Perturbation
+from s2ap_core.stages import Loop, searched_parameters
+
+KEEP = 0.1
+TRADES = ObjectiveSettings()  # PGD-10, eps 8/255, step 2/255, beta 6
+
+
+def network(name: str, setting: Setting) -> nn.Module:
+    """A network with fresh weights for 32x32 colour images; the time of a pass does not depend on them."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return build(name, width=setting.width).to(setting.device)
+
+
+def images(count: int, setting: Setting) -> tuple[Tensor, Tensor]:
+    """Synthetic CIFAR images [count, 3, 32, 32] in [0, 1] and their labels [count]."""
+    rng = generator("cpu", 0, "images")
+    x, y = torch.rand(count, 3, 32, 32, generator=rng), torch.randint(0, 10, (count,), generator=rng)
+    return x.to(setting.device), y.to(setting.device)
+
+
+def synthetic_data(count: int, setting: Setting) -> Dataset:
+    """The same kind of images as a data set with a training split."""
+    x, y = images(count, setting)
+    return InMemory("synthetic", 10, {"train": ((x * 255).byte().cpu().numpy(), y.cpu().numpy())}).to(setting.device)
+
+
+@dataclass
+class Search:
+    """A HYDRA search by TRADES, as the prune stage sets it up."""
+
+    model: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+
+    def iterate(self, x: Tensor, y: Tensor, perturbation: Perturbation | None = None) -> None:
+        rng = generator(x.device, 0, "benchmark")
+        iterate(
+            self.model,
+            x,
+            y,
+            objective=self.objective,
+            optimizer=self.optimizer,
+            generator=rng,
+            perturbation=perturbation,
+        )
+
+
+def search(model: nn.Module, x: Tensor, objective: ObjectiveSettings = TRADES) -> Search:
+    """Mask ``model`` in place and make it ready to be searched; ``x`` settles the running statistics."""
+    build_method(MethodSettings(keep=KEEP)).attach(model, generator("cpu", 0, "scores"))
+    settle_statistics(model, x)
+    return Search(model.train(), build_objective(objective), sgd(searched_parameters(model, PruneSettings())))
+
+
+def sgd(parameters: list[nn.Parameter]) -> torch.optim.SGD:
+    """The optimizer of every stage."""
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
+def settle_statistics(model: nn.Module, x: Tensor) -> None:
+    """Running statistics that belong to these masks: without them activations die out in eval mode."""
+    with torch.no_grad():
+        update_bn([x], model)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The network with its masks baked in; what the search trains of it is its weights and its BatchNorm."""
+    plain = bake(model)
+    for layer in plain.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.weight.requires_grad_(True)
+    return plain.train()
+
+
+def bare_passes(plain: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> None:
+    """The arithmetic that an iteration cannot do without: 1 + 10 + 2 passes forward, 10 + 1 backward."""
+    x_adv = objective.attack(plain, x, y, generator(x.device, 0, "benchmark"))
+    plain.zero_grad()
+    objective.loss(plain, x, x_adv, y).backward()
+
+
+@dataclass(frozen=True)
+class Digits:
+    """A narrow ResNet-18 that was trained robustly on scikit-learn's digits for a few epochs."""
+
+    model: nn.Module
+    data: Dataset
+    objective: ObjectiveSettings
+    settings: StageSettings
+
+    def loop(self, stage: str, parameters: list[nn.Parameter]) -> Loop:
+        """A stage on this network, ready for :meth:`Loop.train_epoch`."""
+        per_epoch = math.ceil(self.data.count("train") / self.settings.batch_size)
+        objective = build_objective(self.objective)
+        return Loop(stage, self.settings, self.model, objective, sgd(parameters), self.data, 0, per_epoch)
+
+
+def digits(setting: Setting, *, epochs: int) -> Digits:
+    """Pretrain on digits; deterministic."""
+    config = read_config("digits")
+    settings = cast(StageSettings, config.pretrain.model_copy(update={"epochs": epochs}))
+    data = load("digits").to(setting.device)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = build("resnet18", width=config.network.width, input_size=data.size, input_channels=data.channels)
+    found = Digits(model.to(setting.device), data, config.objective, settings)
+    loop = found.loop("pretrain", list(model.parameters()))
+    for loop.epoch in range(1, epochs + 1):
+        loop.train_epoch()
+    return found
