@@ -1,6 +1,7 @@
 """``python -m benchmarks``."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -32,6 +33,8 @@ def main(only: tuple[str, ...], quick: bool, json_file: Path | None, device: str
     for name in only or [name for name in BENCHMARKS if name not in UNUSUAL[device]]:
         with console.status(name):
             rows = BENCHMARKS[name](setting)
+        if quick:  # goals are for the sizes of the full suite
+            rows = [replace(row, goal=None) for row in rows]
         console.print(_table(name, rows))
         records += [{"benchmark": name, **row.record()} for row in rows]
         if json_file is not None:  # after each, so that an interrupted suite leaves what it measured
@@ -47,7 +50,7 @@ def _table(name: str, rows: list[Row]) -> Table:
     for row in rows:
         met = row.goal is not None and row.goal.met_by(row.value)
         goal = "" if row.goal is None else f"{row.goal} {'met' if met else 'missed'}"
-        table.add_row(row.name, f"{row.value:.3g} {row.unit}", goal, row.detail)
+        table.add_row(row.name, f"{row.value:#.3g}".rstrip(".") + f" {row.unit}", goal, row.detail)
     return table
 
 

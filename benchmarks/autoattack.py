@@ -11,8 +11,8 @@ from s2ap_core.seeds import derive_seed
 
 
 def run(setting: Setting) -> list[Row]:
-    world = digits(setting, epochs=2 if setting.quick else 5)
-    n, eps = 16 if setting.quick else 100, world.objective.eps
+    world = digits(setting, epochs=1 if setting.quick else 5)
+    n, eps = 4 if setting.quick else 64, world.objective.eps
     settings = EvaluationSettings(n=n, batch_size=n)
     (batch,) = world.data.batches("test", n, limit=n)
     model = world.model.eval().requires_grad_(False)
@@ -29,7 +29,7 @@ def run(setting: Setting) -> list[Row]:
         _, predicted = attack.run_standard_evaluation(batch.x, batch.y, batch_size=n)
         robust["direct"] = (predicted == batch.y).cpu().numpy()
 
-    rounds = interleaved({"direct": direct, "ours": ours}, rounds=3, device=setting.device)
+    rounds = interleaved({"direct": direct, "ours": ours}, rounds=1 if setting.quick else 2, device=setting.device)
     agree = "the same" if np.array_equal(found["ours"].robust, robust["direct"]) else "OTHER"
     detail = f"{rounds.compare('ours', 'direct')}; {robust['direct'].sum()} of {n} robust, {agree} images in both"
     return [

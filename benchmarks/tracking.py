@@ -8,7 +8,7 @@ from statistics import fmean, median
 from torch import Tensor
 
 from benchmarks.measure import Row, Setting, at_most, timed
-from benchmarks.worlds import Digits, digits, network, search, sgd, synthetic_data
+from benchmarks.worlds import Digits, colour_digits, digits, pretrained, search
 from s2ap_core.config import PruneSettings, TrackingSettings
 from s2ap_core.iteration import Step
 from s2ap_core.methods import MethodSettings, build_method
@@ -155,14 +155,13 @@ def _search(world: Digits, epochs: int, readings: Readings) -> int:
 
 
 def _full_width(setting: Setting) -> Row:
-    batch, iterations = setting.batch(64), 5
-    data = synthetic_data(batch * iterations, setting)
-    model = network("resnet18", setting)
+    batch, iterations = setting.batch(64), 6
+    data = colour_digits(batch * iterations, setting)
+    model = pretrained("resnet18", data, batch // 2, setting)
     ours = search(model, next(data.batches("train", batch)).x)
     readings = Readings({"quarter": Tracked(batch // 4)}, setting.device)
-    optimizer = sgd(searched_parameters(model, PruneSettings()))
-    settings = PruneSettings(batch_size=batch)
-    loop = Loop("prune", settings, model, ours.objective, optimizer, data, 0, iterations, callbacks=[readings])
+    settings = PruneSettings(lr=0.01, batch_size=batch)  # 0.1 would throw a barely trained network about
+    loop = Loop("prune", settings, model, ours.objective, ours.optimizer, data, 0, iterations, callbacks=[readings])
     loop.epoch = 1
     readings.mark = time.perf_counter()
     loop.train_epoch()

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from benchmarks.measure import Setting
-from s2ap_core.config import ObjectiveSettings, PruneSettings, StageSettings, read_config
+from s2ap_core.config import ObjectiveSettings, PretrainSettings, PruneSettings, StageSettings, read_config
 from s2ap_core.data import Dataset, InMemory, load
 from s2ap_core.iteration import iterate
 from s2ap_core.methods import MethodSettings, build_method
@@ -38,10 +39,21 @@ def images(count: int, setting: Setting) -> tuple[Tensor, Tensor]:
     return x.to(setting.device), y.to(setting.device)
 
 
-def synthetic_data(count: int, setting: Setting) -> Dataset:
-    """The same kind of images as a data set with a training split."""
-    x, y = images(count, setting)
-    return InMemory("synthetic", 10, {"train": ((x * 255).byte().cpu().numpy(), y.cpu().numpy())}).to(setting.device)
+def colour_digits(count: int, setting: Setting) -> Dataset:
+    """The first ``count`` digits as a training split of CIFAR's shape: where curvature should mean something."""
+    (batch,) = load("digits").batches("train", count, limit=count)
+    x = F.interpolate(batch.x, size=32, mode="bilinear").expand(-1, 3, -1, -1)
+    return InMemory("digits32", 10, {"train": ((x * 255).byte().numpy(), batch.y.numpy())}).to(setting.device)
+
+
+def pretrained(name: str, data: Dataset, batch: int, setting: Setting) -> nn.Module:
+    """A network after one epoch of plain training."""
+    model = network(name, setting)
+    settings, per_epoch = PretrainSettings(batch_size=batch), math.ceil(data.count("train") / batch)
+    objective = build_objective(ObjectiveSettings(name="clean"))
+    loop = Loop("pretrain", settings, model, objective, sgd(list(model.parameters())), data, 0, per_epoch, epoch=1)
+    loop.train_epoch()
+    return model
 
 
 @dataclass

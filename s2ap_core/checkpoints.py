@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from s2ap_core.config import Config
 from s2ap_core.data import Dataset
 from s2ap_core.errors import InputError
+from s2ap_core.methods.harp import keep_floor
 from s2ap_core.models import build
 from s2ap_core.runs import load_tensors, save_tensors
 from s2ap_core.scores import (
+    ChannelMask,
     FixedMask,
     ScoreMask,
     attach_masks,
@@ -52,6 +54,7 @@ def describe(config: Config, data: Dataset, stage: str, epoch: int) -> dict[str,
         "method": config.method.name,
         "minimizer": config.minimizer.name,
         "keep": config.method.keep,
+        "flops_reduction": config.method.flops_reduction,
         "seed": config.seed,
         "stage": stage,
         "epoch": epoch,
@@ -94,6 +97,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], keep: float) -> None:
         InputError: if names or shapes do not fit, or scores hold NaN.
     """
     layers = {name for name in maskable_layers(model) if {f"{name}.scores", f"{name}.mask"} & state.keys()}
+    tied: dict[int, nn.Parameter] = {}
 
     def make(name: str, layer: nn.Module) -> ScoreMask | FixedMask:
         if f"{name}.mask" in state:
@@ -102,7 +106,12 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], keep: float) -> None:
         if not scores.isfinite().all():
             raise InputError(f"{name}.scores hold NaN or infinity; restore an earlier epoch")
         rate = nn.Parameter(state[f"{name}.rate"].clone()) if f"{name}.rate" in state else None
-        return ScoreMask(scores.clone(), keep, rate, keep_min=0.1 * keep if rate is not None else 0.0)
+        if f"{name}.group" not in state:
+            return ScoreMask(scores.clone(), keep, rate, keep_floor(keep) if rate is not None else 0.0)
+        own, group = float(state[f"{name}.keep"]), int(state[f"{name}.group"])
+        if rate is None:
+            return ChannelMask(scores.clone(), own, group)
+        return ChannelMask(scores.clone(), own, group, tied.setdefault(group, rate), keep_floor(own))
 
     if layers:
         attach_masks(model, make, only=layers)

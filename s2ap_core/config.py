@@ -108,6 +108,7 @@ class MinimizerSettings(_Settings):
         warmup: epochs without perturbation at the start.
         eta_z: ascent step: ``inf`` puts each layer on its sphere; ``lr`` or a number is line 6 as printed.
         carry: keep z from one iteration to the next, the literal reading of line 6.
+        single_step, subset, every: cheaper ways to z, see :class:`s2ap_core.sharpness.Perturbation`.
         update: ``method`` steps with the method's optimizer, ``normalized`` divides the scores' gradient by
             its norm and steps without momentum and decay, which is line 10 as printed.
     """
@@ -119,6 +120,9 @@ class MinimizerSettings(_Settings):
     warmup: int = Field(default=5, ge=0)
     eta_z: Annotated[float, Field(gt=0)] | Literal["lr"] = float("inf")
     carry: bool = False
+    single_step: bool = False
+    subset: float = Field(default=1.0, gt=0, le=1)
+    every: int = Field(default=1, ge=1)
     update: Literal["method", "normalized"] = "method"
 
 

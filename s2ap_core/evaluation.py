@@ -121,10 +121,8 @@ def evaluate(
     Raises:
         InputError: if ``file`` belongs to another evaluation, or an image lies outside [0, 1].
     """
-    if settings.attack == "none":
-        radius = Fraction(0)
-    else:
-        radius = settings.eps if settings.eps is not None else eps
+    asked = settings.eps if settings.eps is not None else eps
+    radius = asked if settings.attack != "none" else Fraction(0)
     described = {
         **(about or {}),
         "attack": settings.attack,

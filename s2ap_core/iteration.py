@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +46,14 @@ def iterate(
         on_attacked(x_adv)
 
     # Line 4: the robust loss L(s) = L(w * M(s, k)).
-    def robust_loss() -> Tensor:
-        return objective.loss(model, x, x_adv, y)
+    def robust_loss(share: float = 1.0) -> Tensor:
+        n = max(1, round(share * len(y)))
+        return objective.loss(model, x[:n], x_adv[:n], y[:n])
 
     # Lines 6 to 9: z <- the layer-wise projected ascent step on L(s + z), then s <- s + z.
     lr = optimizer.param_groups[0]["lr"]
-    with perturbation.applied(robust_loss, lr) if perturbation else nullcontext(), one_mask(model):
+    z = perturbation.applied(partial(robust_loss, perturbation.subset), lr) if perturbation else nullcontext()
+    with z, one_mask(model):
         # Line 10, the gradient of L(s + z).
         optimizer.zero_grad()
         loss = robust_loss()

@@ -134,6 +134,45 @@ class ScoreMask(nn.Module):
         return weight * self.mask()
 
 
+class ChannelMask(ScoreMask):
+    """Parametrization ``w -> w * M(s, k)`` with one score per input channel of the layer.
+
+    ``round(k * C)`` of the C channels stay, at least one. What a checkpoint needs in order to build the
+    mask again are buffers of it.
+
+    Args:
+        scores: [1, C, 1, 1] for a Conv2d, [1, C] for a Linear.
+        keep: fraction k of the channels that is kept, in (0, 1]; with ``rate``, the target that ``keep_min``
+            belongs to.
+        group: number of the tensor that the layer reads; layers with the same one share their rate.
+        rate, keep_min: as for :class:`ScoreMask`.
+    """
+
+    nominal_keep: Tensor
+    group: Tensor
+
+    def __init__(
+        self, scores: Tensor, keep: float, group: int, rate: nn.Parameter | None = None, keep_min: float = 0.0
+    ) -> None:
+        super().__init__(scores, keep, rate, keep_min)
+        self.register_buffer("nominal_keep", torch.tensor(keep, dtype=torch.float64))
+        self.register_buffer("group", torch.tensor(group))
+
+    @property
+    def keep(self) -> float:
+        """The keep rate in force."""
+        return float(self.nominal_keep) if self.rate is None else super().keep
+
+    @property
+    def n_keep(self) -> int:
+        """Number of channels kept."""
+        return self.count(self.keep)
+
+    def count(self, keep: float) -> int:
+        """Number of channels that a keep rate keeps."""
+        return max(1, round(keep * self.scores.numel()))
+
+
 class FixedMask(nn.Module):
     """Parametrization ``w -> w * m`` with a mask that stays, as in finetuning."""
 
@@ -329,8 +368,15 @@ def bake(model: nn.Module) -> nn.Module:
     return plain
 
 
-_PARAMETRIZED = re.compile(r"parametrizations\.weight\.(original|0\.scores|0\.rate|0\.mask_bits)$")
-_PLAIN = {"original": "weight", "0.scores": "scores", "0.rate": "rate", "0.mask_bits": "mask"}
+_PLAIN = {
+    "original": "weight",
+    "0.scores": "scores",
+    "0.rate": "rate",
+    "0.nominal_keep": "keep",
+    "0.group": "group",
+    "0.mask_bits": "mask",
+}
+_PARAMETRIZED = re.compile(rf"parametrizations\.weight\.({'|'.join(map(re.escape, _PLAIN))})$")
 
 
 def _plain_name(key: str) -> str:
@@ -338,8 +384,13 @@ def _plain_name(key: str) -> str:
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict under plain names: ``conv1.weight``, ``.scores``, ``.rate``, ``.mask``."""
-    return {_plain_name(key): tensor for key, tensor in model.state_dict().items()}
+    """The state dict under plain names: ``conv1.weight``, ``.scores``, ``.rate``, ``.mask``.
+
+    Channel masks also have ``.keep`` and ``.group``. Tensors share the model's memory, but for tied rates,
+    which are one tensor in the model and one for each layer here: files hold no shared tensors.
+    """
+    state = {_plain_name(key): tensor for key, tensor in model.state_dict().items()}
+    return {name: tensor.clone() if name.endswith(".rate") else tensor for name, tensor in state.items()}
 
 
 def load_plain_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:

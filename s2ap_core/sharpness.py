@@ -53,9 +53,14 @@ class Perturbation:
         eta_z: length of the ascent step. Infinite (the default) puts every layer on its sphere, as AWP's
             code does; a finite one is line 6 as printed, where ``"lr"`` is the optimizer's learning rate.
         carry: start from the last iteration's z instead of 0, the literal reading of line 6.
+        single_step: ascend along the last iteration's gradient, at s + z, instead of making an extra pass
+            (after Ji et al. 2024); the first iteration of an epoch makes one.
+        subset: share of the batch that the extra pass is to see.
+        every: iterations that one z serves.
 
     Attributes:
-        loss: L(s), the loss that the ascent started from, after a block of :meth:`applied`.
+        loss: L(s), the loss that the ascent started from, after a block of :meth:`applied`; NaN if it
+            was not computed on the whole batch.
         on_perturbed: called once per :meth:`applied`, when s + z is in force; for trackers.
     """
 
@@ -67,10 +72,15 @@ class Perturbation:
         gamma: float,
         eta_z: float | Literal["lr"] = float("inf"),
         carry: bool = False,
+        single_step: bool = False,
+        subset: float = 1.0,
+        every: int = 1,
     ) -> None:
         self.model, self.layers = model, layers
         self.gamma, self.eta_z, self.carry = gamma, eta_z, carry
+        self.single_step, self.subset, self.every = single_step, subset, every
         self.z: list[Tensor] | None = None
+        self._age = 0
         self.loss = torch.tensor(torch.nan)
         self.on_perturbed: Callable[[], None] | None = None
 
@@ -84,16 +94,19 @@ class Perturbation:
         """
         tensors = [layer.tensor for layer in self.layers]
         before = [tensor.detach().clone() for tensor in tensors]
+        self.loss = torch.tensor(torch.nan)
         try:
-            if self.carry and self.z is not None:
-                _add(tensors, self.z)
-            else:
-                self.z = [torch.zeros_like(tensor) for tensor in before]
-            gradient = self._gradient(robust_loss, tensors)
-            _copy(tensors, before)
-            radii = [self.gamma * layer.norm().detach() for layer in self.layers]
-            eta = lr if self.eta_z == "lr" else self.eta_z
-            self.z = ascend_and_project(self.z, gradient, radii, eta)
+            if self.z is None or self._age % self.every == 0:
+                if self.carry and self.z is not None:
+                    _add(tensors, self.z)
+                else:
+                    self.z = [torch.zeros_like(tensor) for tensor in before]
+                gradient = self._gradient(robust_loss, tensors)
+                _copy(tensors, before)
+                radii = [self.gamma * layer.norm().detach() for layer in self.layers]
+                eta = lr if self.eta_z == "lr" else self.eta_z
+                self.z = ascend_and_project(self.z, gradient, radii, eta)
+            self._age += 1
             _add(tensors, self.z)
             if self.on_perturbed is not None:
                 self.on_perturbed()
@@ -101,7 +114,16 @@ class Perturbation:
         finally:
             _copy(tensors, before)
 
+    def begin_epoch(self) -> None:
+        """Forget what a resumed run would not know: the age of z and the last gradient."""
+        self._age = 0
+        for layer in self.layers:
+            layer.tensor.grad = None
+
     def _gradient(self, robust_loss: Callable[[], Tensor], tensors: list[nn.Parameter]) -> list[Tensor]:
+        last = [tensor.grad for tensor in tensors if tensor.grad is not None]
+        if self.single_step and len(last) == len(tensors):
+            return last
         frozen = [tensor for tensor in tensors if not tensor.requires_grad]
         for tensor in frozen:
             tensor.requires_grad_(True)
@@ -112,7 +134,8 @@ class Perturbation:
         finally:
             for tensor in frozen:
                 tensor.requires_grad_(False)
-        self.loss = loss.detach()
+        if self.subset == 1:
+            self.loss = loss.detach()
         return list(gradient)
 
 

@@ -112,6 +112,8 @@ class Loop:
     def train_epoch(self) -> None:
         """One pass over the training images: Algorithm 1 or 2, iteration by iteration."""
         self.perturbation = self.perturb(self.epoch)
+        if self.perturbation is not None:
+            self.perturbation.begin_epoch()
         set_lr(self.optimizer, cosine_lr(self.settings, self.epoch))
         total, images = 0.0, 0
         order = derive_seed(self.seed, self.stage, self.epoch)
@@ -190,6 +192,7 @@ class Stages:
         self.device, self.callbacks = device, callbacks
         self.objective = build_objective(self.config.objective)
         self.method = build_method(self.config.method)
+        self.method.image_shape = (data.channels, data.size, data.size)
 
     def all(self) -> None:
         """Every stage of the method, each continued where it stopped; what is done is not repeated.
@@ -243,7 +246,14 @@ class Stages:
         if minimizer.name != "none":
             layers = score_layers(model) if minimizer.name == "s2ap" else weight_layers(model)
             perturbation = Perturbation(
-                model, layers, gamma=minimizer.gamma, eta_z=minimizer.eta_z, carry=minimizer.carry
+                model,
+                layers,
+                gamma=minimizer.gamma,
+                eta_z=minimizer.eta_z,
+                carry=minimizer.carry,
+                single_step=minimizer.single_step,
+                subset=minimizer.subset,
+                every=minimizer.every,
             )
             loop.perturb = lambda epoch: perturbation if epoch > minimizer.warmup else None
         if minimizer.update == "normalized":
@@ -415,7 +425,7 @@ class Stages:
 
 def searched_parameters(model: nn.Module, settings: PruneSettings) -> list[nn.Parameter]:
     """What the search trains: scores, rates and the normalisation layers; all else is frozen, in place."""
-    searched = [p for mask in score_masks(model).values() for p in mask.parameters()]
+    searched = list(nn.ModuleList(score_masks(model).values()).parameters())  # tied rates once
     if not settings.freeze_norm:
         norms = (m for m in model.modules() if isinstance(m, _NormBase | nn.LayerNorm | nn.GroupNorm))
         searched += [p for norm in norms for p in norm.parameters()]

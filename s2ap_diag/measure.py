@@ -9,11 +9,12 @@ from s2ap_core.checkpoints import Checkpoint
 from s2ap_core.config import ObjectiveSettings
 from s2ap_core.data import Dataset
 from s2ap_core.objectives import build_objective
-from s2ap_core.scores import density
+from s2ap_core.scores import density as kept_fraction
 from s2ap_diag.adversary import Adversary, describe_adversary, needs_reestimation, reestimate_statistics
-from s2ap_diag.hessian import BatchNormMode
+from s2ap_diag.hessian import BatchNormMode, ScoreHessian
 from s2ap_diag.loss_difference import LossDifference, Norm, loss_difference
-from s2ap_diag.spectrum import Curvature, Method, curvature
+from s2ap_diag.spectrum import Curvature, Method, SpectralDensity, curvature, spectral_density
+from s2ap_diag.stability import ScoreMargins, score_margins
 from s2ap_diag.tracking import batch_loss
 
 RHOS = (0.001, 0.0025, 0.005, 0.0075, 0.01)
@@ -27,6 +28,7 @@ class SharpnessSettings:
         hvps, tolerance: of the eigenvalue method, None for the method's own.
         rho: radii of the loss difference; none of them leaves it out.
         recraft: make the adversarial examples anew at each step of the loss difference.
+        spectrum: estimate the trace and the density of all eigenvalues too.
     """
 
     method: Method = "power"
@@ -39,6 +41,7 @@ class SharpnessSettings:
     norm: Norm = "linf"
     scale: Literal["score", "one"] = "score"
     recraft: bool = False
+    spectrum: bool = False
     restarts: int = 1
     images: int = 1024
     batch_size: int = 128
@@ -47,7 +50,7 @@ class SharpnessSettings:
 
 @dataclass(frozen=True)
 class Sharpness:
-    """Curvature and loss differences of one checkpoint, in the order of the rho asked for."""
+    """Curvature, loss differences and score margins of one checkpoint, in the order of the rho asked for."""
 
     checkpoint: Checkpoint
     keep: float
@@ -56,13 +59,15 @@ class Sharpness:
     batch_norm: str
     adversary: str
     seconds: float
+    margins: tuple[ScoreMargins, ...]
+    density: SpectralDensity | None
 
     def record(self) -> dict[str, Any]:
         """The entry of ``sharpness --json``."""
         found = self.curvature
         return {
             "checkpoint": str(self.checkpoint.path),
-            "epoch": self.checkpoint.header.get("epoch"),
+            **{name: self.checkpoint.header.get(name) for name in ("epoch", "method", "minimizer", "seed")},
             "keep": self.keep,
             "n_scores": found.n_scores,
             "lambda_max": found.lambda_max,
@@ -76,7 +81,11 @@ class Sharpness:
             "hvps": found.hvps,
             "symmetry_defect": found.symmetry_defect,
             "layers": found.layers,
-            "loss_difference": {f"{d.rho:g}": _loss_difference_record(d) for d in self.loss_differences},
+            "trace": None if self.density is None else self.density.mean * found.n_scores,
+            "loss_difference": {
+                f"{difference.rho:g}": _loss_difference_record(difference, margin)
+                for difference, margin in zip(self.loss_differences, self.margins, strict=True)
+            },
             "batches": found.batches,
             "batch_size": found.batch_size,
             "batch_norm": self.batch_norm,
@@ -85,11 +94,18 @@ class Sharpness:
         }
 
 
-def _loss_difference_record(found: LossDifference) -> dict[str, Any]:
+def _loss_difference_record(found: LossDifference, margins: ScoreMargins) -> dict[str, Any]:
     entries = asdict(found)
     kept = ("mean", "std", "standard_error", "average_case", "steps", "norm", "scale", "recrafted")
     flips = sum(found.flips) / len(found.flips)
-    return {**{name: entries[name] for name in kept}, "flips": flips, "flips_share": flips / found.n_scores}
+    return {
+        **{name: entries[name] for name in kept},
+        "flips": flips,
+        "flips_share": flips / found.n_scores,
+        # What the scores' margins predict: at most so many can flip, so many lie within rho of the threshold.
+        "flippable_share": margins.flippable,
+        "within_share": margins.within,
+    }
 
 
 def measure_sharpness(
@@ -131,9 +147,14 @@ def measure_sharpness(
         per_batch=True,
         by_layer=settings.by_layer,
     )
+    density = None
+    if settings.spectrum:
+        with ScoreHessian(model, loss, batches, batch_norm=settings.batch_norm) as hessian:
+            density = spectral_density(hessian, seed=settings.seed)
     on_step()
-    differences = []
+    differences, margins = [], []
     for rho in settings.rho:
+        margins.append(score_margins(model, rho))
         differences.append(
             loss_difference(
                 model,
@@ -151,5 +172,14 @@ def measure_sharpness(
         )
         on_step()
     described = describe_adversary(objective, recrafted=settings.recraft)
-    seconds = time.monotonic() - started
-    return Sharpness(checkpoint, density(model), found, tuple(differences), batch_norm, described, seconds)
+    return Sharpness(
+        checkpoint=checkpoint,
+        keep=kept_fraction(model),
+        curvature=found,
+        loss_differences=tuple(differences),
+        batch_norm=batch_norm,
+        adversary=described,
+        seconds=time.monotonic() - started,
+        margins=tuple(margins),
+        density=density,
+    )

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from s2ap_core.errors import InputError
 from s2ap_core.runs import write_file
+from s2ap_diag.spectrum import SpectralDensity
 
 # Okabe & Ito's colours; each with a line and a marker of its own.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -89,6 +90,22 @@ def curves(
     axes.legend()
 
 
+def band_curves(axes: Axes, arms: Mapping[str, pd.DataFrame], *, xlabel: str, ylabel: str) -> None:
+    """One line for each arm over the index, the mean over its columns (seeds), with a band of one std."""
+    for index, (name, by_seed) in enumerate(arms.items()):
+        style = look(index)
+        mean, std = by_seed.mean(axis=1), by_seed.std(axis=1)
+        seeds = f" ({by_seed.shape[1]} seeds)" if by_seed.shape[1] > 1 else ""
+        axes.plot(mean.index, mean.to_numpy(), label=name + seeds, **style)  # type: ignore[arg-type]
+        if seeds:
+            low, high = (mean - std).to_numpy(), (mean + std).to_numpy()
+            axes.fill_between(mean.index.to_numpy(float), low, high, color=style["color"], alpha=0.2, linewidth=0)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    axes.legend()
+
+
 def difference_area(axes: Axes, difference: pd.Series, *, first: str, second: str) -> None:
     """first - second over epochs: green where the second is the more stable, else red and hatched."""
     x, y = difference.index.to_numpy(float), difference.to_numpy(float)
@@ -140,6 +157,17 @@ def sharpness_by_rho(axes: Axes, readings: Sequence[tuple[str, Mapping[str, Mapp
         axes.errorbar(rho, means, yerr=std, label=name, capsize=2, elinewidth=0.7, **look(index))  # type: ignore[arg-type]
     axes.set_xlabel("ρ")
     axes.set_ylabel("loss difference (Eq. 12)")
+    axes.legend()
+
+
+def spectral_densities(axes: Axes, densities: Mapping[str, SpectralDensity], *, xlabel: str) -> None:
+    """Eigenvalue densities on a logarithmic scale, where the few large eigenvalues can be seen."""
+    for index, (name, found) in enumerate(densities.items()):
+        style = {k: v for k, v in look(index).items() if k != "marker"}
+        axes.semilogy(found.grid, np.maximum(found.density, 1e-12), label=name, **style)
+    axes.set_ylim(bottom=1e-9 * max(found.density.max() for found in densities.values()))
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("density")
     axes.legend()
 
 

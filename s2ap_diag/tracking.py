@@ -86,8 +86,9 @@ class CurvatureTracker(Callback):
 
     def on_iteration(self, loop: Loop, step: Step) -> None:
         if loop.perturbation is not None and loop.perturbation.on_perturbed is not None:
-            rise = step.loss - loop.perturbation.loss
-            self.rows.append((loop.iteration, "perturbation_loss_difference", rise.item()))
+            if loop.perturbation.loss.isfinite():
+                rise = (step.loss - loop.perturbation.loss).item()
+                self.rows.append((loop.iteration, "perturbation_loss_difference", rise))
             loop.perturbation.on_perturbed = None
 
     def on_epoch(self, loop: Loop) -> Sequence[tuple[int | str, str, float]]:

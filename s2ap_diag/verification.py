@@ -82,7 +82,7 @@ def _nonzero_outside(model: nn.Module) -> Iterator[Finding]:
     for name, layer in model.named_modules():
         mask = mask_of(layer) if name in masked_layers(model) else None
         if isinstance(mask, FixedMask):
-            weight: Tensor = layer.parametrizations.weight.original  # type: ignore[union-attr, assignment]
+            weight: Tensor = layer.parametrizations.weight.original
             outside = int(((weight != 0) & ~mask.mask_bits).sum())
             if outside:
                 yield Finding("violation", name, f"{outside} weights outside the mask are not zero")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from s2ap_core.errors import InputError
 from s2ap_core.methods.base import Method, MethodSettings
+from s2ap_core.methods.channels import HarpChannels, HydraChannels
 from s2ap_core.methods.harp import Harp
 from s2ap_core.methods.hydra import Hydra
 from s2ap_core.methods.rlth import Rlth
@@ -12,6 +13,8 @@ METHODS: dict[str, Callable[[MethodSettings], Method]] = {
     "hydra": Hydra,
     "harp": Harp,
     "rlth": Rlth,
+    "hydra-channels": HydraChannels,
+    "harp-channels": HarpChannels,
 }
 
 

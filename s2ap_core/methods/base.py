@@ -17,6 +17,7 @@ class MethodSettings(BaseModel):
         rate_init: where HARP's layer-wise keep rates start: ``uniform`` at the larger of 0.1 and ``keep``
             (the published ``010_uni``), ``target`` at ``keep``, or one keep rate for each layer.
         init: RLTH's untrained weights: ``signed-constant`` or ``kaiming``.
+        flops_reduction: how many times fewer FLOPs channel pruning leaves, instead of ``keep``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -26,6 +27,7 @@ class MethodSettings(BaseModel):
     penalty: float = Field(default=0.01, ge=0)
     rate_init: Literal["uniform", "target"] | list[float] = "uniform"
     init: Literal["signed-constant", "kaiming"] = "signed-constant"
+    flops_reduction: float | None = Field(default=None, gt=1, allow_inf_nan=False)
 
 
 class Method(ABC):
@@ -34,10 +36,12 @@ class Method(ABC):
     Attributes:
         pretrained: whether the search starts from trained weights; if not, from :meth:`initialise`.
         finetuned: whether weights are trained under the final mask.
+        image_shape: (C, H, W) of the images, to be set where FLOPs are counted.
     """
 
     pretrained = True
     finetuned = True
+    image_shape: tuple[int, int, int] | None = None
 
     def __init__(self, settings: MethodSettings) -> None:
         self.settings = settings
@@ -63,7 +67,7 @@ class Method(ABC):
         return True
 
     def enforce_budget(self, model: nn.Module) -> None:
-        """Change the selected scores' rates, in place, so that exactly the budget is kept."""
+        """Change the selected scores' rates, in place, so that the budget is kept."""
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs to go on after an interruption; JSON types alone."""

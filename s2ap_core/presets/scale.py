@@ -5,7 +5,7 @@ from typing import Any
 
 from s2ap_core.config import Config
 
-WIDTHS = {"resnet18": 8, "vgg16_bn": 8, "wrn_28_4": 8, "resnet50": 4, "vit": 32}
+WIDTHS = {"resnet18": 8, "vgg16_bn": 8, "wrn_28_4": 4, "resnet50": 4, "vit": 16}
 """First stage of each network, so that a whole run takes less than two minutes on two cores."""
 
 PENALTY = 1.0
@@ -25,10 +25,10 @@ def scale_to_digits(config: Config) -> Config:
         # On 8x8 images 8/255 hardly matters to a network; 32/255 halves its accuracy.
         "objective": {"eps": Fraction(32, 255), "step": Fraction(8, 255)},
         "method": {"penalty": PENALTY},
-        "minimizer": {"warmup": 3},
-        "pretrain": {"epochs": 10, "checkpoint": None, "batch_size": 128},
-        "prune": {"epochs": 12, "batch_size": 128},
-        "finetune": {"epochs": 8, "batch_size": 128},
+        "minimizer": {"warmup": 2},
+        "pretrain": {"epochs": 8, "checkpoint": None, "batch_size": 128},
+        "prune": {"epochs": 9, "batch_size": 128},
+        "finetune": {"epochs": 5, "batch_size": 128},
         "evaluation": {"n": images, "eps": None, "batch_size": 128},
     }
     sections = {name: getattr(config, name).model_copy(update=change) for name, change in changes.items()}

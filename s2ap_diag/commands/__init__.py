@@ -8,7 +8,7 @@ import click
 
 from s2ap_core.errors import InputError
 
-COMMANDS = ("demo", "run", "evaluate", "inspect", "verify", "sharpness", "hamming", "data")
+COMMANDS = ("demo", "run", "evaluate", "inspect", "verify", "sharpness", "hamming", "data", "export")
 
 
 class Commands(click.Group):

@@ -36,7 +36,9 @@ QUICK = (
     "minimizer.warmup=2",
     "finetune.epochs=2",
     "evaluation.attack=pgd-50",
+    "evaluation.n=400",
     "tracking.every=10",
+    "tracking.hvps=4",
 )
 
 
@@ -69,7 +71,7 @@ def command(
             overrides += (f"pretrain.checkpoint={runs['orig'].checkpoint('pretrain')}",)
         runs[arm] = open_run(read_config("digits", overrides), out / arm, resume=True, device=device)
         execute(runs[arm], device=device, quiet=quiet, name=arm)
-    sharpness = measure(runs, SharpnessSettings(rho=(0.01,), images=256, seed=seed), device, quiet)
+    sharpness = measure(runs, SharpnessSettings(rho=(0.01,), images=128 if quick else 256, seed=seed), device, quiet)
     records = [row(arm, run, sharpness[arm]) for arm, run in runs.items()]
     picture = plot_file or out / "figure1.png"
     draw(runs, picture)

@@ -1,16 +1,20 @@
 """``s2ap-diag evaluate``: clean and robust accuracy of checkpoints, with their intervals."""
 
 import logging
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pandas as pd
 from rich.table import Table
 
 from s2ap_core.checkpoints import Checkpoint
 from s2ap_core.config import parse_config
+from s2ap_core.data import Dataset, load
+from s2ap_core.data.cifar10c import CORRUPTIONS
 from s2ap_core.evaluation import evaluate
 from s2ap_diag import plots
 from s2ap_diag.commands._common import (
@@ -35,15 +39,18 @@ log = logging.getLogger(__name__)
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
 @click.option(
     "--attack",
-    type=click.Choice(["autoattack", "apgd", "pgd-50"]),
-    default="autoattack",
-    show_default=True,
-    help="AutoAttack (standard), its APGD-CE and targeted APGD alone, or PGD-50 as a quick look.",
+    type=click.Choice(["autoattack", "apgd", "pgd-50", "none"]),
+    help="AutoAttack (standard; the default), its APGD-CE and targeted APGD alone, PGD-50 as a quick look, or none: "
+    "clean accuracy alone, the default on cifar10c.",
 )
 @click.option("--norm", type=click.Choice(["Linf", "L2", "L1"]), default="Linf", show_default=True)
 @click.option("--eps", help="Radius as a number or fraction; default that of the checkpoint's training.")
 @click.option("--n", type=click.IntRange(min=1), help="Number of test images, the first ones; default all.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True)
+@click.option(
+    "--corruption", help="With --dataset cifar10c: one of its corruptions, or all of them; the default is all."
+)
+@click.option("--severity", type=click.IntRange(1, 5), help="With --dataset cifar10c: how strong; the default is 3.")
 @foreign_options
 @output_options
 @device_option
@@ -51,11 +58,13 @@ log = logging.getLogger(__name__)
 @quiet_option
 def command(
     checkpoints: tuple[Path, ...],
-    attack: str,
+    attack: str | None,
     norm: str,
     eps: str | None,
     n: int | None,
     batch_size: int,
+    corruption: str | None,
+    severity: int | None,
     keep: float | None,
     network: str | None,
     dataset: str | None,
@@ -68,28 +77,61 @@ def command(
     quiet: bool,
 ) -> None:
     """Evaluate CHECKPOINTS on the test images: ours or another tool's, files or folders."""
+    corrupted = dataset == "cifar10c"
+    if (corruption or severity) and not corrupted:
+        raise click.UsageError("--corruption and --severity go with --dataset cifar10c")
     check_device(device)
+    attack = attack or ("none" if corrupted else "autoattack")
     asked = {"attack": attack, "norm": norm, "eps": eps, "n": n, "batch_size": batch_size}
     settings = parse_config({"evaluation": asked}, "options").evaluation
-    records = []
+    records: list[dict[str, Any]] = []
     with plain_progress(quiet) as progress:
         task = progress.add_task("evaluate", total=1)
         for path in expand(checkpoints, "checkpoint"):
             found = open_checkpoint(path, network=network, dataset=dataset, keep=keep, device=device)
-            result = evaluate(
-                found.model,
-                data_of(found, dataset, root).to(device),
-                settings,
-                eps=trained_radius(found),
-                seed=seed,
-                on_batch=lambda done, total: progress.update(task, completed=done, total=total),
-            )
-            for warning in result.warnings():
-                log.warning("%s: %s", path, warning)
-            records.append({"checkpoint": str(path), "epoch": found.header.get("epoch"), **result.summary()})
+            of_checkpoint: list[dict[str, Any]] = []
+            named = corruptions(root, corruption or "all", severity or 3) if corrupted else None
+            for which, data in named or [({}, data_of(found, dataset, root))]:
+                result = evaluate(
+                    found.model,
+                    data.to(device),
+                    settings,
+                    eps=trained_radius(found),
+                    seed=seed,
+                    on_batch=lambda done, total: progress.update(task, completed=done, total=total),
+                )
+                for warning in result.warnings():
+                    log.warning("%s: %s", " ".join([str(path), *map(str, which.values())]), warning)
+                about = {"checkpoint": str(path), "epoch": found.header.get("epoch"), **which}
+                of_checkpoint.append({**about, **result.summary()})
+            records += of_checkpoint
+            if len(of_checkpoint) > 1:
+                records.append(mean(of_checkpoint))
     if plot_file is not None:
         draw(records, plot_file)
     emit(records, table_of(records), json_file=json_file, csv_file=csv_file, quiet=quiet)
+
+
+def corruptions(root: Path | None, corruption: str, severity: int) -> Iterator[tuple[dict[str, Any], Dataset]]:
+    """CIFAR-10-C: what each corruption is called in a record, and its images.
+
+    Raises:
+        InputError: if there is no such corruption, or its files cannot be used.
+    """
+    for name in CORRUPTIONS if corruption == "all" else (corruption,):
+        data = load("cifar10c", root, corruption=name, severity=severity)
+        yield {"corruption": name, "severity": severity}, data
+
+
+def mean(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean over the corruptions. It has no interval: they show the same images, and are no sample."""
+    accuracies = [key for key in records[0] if key.endswith("_accuracy")]
+    kept = ("checkpoint", "epoch", "severity", "attack", "norm", "eps", "seed", "n")
+    return {
+        **{key: records[0][key] for key in kept},
+        "corruption": "mean",
+        **{key: float(np.mean([record[key] for record in records])) for key in accuracies},
+    }
 
 
 def trained_radius(checkpoint: Checkpoint) -> Fraction:
@@ -101,30 +143,44 @@ def trained_radius(checkpoint: Checkpoint) -> Fraction:
 
 
 def table_of(records: list[dict[str, Any]]) -> Table:
-    """One row for each checkpoint, accuracies in percent with their 95 % intervals."""
-    rows = [
-        [
-            "/".join(Path(r["checkpoint"]).parts[-3:]),
-            *(_with_interval(r, kind) for kind in ("clean", "robust")),
-            r["n"],
-            round(100 * r["noise_accuracy"], 1),
-            round(100 * r["zero_gradient"], 1),
-        ]
-        for r in records
-    ]
+    """One row for each checkpoint and corruption, accuracies in percent with their 95 % intervals."""
     first = records[0]
-    title = f"{first['attack']}, {first['norm']}, eps {first['eps']}; accuracies in %, 95 % Wilson intervals"
-    return make_table(title, ["checkpoint", "clean", "robust", "n", "random noise", "zero gradient"], rows)
+    cells: dict[str, list[Any]] = {"checkpoint": ["/".join(Path(r["checkpoint"]).parts[-3:]) for r in records]}
+    if "corruption" in first:
+        cells["corruption"] = [r["corruption"] for r in records]
+    for kind in kinds(first):
+        cells[kind] = [_with_interval(r, kind) for r in records]
+    cells["n"] = [r["n"] for r in records]
+    if first["attack"] != "none":
+        cells["random noise"] = [round(100 * r["noise_accuracy"], 1) for r in records]
+        cells["zero gradient"] = [_percent(r.get("zero_gradient")) for r in records]
+    threat = "no attack" if first["attack"] == "none" else f"{first['attack']}, {first['norm']}, eps {first['eps']}"
+    if "severity" in first:
+        threat += f", CIFAR-10-C at severity {first['severity']}"
+    title = f"{threat}; accuracies in %, 95 % Wilson intervals"
+    return make_table(title, list(cells), list(zip(*cells.values(), strict=True)))
+
+
+def kinds(record: dict[str, Any]) -> list[str]:
+    """Which accuracies were measured."""
+    return ["clean"] if record["attack"] == "none" else ["clean", "robust"]
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 1)
 
 
 def _with_interval(record: dict[str, Any], kind: str) -> str:
+    shown = f"{100 * record[f'{kind}_accuracy']:.1f}"
+    if f"{kind}_interval" not in record:
+        return shown
     low, high = record[f"{kind}_interval"]
-    return f"{100 * record[f'{kind}_accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{shown} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def draw(records: list[dict[str, Any]], file: Path) -> None:
-    """Clean and robust accuracy of each checkpoint."""
-    names = [Path(r["checkpoint"]).stem for r in records]
-    columns = {kind: [100 * r[f"{kind}_accuracy"] for r in records] for kind in ("clean", "robust")}
+    """The accuracies of each checkpoint, or corruption."""
+    names = [r.get("corruption", Path(r["checkpoint"]).stem) for r in records]
+    columns = {kind: [100 * r[f"{kind}_accuracy"] for r in records] for kind in kinds(records[0])}
     with plots.picture(file, plots.COLUMN, 2.4) as axes:
         plots.bars(axes, pd.DataFrame(columns, index=names), ylabel="accuracy (%)")

@@ -11,7 +11,7 @@ from rich.table import Table
 from s2ap_core.errors import InputError
 from s2ap_diag import plots
 from s2ap_diag.commands._common import EXISTING, counting, emit, make_table, output_options, quiet_option
-from s2ap_diag.sources import epoch_of, expand, open_packed_masks
+from s2ap_diag.sources import epoch_of, expand, open_masks, open_packed_masks
 from s2ap_diag.stability import Hamming, PackedMasks, hamming
 
 
@@ -59,13 +59,10 @@ def command(
     if not compared:
         raise InputError(f"{masks[0]}: a single mask; give the folder, or another mask to compare it with")
     measure = "h_per_kept" if per_kept else "h"
-    curves = {
-        name: pd.Series({row["epoch"]: row[measure] for row in rows}, dtype=float).sort_index()
-        for name, rows in compared.items()
-    }
+    arms = over_seeds(compared, groups, measure)
     differences: list[dict[str, Any]] = []
-    if len(curves) == 2:
-        first, second = curves.values()
+    if len(arms) == 2:
+        first, second = (arm.mean(axis=1) for arm in arms.values())
         common = first.index.intersection(second.index)
         differences = [{"epoch": int(e), "difference": float(first[e] - second[e])} for e in common]
     records = [row for rows in compared.values() for row in rows]
@@ -73,7 +70,7 @@ def command(
         if by_layer:
             draw_layers(compared, plot_file)
         else:
-            draw(curves, differences, plot_file, "h per kept weight" if per_kept else "h")
+            draw(arms, differences, plot_file, "h per kept weight" if per_kept else "h")
     table = table_of(compared, differences, measure, against)
     emit([*records, *differences], table, json_file=json_file, csv_file=csv_file, quiet=quiet)
 
@@ -102,6 +99,33 @@ def between(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks]) 
     common = [epoch for epoch in first if epoch in second]
     rows = [record(second[e], hamming(read(first[e]), read(second[e])), i) for i, e in enumerate(common)]
     return {" vs ".join(groups): rows} if rows else {}
+
+
+def over_seeds(compared: Compared, groups: dict[str, list[Path]], measure: str) -> dict[str, pd.DataFrame]:
+    """h by epoch (rows) and folder (columns) of each arm; folders that differ in their seed alone are one arm."""
+    by_arm: dict[Any, dict[int, str]] = {}
+    for name in compared:
+        arm, seed = _arm_and_seed(groups[name][0]) if name in groups else (None, None)
+        if seed is None or seed in by_arm.get(arm, {}):
+            arm, seed = name, 0
+        by_arm.setdefault(arm, {})[seed] = name
+    found: dict[str, pd.DataFrame] = {}
+    for arm, names in by_arm.items():
+        label = _short(next(iter(names.values()))) if len(names) == 1 else f"{arm[0]} {arm[1]}"
+        series = {
+            name: pd.Series({row["epoch"]: row[measure] for row in compared[name]}, dtype=float)
+            for name in names.values()
+        }
+        found[f"{label} ({len(found) + 1})" if label in found else label] = pd.DataFrame(series).sort_index()
+    return found
+
+
+def _arm_and_seed(path: Path) -> tuple[Any, int | None]:
+    """What a mask file of ours says of its run, apart from the seed, and the seed; None of another tool's."""
+    if path.suffix != ".safetensors":
+        return None, None
+    header = open_masks(path)[1]
+    return tuple(str(header.get(k)) for k in ("method", "minimizer", "keep", "dataset", "network")), header.get("seed")
 
 
 def record(path: Path, found: Hamming, position: int) -> dict[str, Any]:
@@ -144,15 +168,14 @@ def table_of(compared: Compared, differences: list[dict[str, Any]], measure: str
     )
 
 
-def draw(curves: dict[str, pd.Series], differences: list[dict[str, Any]], file: Path, measure: str) -> None:
-    """The distances over the epochs, and for two folders their difference beside them."""
+def draw(arms: dict[str, pd.DataFrame], differences: list[dict[str, Any]], file: Path, measure: str) -> None:
+    """The distances over the epochs, with a band over seeds; for two arms their difference beside them."""
     panels = 2 if differences else 1
-    series = {_short(name): values for name, values in curves.items()}
     with plots.picture(file, panels * plots.COLUMN, 2.4, panels) as axes:
-        plots.curves(axes[0] if differences else axes, series, xlabel="epoch", ylabel=measure)
+        plots.band_curves(axes[0] if differences else axes, arms, xlabel="epoch", ylabel=measure)
         if differences:
             difference = pd.Series({row["epoch"]: row["difference"] for row in differences})
-            first, second = series
+            first, second = arms
             plots.difference_area(axes[1], difference, first=first, second=second)
 
 

@@ -1,13 +1,21 @@
 """``s2ap-diag run``: pretrain, prune, finetune and evaluate by one config."""
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
+from rich.table import Table
 
-from s2ap_core.config import Config, presets, read_config
-from s2ap_core.data import load
+from s2ap_core.checkpoints import build_network, describe
+from s2ap_core.config import Config, override, read_config
+from s2ap_core.data import Dataset, load
 from s2ap_core.errors import InputError
+from s2ap_core.methods import build_method
+from s2ap_core.objectives import build_objective
+from s2ap_core.presets import Preset, groups, presets
+from s2ap_core.presets.scale import scale_to_digits
 from s2ap_core.runs import RunDirectory
 from s2ap_core.stages import Callback, Stages
 from s2ap_diag.commands._common import (
@@ -25,7 +33,17 @@ from s2ap_diag.tracking import build_trackers
 
 @click.command(name="run")
 @click.argument("config", required=False)
-@click.option("--list", "list_presets", is_flag=True, help="List the presets.")
+@click.option(
+    "--list",
+    "list_presets",
+    is_flag=True,
+    help="List the presets; with CONFIG those that match it: part of a name, a pattern with * or ?, or table9.",
+)
+@click.option(
+    "--scale",
+    type=click.Choice(["digits"]),
+    help="Run CONFIG's method and network, narrow and with few epochs, on scikit-learn's digits.",
+)
 @click.option(
     "--set",
     "overrides",
@@ -41,6 +59,7 @@ from s2ap_diag.tracking import build_trackers
 def command(
     config: str | None,
     list_presets: bool,
+    scale: str | None,
     overrides: tuple[str, ...],
     out: Path | None,
     resume: bool,
@@ -50,31 +69,81 @@ def command(
 ) -> None:
     """Run CONFIG, a TOML file or a preset's name, through all its stages."""
     if list_presets:
-        listed = [[name, read_config(name).title] for name in presets()]
-        emit([], make_table("Presets", ["preset", "what it is"], listed))
+        emit([], matching(config) if config else overview())
         return
     if config is None and not (resume and out):
         raise click.UsageError("name a CONFIG or preset, or --resume --out RUN")
+    if config is None and (scale or overrides or seed is not None):
+        raise click.UsageError("a resumed run keeps its settings: --scale, --set and --seed need a CONFIG")
     check_device(device)
-    if seed is not None:
-        overrides = (*overrides, f"seed={seed}")
-    out = out or Path("runs") / Path(str(config)).stem
-    run = open_run(read_config(config, overrides) if config else None, out, resume, device)
-    execute(run, device=device, quiet=quiet)
+    settings = resolve(config, scale, overrides, seed) if config else None
+    if scale and settings and not quiet:
+        click.echo(settings.title, err=True)
+    out = out or Path("runs") / (Path(str(config)).stem + (f"-{scale}" if scale else ""))
+    # Before the run's folder is made: nothing is left behind where the images cannot be used.
+    data = prepare(settings or RunDirectory.open(out).config)
+    run = open_run(settings, out, resume, device)
+    execute(run, data=data, device=device, quiet=quiet)
     summary = run.results()
     rows: list[list[Any]] = [[stage, *accuracies(summary, stage)] for stage in run.config.evaluation.stages]
     emit([], make_table(f"{out}", ["stage", "clean %", "robust %"], rows), quiet=quiet)
+
+
+def resolve(config: str, scale: str | None, overrides: tuple[str, ...], seed: int | None) -> Config:
+    """The settings of a run: the config's, scaled, and what the user sets on top.
+
+    Raises:
+        InputError: as :func:`s2ap_core.config.read_config`.
+    """
+    settings = read_config(config)
+    if scale:
+        settings = scale_to_digits(settings)
+    return override(settings, overrides if seed is None else (*overrides, f"seed={seed}"), config)
+
+
+def overview() -> Table:
+    """The presets by the table of the paper that they belong to, many to a row."""
+    rows: list[list[Any]] = [["", preset.name, 1] for preset in presets().values() if not preset.tables + preset.beside]
+    for group in groups():
+        names = [*group.cells(group.axes["arm"]), *group.cells(group.beside)]
+        rows.append([group.table, group.pattern, len(names)])
+    title = f"{len(presets())} presets; `s2ap-diag run --list PATTERN` describes those that match"
+    return make_table(title, ["paper's table", "presets", "runs"], rows)
+
+
+def matching(pattern: str) -> Table:
+    """The presets that match a pattern, one to a row.
+
+    Raises:
+        InputError: if none does.
+    """
+    found = [preset for preset in presets().values() if _matches(preset, pattern)]
+    if not found:
+        raise InputError(f"--list {pattern}: no preset matches; `s2ap-diag run --list` shows them all")
+    return make_table(f"{len(found)} presets", ["preset", "what it is"], [[p.name, p.title] for p in found])
+
+
+def _matches(preset: Preset, pattern: str) -> bool:
+    if any(character in pattern for character in "*?["):
+        return fnmatchcase(preset.name, pattern)
+    return pattern in preset.name or pattern in {f"table{number}" for number in preset.tables + preset.beside}
 
 
 def open_run(config: Config | None, out: Path, resume: bool, device: str) -> RunDirectory:
     """A new run, or one that is resumed with the config it began with.
 
     Raises:
-        InputError: if the folder exists without ``resume``, or began with another config.
+        InputError: if the folder exists without ``resume``, or began with another config, or the network that
+            pretraining is to be replaced by is missing.
     """
     if not (resume and out.exists()):
         if config is None:
             raise InputError(f"{out}: no run to resume; name a CONFIG")
+        given = config.pretrain.checkpoint
+        if given is not None and not given.is_file():
+            raise InputError(
+                f"pretrain.checkpoint = {given}: no such file; give the dense network by --set pretrain.checkpoint=FILE"
+            )
         return RunDirectory.create(out, config, device)
     run = RunDirectory.open(out)
     if config is not None and config != run.config:
@@ -94,14 +163,27 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def execute(run: RunDirectory, *, device: str, quiet: bool, name: str = "") -> None:
-    """All stages of a run, tracked as its config says."""
-    settings = run.config.data
-    data = load(settings.name, settings.root, **settings.options)
+def prepare(config: Config) -> Dataset:
+    """The images that a config names, once all else that it names is known to be there.
+
+    Raises:
+        InputError: if there is no such objective, method, metric or network, or the images cannot be used.
+    """
+    build_objective(config.objective)
+    build_method(config.method)
+    build_trackers(config.tracking)
+    data = load(config.data.name, config.data.root, **config.data.options)
+    with torch.device("meta"):
+        build_network(describe(config, data, "pretrain", 0)["network"])
+    return data
+
+
+def execute(run: RunDirectory, *, device: str, quiet: bool, name: str = "", data: Dataset | None = None) -> None:
+    """All stages of a run, tracked as its config says; ``data`` are the config's images if loaded already."""
     with plain_progress(quiet) as progress:
         callbacks: list[Callback] = [StageProgress(progress, name)]
         callbacks += build_trackers(run.config.tracking)
-        Stages(run, data, device=device, callbacks=callbacks).all()
+        Stages(run, data or prepare(run.config), device=device, callbacks=callbacks).all()
 
 
 def accuracies(results: dict[str, Any], stage: str) -> list[float | None]:

@@ -24,6 +24,7 @@ from s2ap_diag.commands._common import (
 )
 from s2ap_diag.measure import RHOS, SharpnessSettings, measure_sharpness
 from s2ap_diag.sources import expand, open_checkpoint
+from s2ap_diag.spectrum import SpectralDensity, standard_error
 
 
 @click.command(name="sharpness")
@@ -39,6 +40,7 @@ from s2ap_diag.sources import expand, open_checkpoint
 @click.option("--rho", multiple=True, type=click.FloatRange(min=0), default=RHOS, show_default=True,
               help="Radius of the loss difference; may be repeated.")  # fmt: skip
 @click.option("--no-loss-difference", is_flag=True, help="lambda_max alone.")
+@click.option("--spectrum", type=EXISTING, help="Draw the density of all eigenvalues, and estimate the trace.")
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of Auto-PGD.")
 @click.option("--ball", type=click.Choice(["linf", "l2"]), default="linf", show_default=True)
 @click.option("--scale", type=click.Choice(["score", "one"]), default="score", show_default=True,
@@ -63,6 +65,7 @@ def command(
     by_layer: bool,
     rho: tuple[float, ...],
     no_loss_difference: bool,
+    spectrum: Path | None,
     steps: int,
     ball: Literal["linf", "l2"],
     scale: Literal["score", "one"],
@@ -99,13 +102,16 @@ def command(
         norm=ball,
         scale=scale,
         recraft=recraft,
+        spectrum=spectrum is not None,
         restarts=restarts,
         images=images,
         batch_size=batch_size,
         seed=seed,
     )
     paths = expand(checkpoints, "checkpoint")
-    records, skipped = [], []
+    records: list[dict[str, Any]] = []
+    densities: dict[str, SpectralDensity] = {}
+    skipped = []
     with counting("sharpness", len(paths) * (1 + len(settings.rho)), quiet) as advance:
         for path in paths:
             found = open_checkpoint(path, network=network, dataset=dataset, keep=keep, device=device)
@@ -114,11 +120,18 @@ def command(
                 continue
             data = data_of(found, dataset, root).to(device)
             adversary = adversary_of(found, objective, eps)
-            records.append(measure_sharpness(found, data, adversary, settings, advance).record())
+            measured = measure_sharpness(found, data, adversary, settings, advance)
+            records.append(measured.record())
+            if measured.density is not None:
+                densities[_short(records[-1])] = measured.density
     if not records:
         raise click.UsageError(f"{checkpoints[0]}: no checkpoint with scores; the search's lie in RUN/ckpt")
     if plot_file is not None:
         draw(records, plot_file)
+    if spectrum is not None:
+        with plots.picture(spectrum, plots.COLUMN, 2.6) as axes:
+            plots.spectral_densities(axes, densities, xlabel=f"eigenvalue (BatchNorm: {batch_norm})")
+    records += over_seeds(records)
     emit(records, table_of(records, len(skipped)), json_file=json_file, csv_file=csv_file, quiet=quiet)
 
 
@@ -129,12 +142,44 @@ def adversary_of(checkpoint: Checkpoint, objective: str | None, eps: str | None)
     return parse_config({"objective": own | asked}, "--objective/--eps").objective
 
 
+def over_seeds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard error over seeds, where several runs that differ in their seed alone were given."""
+    arms: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        keys = ("method", "minimizer", "epoch", "n_scores", "batch_norm")
+        stem = Path(record["checkpoint"]).stem
+        arms.setdefault((stem, round(record["keep"], 3), *(record[k] for k in keys)), []).append(record)
+    found = []
+    for (stem, keep, method, minimizer, epoch, *_), group in arms.items():
+        if len({record["seed"] for record in group}) > 1:
+            means = [record["lambda_max"] for record in group]
+            found.append(
+                {
+                    "checkpoint": f"{stem} of {len(group)} seeds: {method} {minimizer}",
+                    "epoch": epoch,
+                    "keep": keep,
+                    "seeds": len(group),
+                    "lambda_max": sum(means) / len(means),
+                    "lambda_max_standard_error": standard_error(means),
+                    "loss_difference": {
+                        rho: _mean_over_seeds([record["loss_difference"][rho]["mean"] for record in group])
+                        for rho in group[0]["loss_difference"]
+                    },
+                }
+            )
+    return found
+
+
+def _mean_over_seeds(values: list[float]) -> dict[str, float | None]:
+    return {"mean": sum(values) / len(values), "standard_error": standard_error(values)}
+
+
 def table_of(records: list[dict[str, Any]], skipped: int) -> Any:
     """One row for each checkpoint."""
     rhos = list(records[0]["loss_difference"])
     rows = []
     for record in records:
-        spread = record["lambda_max_std"]
+        spread = record.get("lambda_max_std") if "seeds" not in record else record["lambda_max_standard_error"]
         rows.append(
             [
                 "/".join(Path(record["checkpoint"]).parts[-3:]),
@@ -142,15 +187,18 @@ def table_of(records: list[dict[str, Any]], skipped: int) -> Any:
                 round(record["keep"], 4),
                 record["lambda_max"],
                 spread,
-                record["dominant_eigenvalue"],
-                record["residual"],
+                record.get("dominant_eigenvalue"),
+                record.get("residual"),
                 *(record["loss_difference"][rho]["mean"] for rho in rhos),
-                record["seconds"],
+                record.get("seconds"),
             ]
         )
-    first = records[-1]
-    modes = " / ".join(dict.fromkeys(record["batch_norm"] for record in records))
+    single = [record for record in records if "seeds" not in record]
+    first = single[-1]
+    modes = " / ".join(dict.fromkeys(record["batch_norm"] for record in single))
     title = f"{first['batches']} batches of {first['batch_size']}; BatchNorm: {modes}; {first['adversary']}"
+    if len(single) < len(records):
+        title += "; std over batches, of several seeds the standard error over seeds"
     if skipped:
         title += f"; {skipped} files without scores left out"
     columns = ["checkpoint", "epoch", "keep", "λ_max", "std", "dominant λ", "residual"]

@@ -476,7 +476,7 @@ def test_another_depth_is_not_cut_to_fit(tmp_path: Path) -> None:
     state = {k: t + 1.0 for k, t in state.items()}
     fifth = {k.replace("layer.3", "layer.4"): t for k, t in state.items() if ".layer.3." in k}
     path = write(tmp_path / "wrn34.pth", state | fifth)
-    assert "--network" in refused(lambda: read_foreign(path), path)
+    assert "does not say its network; give --network" in refused(lambda: read_foreign(path), path)
     message = refused(lambda: read_foreign(path, network="wrn_28_4"), path)
     assert "block1.layer.4.bn1" in message
 

@@ -86,7 +86,7 @@ def test_the_perturbation_is_the_algorithms(world, weights, kind, carry):
         if not carry:
             z = [torch.zeros_like(s) for s in before]
         z = lines_6_to_9(z, gradient_at(model, loss, z, weights), radii, printed)
-        with perturbation.applied(lambda: loss(model), lr):
+        with perturbation.applied(lambda *_: loss(model), lr):
             for tensor, s, z_l, found in zip(tensors, before, z, perturbation.z, strict=True):
                 assert torch.allclose(found, z_l, rtol=1e-7, atol=1e-12)
                 assert torch.equal(tensor, s + found)
@@ -107,7 +107,7 @@ def test_without_a_gradient_there_is_no_perturbation(world, eta):
     with torch.no_grad():
         model.conv2.parametrizations.weight.original.zero_()  # dL/ds = w sign(s) dL/d(wm)
     perturbation = Perturbation(model, score_layers(model), gamma=0.01, eta_z=eta)
-    with perturbation.applied(lambda: loss(model), 0.1):
+    with perturbation.applied(lambda *_: loss(model), 0.1):
         conv1, conv2, linear = (z.norm() for z in perturbation.z)
     assert conv2 == 0
     assert linear > 0
@@ -126,7 +126,7 @@ def test_what_was_there_is_restored_to_the_last_bit(narrow, batch, weights, carr
     x, y = batch
     calls = 0
 
-    def loss() -> Tensor:
+    def loss(*_: object) -> Tensor:
         nonlocal calls
         calls += 1
         if fails == "loss" and calls == 2:
@@ -167,7 +167,7 @@ def test_a_perturbation_reports_the_loss_it_started_from_and_says_when_it_is_in_
     seen = []
     perturbation.on_perturbed = lambda: seen.append(masks(model))
     before, expected = masks(model), loss(copy.deepcopy(model)).item()
-    with perturbation.applied(lambda: loss(model), 0.1):
+    with perturbation.applied(lambda *_: loss(model), 0.1):
         flipped = masks(model)
     assert perturbation.loss.item() == pytest.approx(expected, rel=1e-12)
     assert len(seen) == 1
@@ -182,7 +182,7 @@ def test_awp_keeps_pruned_weights_at_zero_and_moves_the_others(narrow, batch):
     perturbation = Perturbation(model, weight_layers(model), gamma=0.05)
     before = [w.detach().clone() for w in perturbed(model, True)]
     for _ in range(3):
-        with perturbation.applied(lambda: F.cross_entropy(model(batch[0]), batch[1]), 0.1):
+        with perturbation.applied(lambda *_: F.cross_entropy(model(batch[0]), batch[1]), 0.1):
             optimizer.zero_grad()
             F.cross_entropy(model(batch[0]), batch[1]).backward()
         optimizer.step()

@@ -192,7 +192,7 @@ def test_truncated_cifar_batch_is_named(tmp_path):
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
-        batch = {b"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8), b"labels": [i % 10 for i in range(20)]}
+        batch = {"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]}
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
     whole = (folder / "data_batch_3").read_bytes()
     (folder / "data_batch_3").write_bytes(whole[: len(whole) // 2])

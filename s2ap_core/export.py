@@ -1,0 +1,199 @@
+"""A channel-pruned network as a smaller dense one, equal in output, and its files.
+
+Each layer keeps the input channels of its mask and the output channels that some consumer needs; BatchNorm
+follows. Where a tensor has channels that one of several consumers does not want, that consumer gathers its
+own. See :mod:`s2ap_core.channel_graph`.
+"""
+
+import copy
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from s2ap_core.channel_graph import ChannelGraph, channels, shape, weight_of
+from s2ap_core.checkpoints import Checkpoint, build_network
+from s2ap_core.errors import InputError
+from s2ap_core.runs import load_tensors, save_tensors, write_file
+from s2ap_core.scores import bake, masks
+
+SUFFIXES = (".safetensors", ".pt2")
+
+
+def image_shape(described: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(C, H, W) of the images that the network of a header's ``network`` entry takes."""
+    return described["input_channels"], described["input_size"], described["input_size"]
+
+
+def kept_channels(model: nn.Module) -> dict[str, Tensor]:
+    """Which input channels each masked layer keeps, [C_in] boolean, by layer name.
+
+    Works on the masks as they act on the weights, so that finetuned networks will do.
+
+    Raises:
+        InputError: if there are no masks, or a mask drops single weights of a channel or no channel at all:
+            nothing would shrink.
+    """
+    kept = {}
+    for name, mask in masks(model).items():
+        others = [dim for dim in range(mask.dim()) if dim != 1]
+        bits = mask.sum(others, keepdim=True) > 0
+        if (mask != bits).any():
+            raise InputError(
+                f"the mask of {name} drops single weights, not channels, so that nothing would shrink:"
+                " export takes runs of hydra-channels and harp-channels"
+            )
+        kept[name.removesuffix(".weight")] = bits.flatten()
+    if all(bits.all() for bits in kept.values()):
+        raise InputError("no channel is pruned, nothing would shrink: export takes a result of the search")
+    return kept
+
+
+def shrink(model: nn.Module, image_shape: tuple[int, int, int], kept: Mapping[str, Tensor]) -> fx.GraphModule:
+    """The smaller network, in eval mode; its modules have the names that they have in ``model``.
+
+    Args:
+        model: masked or plain; left as it is.
+        image_shape: (C, H, W) of the images.
+        kept: the input channels that each layer keeps, [C_in] boolean; a layer that is not named keeps all.
+
+    Returns:
+        A module of smaller Conv2d, Linear and BatchNorm2d, whose logits are those of ``model`` with all
+        other channels' weights zero. The channels that consumers gather are no part of its state dict.
+
+    Raises:
+        InputError: if the network cannot be traced, or ``kept`` does not fit it.
+    """
+    graph = ChannelGraph(bake(model).eval(), image_shape)
+    for name, bits in kept.items():
+        layer = graph.layers.get(name)
+        if layer is None or len(bits) != layer.channels_in or not bits.any():
+            raise InputError(f"{name} is no layer of this network that keeps some of {len(bits)} input channels")
+    needed = {
+        node: bits.bool() for node, bits in graph.needed({n: bits.cpu().double() for n, bits in kept.items()}).items()
+    }
+    # The channels that each tensor of the smaller network holds, as indices into those of the full one.
+    held: dict[fx.Node, Tensor] = {}
+
+    def gather(node: fx.Node, source: fx.Node, wanted: Tensor) -> None:
+        if not torch.equal(held[source], wanted):
+            name = f"channels_of_{source.name}_for_{node.name}"
+            device = next(model.parameters()).device
+            graph.trace.register_buffer(name, torch.searchsorted(held[source], wanted).to(device), persistent=False)
+            with graph.trace.graph.inserting_before(node):
+                indices = graph.trace.graph.get_attr(name)
+                gathered = graph.trace.graph.call_function(torch.index_select, (source, 1, indices))
+            node.replace_input_with(source, gathered)
+
+    for node in graph.nodes:
+        width = channels(node)
+        match graph.kinds[node]:
+            case "layer":
+                (source,) = node.all_input_nodes
+                name = str(node.target)
+                wanted = (
+                    kept[name].cpu().nonzero()[:, 0] if name in kept else torch.arange(graph.layers[name].channels_in)
+                )
+                gather(node, source, wanted)
+                held[node] = needed[node].nonzero()[:, 0]
+                _slice_layer(graph.module(node), held[node], wanted)
+            case "norm":
+                held[node] = held[node.all_input_nodes[0]]
+                _slice_norm(graph.module(node), held[node])
+            case "channelwise":
+                held[node] = held[node.all_input_nodes[0]]
+            case "sum":
+                held[node] = needed[node].nonzero()[:, 0]
+                for source in node.all_input_nodes:
+                    gather(node, source, held[node])
+            case "flatten":
+                (source,) = node.all_input_nodes
+                area = shape(source)[2:].numel()
+                held[node] = (held[source][:, None] * area + torch.arange(area)).flatten()
+            case "opaque" if width is not None:
+                held[node] = torch.arange(width)
+    graph.trace.recompile()
+    return graph.trace
+
+
+def _slice_layer(layer: nn.Module, outputs: Tensor, inputs: Tensor) -> None:
+    weight = weight_of(layer)
+    outputs, inputs = outputs.to(weight.device), inputs.to(weight.device)
+    layer.weight = nn.Parameter(weight.detach()[outputs][:, inputs].contiguous())
+    if isinstance(layer.bias, Tensor):
+        layer.bias = nn.Parameter(layer.bias.detach()[outputs])
+    size = ("in_channels", "out_channels") if isinstance(layer, nn.Conv2d) else ("in_features", "out_features")
+    for name, indices in zip(size, (inputs, outputs), strict=True):
+        setattr(layer, name, len(indices))
+
+
+def _slice_norm(norm: nn.Module, kept: Tensor) -> None:
+    norm.num_features = len(kept)  # type: ignore[assignment]
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        tensor = getattr(norm, name)
+        if tensor is not None:
+            sliced = tensor.detach()[kept.to(tensor.device)]
+            setattr(norm, name, nn.Parameter(sliced) if isinstance(tensor, nn.Parameter) else sliced)
+
+
+def exported_flops(model: nn.Module, image_shape: tuple[int, int, int], kept: Mapping[str, Tensor]) -> tuple[int, int]:
+    """FLOPs (multiply-accumulates for one image) of the dense network, and of :func:`shrink`'s."""
+    graph = ChannelGraph(model, image_shape)
+    return graph.dense_flops, round(graph.flops(kept).item())
+
+
+def save_exported(path: Path, smaller: nn.Module, checkpoint: Checkpoint, kept: Mapping[str, Tensor]) -> None:
+    """Write a smaller network, as its file's name says.
+
+    ``.safetensors``: the weights, and in the header the network that they were cut from and the channels
+    each layer keeps; :func:`load_exported` reads it. ``.pt2``: a program of ``torch.export``, which
+    ``torch.export.load(path).module()`` runs without this package, on batches of any size.
+
+    Raises:
+        InputError: if the name has another suffix, or the file cannot be written.
+    """
+    check_suffix(path)
+    if path.suffix == ".safetensors":
+        indices = {name: bits.nonzero()[:, 0].tolist() for name, bits in kept.items()}
+        header = {k: v for k, v in checkpoint.header.items() if k != "sha256"}
+        save_tensors(path, smaller.state_dict(), {**header, "channels": indices})
+        return
+    # Two images: torch.export takes a batch of one for a constant.
+    images = torch.zeros(2, *image_shape(checkpoint.header["network"]))
+    program = torch.export.export(
+        copy.deepcopy(smaller).cpu(), (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+    written = io.BytesIO()
+    torch.export.save(program, written)
+    write_file(path, written.getvalue())
+
+
+def check_suffix(path: Path) -> None:
+    """Raise InputError unless :func:`save_exported` knows what to write under this name."""
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: name it .safetensors, or .pt2 for torch.export")
+
+
+def load_exported(path: Path, device: torch.device | str = "cpu") -> nn.Module:
+    """The smaller network of a ``.safetensors`` file of :func:`save_exported`, in eval mode.
+
+    Raises:
+        InputError: if the file is missing, damaged, or no exported network.
+    """
+    tensors, header = load_tensors(path)
+    try:
+        kept = {}
+        full = build_network(header["network"])
+        for name, indices in header["channels"].items():
+            kept[name] = torch.zeros(weight_of(full.get_submodule(name)).shape[1], dtype=torch.bool)
+            kept[name][indices] = True
+        smaller = shrink(full, image_shape(header["network"]), kept)
+        smaller.load_state_dict(tensors)
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise InputError(f"{path}: not an exported network; make one with s2ap-diag export RUN") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return smaller.to(device)

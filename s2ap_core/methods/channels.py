@@ -1,0 +1,207 @@
+"""HYDRA and HARP on channels: one score for each input channel of a layer, a budget in FLOPs.
+
+The budget is a share of the dense network's FLOPs (multiply-accumulates of Conv2d and Linear layers for
+one image), counted on the network that remains: what a layer's mask drops is removed from the layers that
+produce it, if no other consumer keeps it. See :mod:`s2ap_core.channel_graph`.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from s2ap_core.channel_graph import ChannelGraph
+from s2ap_core.errors import InputError
+from s2ap_core.methods.base import Method, MethodSettings
+from s2ap_core.methods.harp import Harp, keep_floor, rate_of
+from s2ap_core.scores import ChannelMask, attach_masks, score_masks, topk_mask
+
+INITIAL_KEEP = 0.99
+
+
+def channel_scores(weight: Tensor) -> Tensor:
+    """Scores at the start: ``sqrt(6) * a / max(a)``, a the sum of ``|w|`` over each input channel.
+
+    HYDRA's and HARP's formula with a fan-in of 1, which the published code takes from a placeholder. Its
+    reshape then sums over the output channels' entries instead of the input channels'; this does not.
+
+    Args:
+        weight: [C_out, C_in, H, W] or [C_out, C_in].
+
+    Returns:
+        [1, C_in, 1, 1] or [1, C_in].
+    """
+    others = [dim for dim in range(weight.dim()) if dim != 1]
+    sums = weight.detach().abs().sum(others, keepdim=True)
+    return 6**0.5 * sums / sums.max().clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+def channel_masks(model: nn.Module) -> dict[str, ChannelMask]:
+    """The channel mask of each layer that has one, by layer name."""
+    return {name: mask for name, mask in score_masks(model).items() if isinstance(mask, ChannelMask)}
+
+
+class ChannelMethod(Method):
+    """What HYDRA and HARP on channels share. ``image_shape`` has to be set before :meth:`attach`.
+
+    Layers that read the image itself are not masked.
+
+    Attributes:
+        graph: who consumes whose channels, once attached.
+
+    Raises:
+        InputError: if ``settings`` have no ``flops_reduction``.
+    """
+
+    graph: ChannelGraph
+
+    def __init__(self, settings: MethodSettings) -> None:
+        super().__init__(settings)
+        if settings.flops_reduction is None:
+            raise InputError(f"method.flops_reduction is not set: {settings.name} needs it, such as 4 for 4x fewer")
+        self.reduction = settings.flops_reduction
+
+    @property
+    def target(self) -> float:
+        """The most FLOPs that may remain."""
+        return self.graph.dense_flops / self.reduction
+
+    def _attach(self, model: nn.Module, make: Callable[[Tensor, int], ChannelMask]) -> None:
+        """Mask each layer that can be with ``make(scores, group)``."""
+        if self.image_shape is None:
+            raise ValueError("image_shape is not set: FLOPs depend on it")
+        self.graph = ChannelGraph(model, self.image_shape)
+        layers = {name: layer for name, layer in self.graph.layers.items() if layer.prunable}
+        if not layers:
+            raise InputError(f"method {self.settings.name}: no layer of this network has channels that can be removed")
+        attach_masks(
+            model,
+            lambda name, layer: make(channel_scores(layer.weight), layers[name].group),  # type: ignore[arg-type]
+            only=layers,
+        )
+
+    def flops(self, model: nn.Module) -> Tensor:
+        """FLOPs that remain under the masks: the exact number, differentiable in HARP's rates alone.
+
+        Its derivative in a rate is that of the number of channels, ``C dk/dr``, times what a channel costs.
+        """
+        kept = {}
+        for name, mask in channel_masks(model).items():
+            kept[name] = topk_mask(mask.scores.detach().abs(), mask.n_keep).flatten().double()
+            rate = mask.keep_rate()
+            if rate is not None:
+                kept[name] = kept[name] + (rate - rate.detach())
+        return self.graph.flops(kept)
+
+    def _flops_at(self, model: nn.Module) -> Callable[[Mapping[str, int]], float]:
+        """FLOPs as a function of how many channels each layer keeps, the best by its scores."""
+        magnitudes = {name: mask.scores.detach().abs().flatten().cpu() for name, mask in channel_masks(model).items()}
+
+        def flops_at(counts: Mapping[str, int]) -> float:
+            return self.graph.flops({name: topk_mask(magnitudes[name], n) for name, n in counts.items()}).item()
+
+        return flops_at
+
+    def _largest(self, fits: Callable[[float], bool], high: float) -> float:
+        """The largest value below ``high``, which is too large, at which the FLOPs meet the target."""
+        low = 0.0
+        if not fits(low):
+            raise InputError(
+                f"method.flops_reduction = {self.reduction:g}: not even with the fewest channels in each layer"
+                " are there so few FLOPs; lower it"
+            )
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+
+class HydraChannels(ChannelMethod):
+    """HYDRA on channels: one k for all layers, the largest at which the FLOPs do not exceed the target.
+
+    Where layers share their inputs, as in ResNets, FLOPs depend on how far their choices overlap, so that
+    k is found anew after each epoch.
+    """
+
+    def attach(self, model: nn.Module, generator: torch.Generator) -> None:
+        del generator
+        self._attach(model, lambda scores, group: ChannelMask(scores, 1.0, group))
+        self.enforce_budget(model)
+
+    def end_epoch(self, model: nn.Module, epoch: int) -> None:
+        self.enforce_budget(model)
+
+    @torch.no_grad()
+    def enforce_budget(self, model: nn.Module) -> None:
+        """Set k to the largest value at which the FLOPs do not exceed the target."""
+        masks, flops_at = channel_masks(model), self._flops_at(model)
+        keep = self._largest(
+            lambda k: flops_at({name: mask.count(k) for name, mask in masks.items()}) <= self.target, 1.0
+        )
+        for mask in masks.values():
+            mask.nominal_keep.fill_(keep)
+
+
+class HarpChannels(ChannelMethod, Harp):
+    """HARP on channels: learned rates that start at 0.99, driven by HARP's penalty on the FLOPs.
+
+    Layers that read the same tensor share their rate, as a block's first layer and its shortcut. HARP's
+    k_min is a tenth of its target, here of the share of FLOPs.
+    """
+
+    @property
+    def keep_min(self) -> float:
+        return keep_floor(1 / self.reduction)
+
+    def attach(self, model: nn.Module, generator: torch.Generator) -> None:
+        del generator
+        rates: dict[int, nn.Parameter] = {}
+
+        def make(scores: Tensor, group: int) -> ChannelMask:
+            if group not in rates:
+                rates[group] = nn.Parameter(rate_of(INITIAL_KEEP, self.keep_min).to(scores))
+            return ChannelMask(scores, 1 / self.reduction, group, rates[group], self.keep_min)
+
+        self._attach(model, make)
+
+    def excess(self, model: nn.Module) -> Tensor:
+        """``FLOPs / target - 1``, differentiable in the rates."""
+        return self.flops(model) / self.target - 1
+
+    @torch.no_grad()
+    def enforce_budget(self, model: nn.Module) -> None:
+        """Bring the FLOPs as close to the target as one channel allows, from below.
+
+        All k are scaled by one factor, none below k_min, the largest at which the FLOPs do not exceed the
+        target. Then rates that would be next as the factor grows take one channel more, as long as any can.
+        """
+        masks, flops_at = channel_masks(model), self._flops_at(model)
+        groups = {int(mask.group): mask for mask in masks.values()}
+        keeps = {group: mask.keep for group, mask in groups.items()}
+
+        def scaled(factor: float) -> dict[int, int]:
+            return {
+                group: mask.count(min(max(factor * keeps[group], self.keep_min), 1.0)) for group, mask in groups.items()
+            }
+
+        def fits(counts: Mapping[int, int]) -> bool:
+            return flops_at({name: counts[int(mask.group)] for name, mask in masks.items()}) <= self.target
+
+        counts = scaled(self._largest(lambda factor: fits(scaled(factor)), 1 / min(keeps.values())))
+
+        def next_factor(group: int) -> float:
+            return (counts[group] + 0.5) / (keeps[group] * groups[group].scores.numel())
+
+        def grown() -> dict[int, int] | None:
+            for group in sorted(groups, key=next_factor):
+                more = {**counts, group: counts[group] + 1}
+                if more[group] <= groups[group].scores.numel() and fits(more):
+                    return more
+            return None
+
+        while (more := grown()) is not None:
+            counts = more
+        for group, mask in groups.items():
+            # In the middle between two counts, so that rounding r to float32 cannot change them.
+            rate = rate_of(counts[group] / mask.scores.numel(), self.keep_min)
+            mask.rate.copy_(rate)  # type: ignore[union-attr]

@@ -1,0 +1,154 @@
+"""``s2ap-diag export``: a channel-pruned network as a smaller dense one."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from s2ap_core.checkpoints import load_checkpoint
+from s2ap_core.errors import InputError
+from s2ap_core.export import check_suffix, exported_flops, image_shape, kept_channels, save_exported, shrink
+from s2ap_core.runs import RunDirectory
+from s2ap_core.scores import bake
+from s2ap_diag import plots
+from s2ap_diag.commands._common import (
+    EXISTING,
+    check_device,
+    counting,
+    data_of,
+    device_option,
+    emit,
+    make_table,
+    output_options,
+    quiet_option,
+)
+
+TOLERANCE = 1e-5
+"""Largest difference of a logit, relative to the largest logit where that exceeds 1."""
+
+
+@click.command(name="export")
+@click.argument("run", type=EXISTING)
+@click.option("--out", type=EXISTING, required=True, help="FILE.safetensors, or FILE.pt2 for torch.export.")
+@click.option("--n", type=click.IntRange(min=1), default=128, show_default=True, help="Number of test images.")
+@click.option("--rounds", type=click.IntRange(min=1), default=20, show_default=True, help="Timed forward passes.")
+@output_options
+@device_option
+@quiet_option
+def command(
+    run: Path,
+    out: Path,
+    n: int,
+    rounds: int,
+    json_file: str | None,
+    csv_file: Path | None,
+    plot_file: Path | None,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Write the smaller dense network of RUN, a run of hydra-channels or harp-channels or a checkpoint of one.
+
+    The outputs of both are compared on test images first, and their forward passes timed in turn.
+    """
+    check_device(device)
+    check_suffix(out)
+    path = result_of(run)
+    checkpoint = load_checkpoint(path, device)
+    images = image_shape(checkpoint.header["network"])
+    try:
+        kept = kept_channels(checkpoint.model)
+        smaller = shrink(checkpoint.model, images, kept)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    masked = bake(checkpoint.model)
+    x = next(data_of(checkpoint, None, None).to(device).batches("test", n)).x
+    difference = largest_difference(masked, smaller, x)
+    save_exported(out, smaller, checkpoint, kept)
+    with counting("timing", rounds, quiet) as advance:
+        seconds = forward_seconds((masked, smaller), x, rounds, advance)
+    dense_flops, flops = exported_flops(masked, images, kept)
+    record: dict[str, Any] = {
+        "checkpoint": str(path),
+        "file": str(out),
+        "max_difference": difference,
+        "images": len(x),
+        "flops": {"dense": dense_flops, "exported": flops},
+        "parameters": {"dense": parameters(masked), "exported": parameters(smaller)},
+        "seconds": {"masked": seconds[0], "exported": seconds[1]},
+        "speedup": seconds[0] / seconds[1],
+        "kept_channels": {name: int(bits.sum()) for name, bits in kept.items()},
+    }
+    if plot_file is not None:
+        with plots.picture(plot_file, plots.COLUMN, max(2.4, 0.13 * len(kept) + 0.8)) as axes:
+            shares = {name: float(bits.float().mean()) for name, bits in kept.items()}
+            plots.layer_bars(axes, shares, xlabel="fraction of input channels kept")
+    emit([record], table_of(record), json_file=json_file, csv_file=csv_file, quiet=quiet)
+
+
+def result_of(run: Path) -> Path:
+    """The checkpoint to export: the finetuned network of a run, else its raw mask; a file stands for itself.
+
+    Raises:
+        InputError: if the run has neither yet.
+    """
+    if not run.is_dir():
+        return run
+    results = [RunDirectory.open(run).checkpoint(f"{stage}-best") for stage in ("finetune", "prune")]
+    for path in results:
+        if path.exists():
+            return path
+    raise InputError(f"{run}: has no pruned network yet; finish it with s2ap-diag run --resume --out {run}")
+
+
+@torch.no_grad()
+def largest_difference(masked: nn.Module, smaller: nn.Module, x: Tensor) -> float:
+    """The largest difference of a logit on images [B, C, H, W].
+
+    Raises:
+        InputError: if it is more than rounding.
+    """
+    expected = masked(x)
+    difference = float((smaller(x) - expected).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):  # also for NaN
+        raise InputError(f"the smaller network's logits differ by {difference:.2g}: check the checkpoint with verify")
+    return difference
+
+
+@torch.no_grad()
+def forward_seconds(models: tuple[nn.Module, ...], x: Tensor, rounds: int, advance: Callable[[], None]) -> list[float]:
+    """Median seconds of each model's forward pass on ``x``; the models take turns, after one round untimed."""
+    seconds: list[list[float]] = [[] for _ in models]
+    for timed in range(rounds + 1):
+        for model, found in zip(models, seconds, strict=True):
+            started = time.perf_counter()
+            model(x)
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
+            if timed:
+                found.append(time.perf_counter() - started)
+        if timed:
+            advance()
+    return [median(found) for found in seconds]
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def table_of(record: dict[str, Any]) -> Table:
+    """The masked network beside the exported one."""
+    flops, sizes, seconds = record["flops"], record["parameters"], record["seconds"]
+    title = f"{record['file']}: max |difference| {record['max_difference']:.1e} on {record['images']} test images"
+    rows = [
+        ["FLOPs (multiply-accumulates)", flops["dense"], flops["exported"], flops["dense"] / flops["exported"]],
+        ["parameters", sizes["dense"], sizes["exported"], sizes["dense"] / sizes["exported"]],
+        ["ms per batch", 1e3 * seconds["masked"], 1e3 * seconds["exported"], record["speedup"]],
+    ]
+    return make_table(title, ["", "masked", "exported", "times fewer"], rows)
