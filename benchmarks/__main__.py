@@ -1,6 +1,7 @@
 """``python -m benchmarks``."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from rich.table import Table
 
 from benchmarks.measure import Row, Setting, machine
 from benchmarks.suite import BENCHMARKS, UNUSUAL
+from s2ap_core.errors import InputError
 from s2ap_core.runs import write_file
 
 
 @click.command()
-@click.option("--only", multiple=True, metavar="NAME", type=click.Choice(list(BENCHMARKS)), help="Some, by name.")
+@click.option("--only", multiple=True, type=click.Choice(list(BENCHMARKS)), help="Some, by name.")
 @click.option("--quick", is_flag=True, help="Narrow networks and small batches: shows that all runs, not how fast.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
@@ -27,18 +29,27 @@ def main(only: tuple[str, ...], quick: bool, json_file: Path | None, device: str
     if threads is not None:
         torch.set_num_threads(threads)
     setting = Setting(device, torch.get_num_threads(), quick)
+    names = only or [name for name in BENCHMARKS if name not in UNUSUAL[device]]
+    try:
+        _run(names, setting, json_file)
+    except InputError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _run(names: Sequence[str], setting: Setting, json_file: Path | None) -> None:
     facts, console = machine(setting), Console()
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
     records = []
-    for name in only or [name for name in BENCHMARKS if name not in UNUSUAL[device]]:
+    for name in names:
         with console.status(name):
             rows = BENCHMARKS[name](setting)
-        if quick:  # goals are for the sizes of the full suite
+        if setting.quick:  # goals are for the sizes of the full suite
             rows = [replace(row, goal=None) for row in rows]
         console.print(_table(name, rows))
         records += [{"benchmark": name, **row.record()} for row in rows]
         if json_file is not None:  # after each, so that an interrupted suite leaves what it measured
-            write_file(json_file, json.dumps({"machine": facts, "quick": quick, "rows": records}, indent=2) + "\n")
+            found = {"machine": facts, "quick": setting.quick, "rows": records}
+            write_file(json_file, json.dumps(found, indent=2) + "\n")
 
 
 def _table(name: str, rows: list[Row]) -> Table:

@@ -124,6 +124,7 @@ def machine(setting: Setting) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "cores": os.cpu_count(),
         "threads": setting.threads,
+        "load_before": round(os.getloadavg()[0], 2),  # near 0 on an idle machine
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -11,7 +11,7 @@ from pyhessian import hessian as PyHessian
 from torch import Tensor, nn
 
 from benchmarks.measure import Rounds, Row, Setting, at_most, interleaved, timed
-from benchmarks.worlds import TRADES, bare, images, network, search
+from benchmarks.worlds import TRADES, bare, colour_digits, pretrained, search
 from s2ap_core.scores import scores
 from s2ap_core.seeds import generator
 from s2ap_diag.hessian import Loss, ScoreHessian, batch_norm_mode
@@ -23,8 +23,10 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def run(setting: Setting) -> list[Row]:
-    x, y = images(setting.batch(128), setting)
-    ours = search(network("resnet18", setting), x)
+    count = setting.batch(128)
+    data = colour_digits(8 * count, setting)
+    x, y, _ = next(data.batches("train", count))
+    ours = search(pretrained("resnet18", data, count // 2, setting), x)
     batch = (x, ours.objective.attack(ours.model, x, y, generator(x.device, 0, "benchmark")), y)
     loss = batch_loss(ours.objective)
     return [_auto_pgd(setting, ours.model, loss, batch), *_lambda_max(setting, ours.model, loss, batch)]

@@ -38,7 +38,7 @@ class Tracked:
 
 def paper_recipe(loop: Loop, batch: Batch) -> Reading:
     """Ten HVPs from a random vector and one for the Rayleigh quotient, on one retained graph (App. C.1)."""
-    found = {}
+    found: Reading = {}
     for mode in MODES:
         with ScoreHessian(loop.model, batch_loss(loop.objective), [batch], batch_norm=mode) as hessian:
             pair = power_iteration(hessian, iterations=10, seed=loop.seed)
@@ -48,7 +48,7 @@ def paper_recipe(loop: Loop, batch: Batch) -> Reading:
 
 def converged(loop: Loop, batch: Batch) -> Reading:
     """lambda_max to a residual of 1e-4, which leaves an error of its square."""
-    found = {}
+    found: Reading = {}
     for mode in MODES:
         with ScoreHessian(loop.model, batch_loss(loop.objective), [batch], batch_norm=mode) as hessian:
             ends = lanczos(hessian, iterations=128, tolerance=1e-4, seed=loop.seed)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from s2ap_core.modes import train_mode
 from s2ap_core.scores import constant_mask
 
+Norm = Literal["Linf", "L2", "L1"]
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
@@ -66,7 +67,7 @@ def autoattack(
     y: Tensor,
     *,
     eps: float,
-    norm: Literal["Linf", "L2", "L1"] = "Linf",
+    norm: Norm = "Linf",
     attacks: Sequence[str] = AUTOATTACK,
     seed: int = 0,
 ) -> Tensor:

@@ -4,10 +4,10 @@ import difflib
 import tomllib
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from s2ap_core.errors import InputError
 from s2ap_core.methods import MethodSettings
@@ -143,6 +143,12 @@ class EvaluationSettings(_Settings):
     eps: Radius | None = Field(default=None, ge=0)
     n: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=250, ge=1)
+
+    @model_validator(mode="after")
+    def _pgd_is_l_inf(self) -> Self:
+        if self.attack == "pgd-50" and self.norm != "Linf":
+            raise ValueError(f"pgd-50 is an Linf attack; for {self.norm} choose apgd or autoattack")
+        return self
 
 
 class TrackingSettings(_Settings):

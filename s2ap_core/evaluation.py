@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2ap_core.attacks import AUTOATTACK, autoattack, pgd, uniform_start
+from s2ap_core.attacks import AUTOATTACK, Norm, autoattack, pgd, uniform_start
 from s2ap_core.config import EvaluationSettings
-from s2ap_core.data import Dataset
+from s2ap_core.data import Batch, Dataset
 from s2ap_core.errors import InputError
 from s2ap_core.modes import train_mode
 from s2ap_core.runs import write_file
@@ -135,9 +135,11 @@ def evaluate(
     parts = _load(file, described, total) if file is not None and file.exists() else {c: [] for c in COLUMNS}
     done = sum(map(len, parts["label"]))
     for batch in data.batches("test", settings.batch_size, limit=total):
-        if int(batch.index[0]) < done:
-            on_batch(min(done, total), total)
+        new = batch.index >= done  # of a batch that was cut otherwise when the file was made, some are known
+        if not new.any():
+            on_batch(done, total)
             continue
+        batch = Batch(*(part[new.to(part.device)] for part in batch))
         if batch.x.min() < 0 or batch.x.max() > 1:
             raise InputError(f"data set {data.name}: images outside [0, 1]; attacks need the raw range")
         batch_seed = derive_seed(seed, "evaluate", int(batch.index[0])) % 2**31
@@ -163,7 +165,7 @@ def _evaluate_batch(
     noise_source = generator(x.device, seed, "noise")
     with torch.no_grad():
         clean = logits.argmax(1) == y
-        noise = model(uniform_start(x, eps, noise_source)).argmax(1) == y
+        noise = model(random_start(x, eps, settings.norm, noise_source)).argmax(1) == y
     if eps == 0:
         return clean, clean, noise, gradient.flatten(1).abs().amax(1) == 0
     match settings.attack:
@@ -174,6 +176,15 @@ def _evaluate_batch(
         case "pgd-50":
             robust = _pgd_50(model, x, y, eps, seed)
     return clean, robust & clean, noise, gradient.flatten(1).abs().amax(1) == 0
+
+
+def random_start(x: Tensor, eps: float, norm: Norm, noise_source: torch.Generator) -> Tensor:
+    """``x`` plus noise of the attack's size, clipped to [0, 1]: uniform in the l-inf ball, on the L2 or L1 sphere."""
+    if norm == "Linf":
+        return uniform_start(x, eps, noise_source)
+    noise = torch.randn(x.shape, generator=noise_source, device=x.device, dtype=x.dtype).flatten(1)
+    length = noise.norm(dim=1, p=2 if norm == "L2" else 1, keepdim=True)
+    return (x + (eps * noise / length).view_as(x)).clamp(0, 1)
 
 
 def _pgd_50(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:

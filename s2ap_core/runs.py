@@ -52,10 +52,11 @@ def write_file(path: Path, data: bytes | str) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors as safetensors with ``header`` (JSON types) and the checksum of their bytes."""
+    """Write tensors as safetensors with ``header`` (JSON types) and the checksum of both."""
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    described = json.dumps({**header, "sha256": _checksum(held)})
-    write_file(path, serialize(held, metadata={HEADER: described}))
+    described = {**header}
+    described["sha256"] = _checksum(held, described)
+    write_file(path, serialize(held, metadata={HEADER: json.dumps(described)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -75,13 +76,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{path}: truncated, or not a safetensors file; copy or make it again") from error
     if not isinstance(header, dict):
         raise InputError(f"{path}: a safetensors file without our header; give --network and --keep for foreign files")
-    if header.get("sha256") != _checksum(tensors):
+    if header.get("sha256") != _checksum(tensors, header):
         raise InputError(f"{path}: its checksum does not fit, the file was altered; copy or make it again")
     return tensors, header
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    described = {name: entry for name, entry in header.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -171,7 +173,7 @@ class RunDirectory:
         path = self.path / file
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        if not path.exists():
+        if not path.exists() or path.stat().st_size == 0:
             writer.writerow(columns)
         writer.writerows(rows)
         try:

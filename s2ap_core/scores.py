@@ -75,7 +75,8 @@ def _topk_mask_on_device(magnitude: Tensor, n_keep: int) -> Tensor:
     ties_after = tied.sum() - tied.cumsum(0)
     kept = above | (tied & (ties_after < n_keep - above.sum()))
     mask = torch.empty_like(magnitude)  # keeps the layout of the scores
-    return mask.copy_(kept.view(magnitude.shape))
+    # Nothing can be raised without a synchronisation: NaN scores make the mask, and so the loss, NaN.
+    return mask.copy_(kept.view(magnitude.shape)).add_(flat.sum() * 0)
 
 
 class _StraightThroughTopK(torch.autograd.Function):

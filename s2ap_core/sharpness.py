@@ -60,7 +60,7 @@ class Perturbation:
 
     Attributes:
         loss: L(s), the loss that the ascent started from, after a block of :meth:`applied`; NaN if it
-            was not computed on the whole batch.
+            was not computed at s and on the whole batch.
         on_perturbed: called once per :meth:`applied`, when s + z is in force; for trackers.
     """
 
@@ -134,7 +134,7 @@ class Perturbation:
         finally:
             for tensor in frozen:
                 tensor.requires_grad_(False)
-        if self.subset == 1:
+        if self.subset == 1 and not self.carry:
             self.loss = loss.detach()
         return list(gradient)
 
@@ -146,13 +146,14 @@ def ascend_and_project(
     """Lines 6-9 of Algorithm 1: ``z + eta g / |g|``, then each layer back into its ball.
 
     The norm of line 6 runs over all layers. With infinite ``eta`` the ascent direction alone counts, and
-    z_l is ``radius_l * g_l / |g_l|``, 0 where the gradient is 0.
+    z_l is ``radius_l * g_l / |g_l|``, 0 where the gradient is 0. A gradient that is not finite gives 0 too: the
+    loss that it comes from stops the search.
     """
     if eta == float("inf"):
         norms = [g.norm() for g in gradient]
-        return [g * torch.where(n > 0, r / n, 0.0) for g, n, r in zip(gradient, norms, radii, strict=True)]
-    total = torch.stack([g.norm() for g in gradient]).norm().clamp_min(torch.finfo(gradient[0].dtype).tiny)
-    ascended = [z_l + eta * g / total for z_l, g in zip(z, gradient, strict=True)]
+        return [torch.where(n > 0, r / n * g, 0.0) for g, n, r in zip(gradient, norms, radii, strict=True)]
+    total = torch.stack([g.norm() for g in gradient]).norm()
+    ascended = [z_l + torch.where(total > 0, eta / total * g, 0.0) for z_l, g in zip(z, gradient, strict=True)]
     norms = [z_l.norm() for z_l in ascended]
     return [z_l * torch.where(n > r, r / n, 1.0) for z_l, n, r in zip(ascended, norms, radii, strict=True)]
 

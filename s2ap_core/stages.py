@@ -330,8 +330,10 @@ class Stages:
         stage, selection = loop.stage, Selection(loop.settings.select)
         if self.run.state(stage).exists():
             self._restore(loop, selection)
-        elif stage == "prune":
-            self._end_epoch(loop, selection, seconds=0.0)  # Algorithm 1 starts with s* = s.
+        else:
+            self.run.truncate("metrics.csv", self._metrics_before(stage))
+            if stage == "prune":
+                self._end_epoch(loop, selection, seconds=0.0)  # Algorithm 1 starts with s* = s.
         for callback in self.callbacks:
             callback.on_stage(loop)
         for epoch in range(loop.epoch + 1, loop.settings.epochs + 1):
@@ -348,6 +350,11 @@ class Stages:
     def _end_epoch(self, loop: Loop, selection: Selection, seconds: float) -> None:
         """Validate, save the epoch, and commit it with the state that a resume starts from."""
         validation = loop.validate()
+        if not math.isfinite(validation["val_loss"]):
+            raise InputError(
+                f"{loop.stage}: the validation loss is {validation['val_loss']} after epoch {loop.epoch}; "
+                f"the last good epoch is kept; lower {loop.stage}.lr ({loop.settings.lr})"
+            )
         header = describe(self.config, self.data, loop.stage, loop.epoch)
         eligible = loop.method is None or loop.method.within_budget(loop.model)
         if loop.stage == "prune":
@@ -398,6 +405,12 @@ class Stages:
                 "method": loop.method.state_dict() if loop.method is not None else {},
             },
         )
+
+    def _metrics_before(self, stage: str) -> int:
+        """Bytes of metrics.csv that belong to the stages before this one."""
+        states = [self.run.state(s) for s in TRAINED_STAGES[: TRAINED_STAGES.index(stage)]]
+        lengths = [load_tensors(path)[1]["metrics_bytes"] for path in states if path.exists()]
+        return max(lengths, default=0)
 
     def _restore(self, loop: Loop, selection: Selection) -> None:
         tensors, state = load_tensors(self.run.state(loop.stage))

@@ -1,7 +1,7 @@
 """What a pruning method decides; the search itself is the same for all."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,12 +20,12 @@ class MethodSettings(BaseModel):
         flops_reduction: how many times fewer FLOPs channel pruning leaves, instead of ``keep``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = "hydra"
     keep: float = Field(default=0.1, gt=0, le=1)
     penalty: float = Field(default=0.01, ge=0)
-    rate_init: Literal["uniform", "target"] | list[float] = "uniform"
+    rate_init: Literal["uniform", "target"] | list[Annotated[float, Field(gt=0, le=1)]] = "uniform"
     init: Literal["signed-constant", "kaiming"] = "signed-constant"
     flops_reduction: float | None = Field(default=None, gt=1, allow_inf_nan=False)
 

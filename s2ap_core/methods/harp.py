@@ -17,6 +17,9 @@ from s2ap_core.scores import (
     score_masks,
 )
 
+# Distance of the sigmoid from 0 and 1 that a rate in float32 still resolves.
+LEAST = 1e-9
+
 
 class Harp(Method):
     """Learned keep rates ``k = k_min + (1 - k_min) * sigmoid(r)`` with ``k_min = 0.1 * target``.
@@ -103,7 +106,7 @@ def keep_floor(target: float) -> float:
 def rate_of(keep: float, keep_min: float) -> Tensor:
     """The rate r (float64 scalar) at which a layer keeps ``keep``: the inverse of HARP's sigmoid."""
     share = torch.tensor((keep - keep_min) / (1 - keep_min), dtype=torch.float64)
-    return share.clamp(1e-9, 1 - 1e-9).logit()
+    return share.clamp(LEAST, 1 - LEAST).logit()
 
 
 def scaled_counts(keeps: list[float], sizes: list[int], target: float, keep_min: float) -> list[int]:
@@ -112,16 +115,19 @@ def scaled_counts(keeps: list[float], sizes: list[int], target: float, keep_min:
     Args:
         keeps, sizes: keep rate and number of entries of each layer.
         target: the network's keep rate; the budget is ``n - int((1 - target) * n)`` of its n entries.
-        keep_min: no layer goes below this rate (it may keep one entry less than it by rounding).
+        keep_min: no layer goes below this rate.
 
     Returns:
         One count for each layer, which add up to the budget.
     """
     total = sum(sizes)
     budget = total - n_dropped(total, target)
+    # What a layer keeps at the lowest rate there is.
+    floors = [n - n_dropped(n, keep_min + LEAST * (1 - keep_min)) for n in sizes]
 
     def kept(factor: float) -> list[float]:
-        return [n * min(max(factor * k, keep_min), 1.0) for k, n in zip(keeps, sizes, strict=True)]
+        scaled = zip(keeps, sizes, floors, strict=True)
+        return [max(n * min(factor * k, 1.0), float(floor)) for k, n, floor in scaled]
 
     low, high = 0.0, 1 / min(keeps)
     for _ in range(200):

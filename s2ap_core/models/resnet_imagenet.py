@@ -71,9 +71,7 @@ class ResNet50(nn.Module):
         for name, statistic in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             values = statistic if input_channels == 3 else (sum(statistic) / 3,) * input_channels
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
-        self.conv1 = nn.Conv2d(
-            input_channels, width, 7, stride=2 if input_size >= 16 else 1, padding=3, bias=False
-        )
+        self.conv1 = nn.Conv2d(input_channels, width, 7, stride=2 if input_size >= 16 else 1, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width, affine=norm_affine)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if input_size >= 32 else nn.Identity()
         self.layer1 = _stage(3, width, width, 1, norm_affine)

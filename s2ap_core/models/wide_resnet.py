@@ -21,9 +21,7 @@ class PreActivationBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels, affine=norm_affine)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.convShortcut = (
-            nn.Conv2d(channels_in, channels, 1, stride, bias=False) if channels_in != channels else None
-        )
+        self.convShortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False) if channels_in != channels else None
 
     def forward(self, x: Tensor) -> Tensor:
         activation = F.relu(self.bn1(x))

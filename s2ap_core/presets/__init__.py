@@ -63,10 +63,12 @@ class Group:
     """A part of a table: all combinations of the values on each axis.
 
     Attributes:
+        what: what the table shows of them.
         beside: further arms, which the table does not print.
     """
 
     table: int
+    what: str
     axes: Mapping[str, Sequence[Any]]
     beside: Sequence[str]
 
@@ -106,7 +108,7 @@ def presets() -> Mapping[str, Preset]:
 def groups() -> tuple[Group, ...]:
     """What each table shows, in the order of the tables."""
     return tuple(
-        Group(entry["table"], {axis: entry.get(axis, [None]) for axis in AXES}, entry.get("beside", []))
+        Group(entry["table"], entry["what"], {axis: entry.get(axis, [None]) for axis in AXES}, entry.get("beside", []))
         for entry in _read("paper_tables.toml")["group"]
     )
 

@@ -80,7 +80,9 @@ def command(
     if scale and settings and not quiet:
         click.echo(settings.title, err=True)
     out = out or Path("runs") / (Path(str(config)).stem + (f"-{scale}" if scale else ""))
-    # Before the run's folder is made: nothing is left behind where the images cannot be used.
+    # Before the run's folder is made: nothing is left behind where these cannot be used.
+    if settings and not (resume and out.exists()):
+        check_given(settings)
     data = prepare(settings or RunDirectory.open(out).config)
     run = open_run(settings, out, resume, device)
     execute(run, data=data, device=device, quiet=quiet)
@@ -101,14 +103,26 @@ def resolve(config: str, scale: str | None, overrides: tuple[str, ...], seed: in
     return override(settings, overrides if seed is None else (*overrides, f"seed={seed}"), config)
 
 
+def check_given(config: Config) -> None:
+    """Raise InputError if the dense network that a config starts from is not there."""
+    given = config.pretrain.checkpoint
+    if given is not None and not given.is_file():
+        raise InputError(
+            f"pretrain.checkpoint = {given}: no such file; name the dense network by --set pretrain.checkpoint=FILE"
+        )
+
+
 def overview() -> Table:
     """The presets by the table of the paper that they belong to, many to a row."""
-    rows: list[list[Any]] = [["", preset.name, 1] for preset in presets().values() if not preset.tables + preset.beside]
+    plain = [preset for preset in presets().values() if not preset.tables + preset.beside]
+    rows: list[list[Any]] = [["", preset.name, 1, preset.what] for preset in plain]
     for group in groups():
-        names = [*group.cells(group.axes["arm"]), *group.cells(group.beside)]
-        rows.append([group.table, group.pattern, len(names)])
+        runs = [*group.cells(group.axes["arm"]), *group.cells(group.beside)]
+        rows.append([str(group.table), group.pattern, len(runs), group.what])
     title = f"{len(presets())} presets; `s2ap-diag run --list PATTERN` describes those that match"
-    return make_table(title, ["paper's table", "presets", "runs"], rows)
+    table = make_table(title, ["table", "presets", "runs", "what they are"], rows)
+    table.columns[1].no_wrap = True  # names are there to be copied
+    return table
 
 
 def matching(pattern: str) -> Table:
@@ -133,17 +147,11 @@ def open_run(config: Config | None, out: Path, resume: bool, device: str) -> Run
     """A new run, or one that is resumed with the config it began with.
 
     Raises:
-        InputError: if the folder exists without ``resume``, or began with another config, or the network that
-            pretraining is to be replaced by is missing.
+        InputError: if the folder exists without ``resume``, or began with another config.
     """
     if not (resume and out.exists()):
         if config is None:
             raise InputError(f"{out}: no run to resume; name a CONFIG")
-        given = config.pretrain.checkpoint
-        if given is not None and not given.is_file():
-            raise InputError(
-                f"pretrain.checkpoint = {given}: no such file; give the dense network by --set pretrain.checkpoint=FILE"
-            )
         return RunDirectory.create(out, config, device)
     run = RunDirectory.open(out)
     if config is not None and config != run.config:

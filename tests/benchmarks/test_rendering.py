@@ -46,9 +46,8 @@ def norms(model):
 def run_both(ours, theirs, iterations):
     """Run both on the same batches and noise; yields the two losses after each iteration."""
     trained = [p for p in theirs.parameters() if p.requires_grad]
-    optimizers = [
-        torch.optim.SGD(p, lr=0.1, momentum=0.9) for p in (searched_parameters(ours, PruneSettings()), trained)
-    ]
+    searched = searched_parameters(ours, PruneSettings())
+    optimizers = [torch.optim.SGD(p, lr=0.1, momentum=0.9) for p in (searched, trained)]
     for i in range(iterations):
         rng = generator("cpu", 1, i)
         x = torch.rand(8, 1, 8, 8, generator=rng, dtype=torch.float64)

@@ -61,7 +61,6 @@ def test_what_does_not_fit_is_named_in_one_line(tmp_path, override, named):
 
 
 @pytest.mark.parametrize("override", ["method.penalty=inf", "evaluation={attack='pgd-50', norm='L2'}"])
-@pytest.mark.xfail(strict=True, reason="an infinite penalty makes NaN; PGD-50 is l-inf and would be labelled L2")
 def test_settings_that_cannot_be_meant_are_refused(tmp_path, override):
     file = tmp_path / "mine.toml"
     file.write_text("seed = 1\n")

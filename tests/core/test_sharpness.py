@@ -112,8 +112,17 @@ def test_without_a_gradient_there_is_no_perturbation(world, eta):
     assert conv2 == 0
     assert linear > 0
     assert conv1 == 0  # nothing passes a layer of zeros
-    nowhere = ascend_and_project([torch.zeros(2)], [torch.zeros(2)], [torch.ones(())], eta)
-    assert nowhere[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("eta", [INFINITE, 0.02])
+@pytest.mark.parametrize(
+    "entry",
+    [0.0, float("nan"), pytest.param(INFINITE, marks=pytest.mark.xfail(strict=True, reason="0 * inf is NaN"))],
+)
+def test_gradients_without_a_direction_give_none(entry, eta):
+    # A loss that is not finite is to be named as such, and not by the NaN that z would make of the scores.
+    (z,) = ascend_and_project([torch.zeros(2)], [torch.tensor([0.0, entry])], [torch.ones(())], eta)
+    assert z.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("weights", [False, True])
