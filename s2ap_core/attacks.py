@@ -91,6 +91,11 @@ def autoattack(
             parameter.requires_grad_(False)
         try:
             ensemble = AutoAttack(model, norm=norm, eps=eps, seed=seed, device=x.device, **version, **members)
+            ensemble.apgd.n_restarts = 5 if norm == "L1" else 1  # as in the standard version
+            with torch.no_grad():
+                others = model(x[:1]).shape[1] - 1
+            for targeted in (ensemble.apgd_targeted, ensemble.fab):
+                targeted.n_target_classes = min(targeted.n_target_classes, others)
             _, predicted = ensemble.run_standard_evaluation(x, y, batch_size=len(x))
         finally:
             for parameter in trained:

@@ -85,7 +85,7 @@ class PretrainSettings(StageSettings):
 
 
 class PruneSettings(StageSettings):
-    """The mask search; ``freeze_norm`` keeps the normalisation layers as they were pretrained."""
+    """The mask search; ``freeze_norm`` keeps the normalisation layers' affine parameters as they were."""
 
     epochs: int = Field(default=20, ge=1)
     freeze_norm: bool = False
@@ -124,6 +124,12 @@ class MinimizerSettings(_Settings):
     subset: float = Field(default=1.0, gt=0, le=1)
     every: int = Field(default=1, ge=1)
     update: Literal["method", "normalized"] = "method"
+
+    @model_validator(mode="after")
+    def _single_step_is_of_scores(self) -> Self:
+        if self.single_step and self.name == "awp":
+            raise ValueError("single_step reuses the scores' gradient; the weights of awp have none in the search")
+        return self
 
 
 class EvaluationSettings(_Settings):

@@ -74,7 +74,7 @@ class Evaluation:
         if self.zero_gradient.mean() > 0.1:
             found.append(
                 f"{self.zero_gradient.mean():.0%} of the images have a zero input gradient: the robust "
-                "accuracy may be an artefact; use --attack autoattack, whose Square attack needs no gradient"
+                "accuracy may be an artefact; trust it only under autoattack, whose Square attack needs no gradient"
             )
         if robust > noise:
             found.append(

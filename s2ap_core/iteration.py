@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.objectives import Objective
-from s2ap_core.scores import one_mask
+from s2ap_core.scores import constant_mask, one_mask
 from s2ap_core.sharpness import Perturbation
 
 
@@ -37,11 +37,12 @@ def iterate(
 
     Args:
         perturbation: z and its ball; on scores for S2AP, on masked weights for AWP.
-        penalty: what the method adds to the loss it steps on (HARP); it does not depend on s.
+        penalty: what the method adds to the loss it steps on (HARP); it has no gradient in s.
         on_attacked: called with the adversarial images before anything changes; for trackers.
     """
-    # Line 3: adversarial examples on the pruned model.
-    x_adv = objective.attack(model, x, y, generator)
+    # Line 3: adversarial examples on the pruned model, one mask for all passes of the attack.
+    with constant_mask(model):
+        x_adv = objective.attack(model, x, y, generator)
     if on_attacked is not None:
         on_attacked(x_adv)
 

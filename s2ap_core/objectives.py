@@ -84,9 +84,10 @@ def trades(threat: Threat, beta: float) -> Objective:
         return pgd(model, x, divergence, start=start, eps=threat.eps, step=threat.step, steps=threat.steps)
 
     def loss(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-        logits, logits_adv = model(x), model(x_adv)
-        divergence = F.kl_div(F.log_softmax(logits_adv, dim=1), F.softmax(logits, dim=1), reduction="batchmean")
-        return F.cross_entropy(logits, y) + beta * divergence
+        log_p, log_p_adv = F.log_softmax(model(x), dim=1), F.log_softmax(model(x_adv), dim=1)
+        # In logarithms: where a clean probability underflows, the gradient of p log p would be NaN.
+        divergence = F.kl_div(log_p_adv, log_p, reduction="batchmean", log_target=True)
+        return F.nll_loss(log_p, y) + beta * divergence
 
     return Objective("trades", attack, loss)
 
@@ -99,11 +100,11 @@ def mart(threat: Threat, beta: float) -> Objective:
 
     def loss(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         logits, logits_adv = model(x), model(x_adv)
-        p, p_adv = F.softmax(logits, dim=1), F.softmax(logits_adv, dim=1)
+        log_p, p_adv = F.log_softmax(logits, dim=1), F.softmax(logits_adv, dim=1)
         runner_up = p_adv.scatter(1, y[:, None], 0).amax(1)
         boosted = F.cross_entropy(logits_adv, y) - torch.log(1.0001 - runner_up).mean()
-        divergence = F.kl_div((p_adv + 1e-12).log(), p, reduction="none").sum(1)
-        weight = 1.0000001 - p.gather(1, y[:, None])[:, 0]
+        divergence = F.kl_div((p_adv + 1e-12).log(), log_p, reduction="none", log_target=True).sum(1)
+        weight = 1.0000001 - log_p.gather(1, y[:, None])[:, 0].exp()
         return boosted + beta * (divergence * weight).mean()
 
     return Objective("mart", attack, loss)

@@ -151,11 +151,16 @@ def ascend_and_project(
     """
     if eta == float("inf"):
         norms = [g.norm() for g in gradient]
-        return [torch.where(n > 0, r / n * g, 0.0) for g, n, r in zip(gradient, norms, radii, strict=True)]
+        return [_along(g, n, r) for g, n, r in zip(gradient, norms, radii, strict=True)]
     total = torch.stack([g.norm() for g in gradient]).norm()
-    ascended = [z_l + torch.where(total > 0, eta / total * g, 0.0) for z_l, g in zip(z, gradient, strict=True)]
+    ascended = [z_l + _along(g, total, eta) for z_l, g in zip(z, gradient, strict=True)]
     norms = [z_l.norm() for z_l in ascended]
     return [z_l * torch.where(n > r, r / n, 1.0) for z_l, n, r in zip(ascended, norms, radii, strict=True)]
+
+
+def _along(g: Tensor, norm: Tensor, length: Tensor | float) -> Tensor:
+    """``length * g / norm``; 0 where the norm is 0 or not finite."""
+    return torch.where((norm > 0) & norm.isfinite(), length / norm * g, 0.0)
 
 
 @torch.no_grad()

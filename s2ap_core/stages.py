@@ -332,10 +332,10 @@ class Stages:
             self._restore(loop, selection)
         else:
             self.run.truncate("metrics.csv", self._metrics_before(stage))
-            if stage == "prune":
-                self._end_epoch(loop, selection, seconds=0.0)  # Algorithm 1 starts with s* = s.
         for callback in self.callbacks:
             callback.on_stage(loop)
+        if stage == "prune" and not self.run.state(stage).exists():
+            self._end_epoch(loop, selection, seconds=0.0)  # Algorithm 1 starts with s* = s.
         for epoch in range(loop.epoch + 1, loop.settings.epochs + 1):
             loop.epoch = epoch
             started = time.monotonic()
@@ -375,11 +375,7 @@ class Stages:
     def _settle_mask(self, loop: Loop, selection: Selection) -> None:
         """Hand on the selected scores (line 15), at exactly the method's budget."""
         if selection.epoch is None:
-            log.warning(
-                "no epoch kept as little as %s; the last scores are cut to it: raise method.penalty (%s)",
-                self.config.method.keep,
-                self.config.method.penalty,
-            )
+            log.warning("no epoch met the budget; the last scores are cut to it: raise method.penalty")
             model, header = loop.model, describe(self.config, self.data, loop.stage, loop.epoch)
         else:
             best = load_checkpoint(self.result("prune"), self.device)

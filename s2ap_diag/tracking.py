@@ -66,7 +66,7 @@ class CurvatureTracker(Callback):
         settings = self.settings
         if settings.recipe == "paper":
             return lambda_max(hessian, iterations=settings.hvps, seed=loop.seed)
-        start = self.vectors.get(mode)
+        start = self.vectors[mode].to(hessian.device) if mode in self.vectors else None
         reading = lambda_max(
             hessian, iterations=settings.hvps, tolerance=settings.tolerance, start=start, seed=loop.seed
         )

@@ -55,7 +55,7 @@ def _unusable_tensors(model: nn.Module) -> Iterator[Finding]:
 
 def _wrong_counts(checkpoint: Checkpoint, bits: Mapping[str, Tensor]) -> Iterator[Finding]:
     keep = checkpoint.header.get("keep")
-    if keep is None:
+    if keep is None or str(checkpoint.header.get("method")).endswith("-channels"):  # whose budget is in FLOPs
         return
     kept, entries = sum(int(b.sum()) for b in bits.values()), sum(b.numel() for b in bits.values())
     if checkpoint.header.get("method") == "harp":

@@ -31,8 +31,9 @@ class Rlth(Method):
 
         def make(name: str, layer: nn.Module) -> ScoreMask:
             del name
-            scores = torch.empty_like(layer.weight)  # type: ignore[arg-type]
+            weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+            scores = torch.empty(weight.shape, dtype=weight.dtype)  # where the generator draws
             nn.init.kaiming_uniform_(scores, a=math.sqrt(5), generator=generator)
-            return ScoreMask(scores.detach(), self.settings.keep)
+            return ScoreMask(scores.to(weight.device), self.settings.keep)
 
         attach_masks(model, make)

@@ -1,10 +1,12 @@
 """What the commands share: options, tables, files, progress."""
 
+import functools
 import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,11 @@ from s2ap_core.errors import InputError
 from s2ap_core.iteration import Step
 from s2ap_core.runs import RunDirectory, write_file
 from s2ap_core.stages import Callback, Loop
+from s2ap_diag.sources import open_checkpoint
 
 EXISTING = click.Path(path_type=Path)
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def _all(*decorators: Decorator) -> Decorator:
-    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
 
 
 def _set_up(ctx: click.Context, param: click.Parameter, quiet: bool) -> bool:
@@ -53,12 +47,90 @@ quiet_option = click.option(
 )
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed.")
-output_options = _all(
-    click.option("--json", "json_file", type=click.Path(), help="Write the results as JSON; - is standard output."),
-    click.option("--csv", "csv_file", type=EXISTING, help="Write the results as CSV."),
-    click.option("--plot", "plot_file", type=EXISTING, help="Draw the results (.png, .pdf or .svg)."),
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go; ``plot`` is for the command to draw."""
+
+    json: str | None
+    csv: Path | None
+    plot: Path | None
+    quiet: bool
+
+    def emit(self, records: Sequence[dict[str, Any]], table: Table) -> None:
+        """Show a table and write the records; with JSON on standard output, nothing else goes there."""
+        if self.csv is not None:
+            write_file(self.csv, pd.json_normalize(list(records)).to_csv(index=False))
+        if self.json is not None:
+            text = json.dumps(list(records), indent=2, default=str)
+            if self.json == "-":
+                click.echo(text)
+                return
+            write_file(Path(self.json), text + "\n")
+        show_table(table, self.quiet)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a user adds to checkpoints of other tools, which do not say it themselves."""
+
+    keep: float | None
+    network: str | None
+    dataset: str | None
+    root: Path | None
+
+    def open(self, path: Path, device: str = "cpu") -> Checkpoint:
+        """The checkpoint, ours or another tool's.
+
+        Raises:
+            InputError: if it cannot be used, or does not say what no option says.
+        """
+        return open_checkpoint(path, network=self.network, dataset=self.dataset, keep=self.keep, device=device)
+
+    def data(self, checkpoint: Checkpoint) -> Dataset:
+        """The data that a checkpoint was made with: the option's, or its file's and its run's own.
+
+        Raises:
+            InputError: if neither says which, or the files cannot be used.
+        """
+        run = checkpoint.path.parent.parent
+        settings = RunDirectory.open(run).config.data if (run / "config.toml").is_file() else DataSettings()
+        name = self.dataset or checkpoint.header.get("dataset")
+        if name is None:
+            raise InputError(f"{checkpoint.path}: does not say its data set; give --dataset")
+        if name != settings.name:
+            return load(name, self.root)
+        return load(name, self.root or settings.root, **settings.options)
+
+
+def _bundle(name: str, kind: type, *options: Decorator) -> Decorator:
+    """Options that reach the command as one argument ``name``, a dataclass ``kind`` with a field for each."""
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        def bundled(*args: Any, **kwargs: Any) -> Any:
+            values = {field.name: kwargs.pop(field.name, None) for field in fields(kind)}
+            return function(*args, **{name: kind(**values)}, **kwargs)
+
+        call: Callable[..., Any] = functools.wraps(function)(bundled)
+        for option in reversed(options):
+            call = option(call)
+        return call
+
+    return apply
+
+
+_table_options = (
+    click.option("--json", type=click.Path(), help="Write the results as JSON; - is standard output."),
+    click.option("--csv", type=EXISTING, help="Write the results as CSV."),
+    quiet_option,
 )
-foreign_options = _all(
+table_options = _bundle("output", Output, *_table_options)
+_plot_option = click.option("--plot", type=EXISTING, help="Draw the results (.png, .pdf or .svg).")
+output_options = _bundle("output", Output, *_table_options, _plot_option)
+source_options = _bundle(
+    "source",
+    Source,
     click.option("--keep", type=float, help="Fraction kept, where the file does not say it."),
     click.option("--network", help="The network, where the file does not say it."),
     click.option("--dataset", help="The data set, where the file does not say it."),
@@ -79,23 +151,8 @@ def check_device(device: str) -> str:
     return device
 
 
-def emit(
-    records: Sequence[dict[str, Any]],
-    table: Table,
-    *,
-    json_file: str | None = None,
-    csv_file: Path | None = None,
-    quiet: bool = False,
-) -> None:
-    """Show a table and write the records; with JSON on standard output, nothing else goes there."""
-    if csv_file is not None:
-        write_file(csv_file, pd.json_normalize(list(records)).to_csv(index=False))
-    if json_file is not None:
-        text = json.dumps(list(records), indent=2, default=str)
-        if json_file == "-":
-            click.echo(text)
-            return
-        write_file(Path(json_file), text + "\n")
+def show_table(table: Table, quiet: bool = False) -> None:
+    """Print a table unless nothing is to be printed."""
     if not quiet:
         Console(width=None if sys.stdout.isatty() else 160).print(table)
 
@@ -164,19 +221,3 @@ class StageProgress(Callback):
         self.progress.update(
             self.task, description=f"{self.name} evaluate".strip(), completed=done, total=total, visible=True
         )
-
-
-def data_of(checkpoint: Checkpoint, dataset: str | None, root: Path | None) -> Dataset:
-    """The data that a checkpoint was made with: an option's, or its file's and its run's own.
-
-    Raises:
-        InputError: if neither says which, or the files cannot be used.
-    """
-    run = checkpoint.path.parent.parent
-    settings = RunDirectory.open(run).config.data if (run / "config.toml").is_file() else DataSettings()
-    name = dataset or checkpoint.header.get("dataset")
-    if name is None:
-        raise InputError(f"{checkpoint.path}: does not say its data set; give --dataset")
-    if name != settings.name:
-        return load(name, root)
-    return load(name, root or settings.root, **settings.options)

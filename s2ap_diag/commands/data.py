@@ -19,12 +19,7 @@ from rich.progress import (
 from s2ap_core.data import DATASETS
 from s2ap_core.data.fetch import Part, check, fetch
 from s2ap_core.errors import InputError
-from s2ap_diag.commands._common import EXISTING, emit, make_table, plain_progress, quiet_option
-
-json_option = click.option(
-    "--json", "json_file", type=click.Path(), help="Write the parts as JSON; - is standard output."
-)
-csv_option = click.option("--csv", "csv_file", type=EXISTING, help="Write the parts as CSV.")
+from s2ap_diag.commands._common import EXISTING, Output, make_table, plain_progress, table_options
 
 
 @click.group(name="data")
@@ -35,12 +30,10 @@ def command() -> None:
 @command.command(name="fetch")
 @click.argument("name")
 @click.option("--root", type=EXISTING, required=True, help="Folder for all data sets; made if it is not there.")
-@json_option
-@csv_option
-@quiet_option
-def fetch_command(name: str, root: Path, json_file: str | None, csv_file: Path | None, quiet: bool) -> None:
+@table_options
+def fetch_command(name: str, root: Path, output: Output) -> None:
     """Download data set NAME into a folder, checksum and all; goes on where an earlier download broke off."""
-    with download_progress(quiet) as bar:
+    with download_progress(output.quiet) as bar:
         tasks: dict[str, Any] = {}
 
         def progress(file: str, done: int, total: int | None) -> None:
@@ -49,23 +42,21 @@ def fetch_command(name: str, root: Path, json_file: str | None, csv_file: Path |
             bar.update(tasks[file], completed=done, total=total)
 
         parts = fetch(name, root, progress)
-    report({name: parts}, json_file, csv_file, quiet)
+    report({name: parts}, output)
     refuse_incomplete(name, parts)
 
 
 @command.command(name="check")
 @click.argument("name")
 @click.option("--root", type=EXISTING, help="Folder that holds the data sets; digits needs none.")
-@json_option
-@csv_option
-@quiet_option
-def check_command(name: str, root: Path | None, json_file: str | None, csv_file: Path | None, quiet: bool) -> None:
+@table_options
+def check_command(name: str, root: Path | None, output: Output) -> None:
     """Say what of data set NAME, or of all of them, is there and what is missing, with counts.
 
     Exit status 2 if the data set is incomplete; with `all`, if one of those that are there is.
     """
     found: dict[str, list[Part]] = {}
-    with plain_progress(quiet) as bar:
+    with plain_progress(output.quiet) as bar:
         for each in DATASETS if name == "all" else [name]:
             task = bar.add_task(each, total=None)
             found[each] = check(
@@ -73,13 +64,13 @@ def check_command(name: str, root: Path | None, json_file: str | None, csv_file:
                 root,
                 lambda done, total, task=task: bar.update(task, completed=done, total=total),  # type: ignore[misc]
             )
-    report(found, json_file, csv_file, quiet)
+    report(found, output)
     for each, parts in found.items():
         if name != "all" or any(part.there for part in parts):
             refuse_incomplete(each, parts)
 
 
-def report(found: dict[str, list[Part]], json_file: str | None, csv_file: Path | None, quiet: bool) -> None:
+def report(found: dict[str, list[Part]], output: Output) -> None:
     """Show and write every part that was looked for."""
     records = [
         {"data": name, "part": part.name, "there": part.there, "images": part.images, "problem": part.problem}
@@ -88,7 +79,7 @@ def report(found: dict[str, list[Part]], json_file: str | None, csv_file: Path |
     ]
     columns = ("data", "part", "images", "state")
     table = make_table("Data sets", columns, [row for name in found for row in rows(name, found[name])])
-    emit(records, table, json_file=json_file, csv_file=csv_file, quiet=quiet)
+    output.emit(records, table)
 
 
 def rows(name: str, parts: Sequence[Part]) -> list[tuple[str, str, int | None, str]]:

@@ -14,13 +14,12 @@ from s2ap_core.runs import RunDirectory, load_masks, write_file
 from s2ap_diag import plots
 from s2ap_diag.commands._common import (
     EXISTING,
+    Output,
     check_device,
     counting,
     device_option,
-    emit,
     make_table,
     output_options,
-    quiet_option,
 )
 from s2ap_diag.commands.run import accuracies, execute, open_run
 from s2ap_diag.measure import Sharpness, SharpnessSettings, measure_sharpness
@@ -48,16 +47,12 @@ QUICK = (
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed.")
 @output_options
 @device_option
-@quiet_option
 def command(
     out: Path,
     quick: bool,
     seed: int,
-    json_file: str | None,
-    csv_file: Path | None,
-    plot_file: Path | None,
+    output: Output,
     device: str,
-    quiet: bool,
 ) -> None:
     """Prune a narrow ResNet-18 on digits by HYDRA with and without S2AP; measure both; draw Figure 1.
 
@@ -65,21 +60,22 @@ def command(
     """
     check_device(device)
     runs: dict[str, RunDirectory] = {}
-    for arm, settings in ARMS.items():
-        overrides = (*settings, *(QUICK if quick else ()), f"seed={seed}")
+    for arm, changes in ARMS.items():
+        overrides = (*changes, *(QUICK if quick else ()), f"seed={seed}")
         if arm != "orig":
             overrides += (f"pretrain.checkpoint={runs['orig'].checkpoint('pretrain')}",)
         runs[arm] = open_run(read_config("digits", overrides), out / arm, resume=True, device=device)
-        execute(runs[arm], device=device, quiet=quiet, name=arm)
-    sharpness = measure(runs, SharpnessSettings(rho=(0.01,), images=128 if quick else 256, seed=seed), device, quiet)
+        execute(runs[arm], device=device, quiet=output.quiet, name=arm)
+    settings = SharpnessSettings(rho=(0.01,), images=128 if quick else 256, seed=seed)
+    sharpness = measure(runs, settings, device, output.quiet)
     records = [row(arm, run, sharpness[arm]) for arm, run in runs.items()]
-    picture = plot_file or out / "figure1.png"
+    picture = output.plot or out / "figure1.png"
     draw(runs, picture)
-    if plot_file is None:
+    if output.plot is None:
         draw(runs, out / "figure1.pdf")
     write_file(out / "demo.json", json.dumps(records, indent=2) + "\n")
-    emit(records, table_of(records), json_file=json_file, csv_file=csv_file, quiet=quiet)
-    if not quiet and json_file != "-":
+    output.emit(records, table_of(records))
+    if not output.quiet and output.json != "-":
         click.echo(verdict(records))
         click.echo(f"Figure 1: {picture}")
 

@@ -19,18 +19,17 @@ from s2ap_core.evaluation import evaluate
 from s2ap_diag import plots
 from s2ap_diag.commands._common import (
     EXISTING,
+    Output,
+    Source,
     check_device,
-    data_of,
     device_option,
-    emit,
-    foreign_options,
     make_table,
     output_options,
     plain_progress,
-    quiet_option,
     seed_option,
+    source_options,
 )
-from s2ap_diag.sources import expand, open_checkpoint
+from s2ap_diag.sources import expand
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +50,10 @@ log = logging.getLogger(__name__)
     "--corruption", help="With --dataset cifar10c: one of its corruptions, or all of them; the default is all."
 )
 @click.option("--severity", type=click.IntRange(1, 5), help="With --dataset cifar10c: how strong; the default is 3.")
-@foreign_options
+@source_options
 @output_options
 @device_option
 @seed_option
-@quiet_option
 def command(
     checkpoints: tuple[Path, ...],
     attack: str | None,
@@ -65,19 +63,13 @@ def command(
     batch_size: int,
     corruption: str | None,
     severity: int | None,
-    keep: float | None,
-    network: str | None,
-    dataset: str | None,
-    root: Path | None,
-    json_file: str | None,
-    csv_file: Path | None,
-    plot_file: Path | None,
+    source: Source,
+    output: Output,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Evaluate CHECKPOINTS on the test images: ours or another tool's, files or folders."""
-    corrupted = dataset == "cifar10c"
+    corrupted = source.dataset == "cifar10c"
     if (corruption or severity) and not corrupted:
         raise click.UsageError("--corruption and --severity go with --dataset cifar10c")
     check_device(device)
@@ -85,13 +77,13 @@ def command(
     asked = {"attack": attack, "norm": norm, "eps": eps, "n": n, "batch_size": batch_size}
     settings = parse_config({"evaluation": asked}, "options").evaluation
     records: list[dict[str, Any]] = []
-    with plain_progress(quiet) as progress:
+    with plain_progress(output.quiet) as progress:
         task = progress.add_task("evaluate", total=1)
         for path in expand(checkpoints, "checkpoint"):
-            found = open_checkpoint(path, network=network, dataset=dataset, keep=keep, device=device)
+            found = source.open(path, device)
             of_checkpoint: list[dict[str, Any]] = []
-            named = corruptions(root, corruption or "all", severity or 3) if corrupted else None
-            for which, data in named or [({}, data_of(found, dataset, root))]:
+            named = corruptions(source.root, corruption or "all", severity or 3) if corrupted else None
+            for which, data in named or [({}, source.data(found))]:
                 result = evaluate(
                     found.model,
                     data.to(device),
@@ -107,9 +99,9 @@ def command(
             records += of_checkpoint
             if len(of_checkpoint) > 1:
                 records.append(mean(of_checkpoint))
-    if plot_file is not None:
-        draw(records, plot_file)
-    emit(records, table_of(records), json_file=json_file, csv_file=csv_file, quiet=quiet)
+    if output.plot is not None:
+        draw(records, output.plot)
+    output.emit(records, table_of(records))
 
 
 def corruptions(root: Path | None, corruption: str, severity: int) -> Iterator[tuple[dict[str, Any], Dataset]]:

@@ -19,14 +19,13 @@ from s2ap_core.scores import bake
 from s2ap_diag import plots
 from s2ap_diag.commands._common import (
     EXISTING,
+    Output,
+    Source,
     check_device,
     counting,
-    data_of,
     device_option,
-    emit,
     make_table,
     output_options,
-    quiet_option,
 )
 
 TOLERANCE = 1e-5
@@ -40,17 +39,13 @@ TOLERANCE = 1e-5
 @click.option("--rounds", type=click.IntRange(min=1), default=20, show_default=True, help="Timed forward passes.")
 @output_options
 @device_option
-@quiet_option
 def command(
     run: Path,
     out: Path,
     n: int,
     rounds: int,
-    json_file: str | None,
-    csv_file: Path | None,
-    plot_file: Path | None,
+    output: Output,
     device: str,
-    quiet: bool,
 ) -> None:
     """Write the smaller dense network of RUN, a run of hydra-channels or harp-channels or a checkpoint of one.
 
@@ -67,10 +62,10 @@ def command(
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     masked = bake(checkpoint.model)
-    x = next(data_of(checkpoint, None, None).to(device).batches("test", n)).x
+    x = next(Source(None, None, None, None).data(checkpoint).to(device).batches("test", n)).x
     difference = largest_difference(masked, smaller, x)
     save_exported(out, smaller, checkpoint, kept)
-    with counting("timing", rounds, quiet) as advance:
+    with counting("timing", rounds, output.quiet) as advance:
         seconds = forward_seconds((masked, smaller), x, rounds, advance)
     dense_flops, flops = exported_flops(masked, images, kept)
     record: dict[str, Any] = {
@@ -84,11 +79,11 @@ def command(
         "speedup": seconds[0] / seconds[1],
         "kept_channels": {name: int(bits.sum()) for name, bits in kept.items()},
     }
-    if plot_file is not None:
-        with plots.picture(plot_file, plots.COLUMN, max(2.4, 0.13 * len(kept) + 0.8)) as axes:
+    if output.plot is not None:
+        with plots.picture(output.plot, plots.COLUMN, max(2.4, 0.13 * len(kept) + 0.8)) as axes:
             shares = {name: float(bits.float().mean()) for name, bits in kept.items()}
             plots.layer_bars(axes, shares, xlabel="fraction of input channels kept")
-    emit([record], table_of(record), json_file=json_file, csv_file=csv_file, quiet=quiet)
+    output.emit([record], table_of(record))
 
 
 def result_of(run: Path) -> Path:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from s2ap_core.errors import InputError
 from s2ap_diag import plots
-from s2ap_diag.commands._common import EXISTING, counting, emit, make_table, output_options, quiet_option
+from s2ap_diag.commands._common import EXISTING, Output, counting, make_table, output_options
 from s2ap_diag.sources import epoch_of, expand, open_masks, open_packed_masks
 from s2ap_diag.stability import Hamming, PackedMasks, hamming
 
@@ -24,17 +24,13 @@ from s2ap_diag.stability import Hamming, PackedMasks, hamming
 @click.option("--per-kept", is_flag=True, help="Draw and tabulate h per kept weight instead of per entry.")
 @click.option("--keep", type=float, help="Fraction kept, for checkpoints that do not say it.")
 @output_options
-@quiet_option
 def command(
     masks: tuple[Path, ...],
     against: str,
     by_layer: bool,
     per_kept: bool,
     keep: float | None,
-    json_file: str | None,
-    csv_file: Path | None,
-    plot_file: Path | None,
-    quiet: bool,
+    output: Output,
 ) -> None:
     """Compare MASKS: a folder of epochs with its first mask, two or more folders, or single files.
 
@@ -49,7 +45,7 @@ def command(
         groups = {"masks": expand(masks, "masks")}
     if against == "other" and len(groups) != 2:
         raise InputError("--against other: give two folders of masks")
-    with counting("hamming", sum(map(len, groups.values())), quiet) as advance:
+    with counting("hamming", sum(map(len, groups.values())), output.quiet) as advance:
 
         def read(path: Path) -> PackedMasks:
             advance()
@@ -66,13 +62,13 @@ def command(
         common = first.index.intersection(second.index)
         differences = [{"epoch": int(e), "difference": float(first[e] - second[e])} for e in common]
     records = [row for rows in compared.values() for row in rows]
-    if plot_file is not None:
+    if output.plot is not None:
         if by_layer:
-            draw_layers(compared, plot_file)
+            draw_layers(compared, output.plot)
         else:
-            draw(arms, differences, plot_file, "h per kept weight" if per_kept else "h")
+            draw(arms, differences, output.plot, "h per kept weight" if per_kept else "h")
     table = table_of(compared, differences, measure, against)
-    emit([*records, *differences], table, json_file=json_file, csv_file=csv_file, quiet=quiet)
+    output.emit([*records, *differences], table)
 
 
 Compared = dict[str, list[dict[str, Any]]]

@@ -9,36 +9,28 @@ from s2ap_core.scores import density, masks, score_masks
 from s2ap_diag import plots
 from s2ap_diag.commands._common import (
     EXISTING,
-    emit,
-    foreign_options,
+    Output,
+    Source,
     make_table,
     output_options,
-    quiet_option,
+    source_options,
 )
-from s2ap_diag.sources import expand, open_checkpoint
+from s2ap_diag.sources import expand
 
 
 @click.command(name="inspect")
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
-@foreign_options
+@source_options
 @output_options
-@quiet_option
 def command(
     checkpoints: tuple[Path, ...],
-    keep: float | None,
-    network: str | None,
-    dataset: str | None,
-    root: Path | None,
-    json_file: str | None,
-    csv_file: Path | None,
-    plot_file: Path | None,
-    quiet: bool,
+    source: Source,
+    output: Output,
 ) -> None:
     """Say what CHECKPOINTS hold; of a single one, layer by layer."""
-    del root
     records: list[dict[str, Any]] = []
     for path in expand(checkpoints, "checkpoint"):
-        found = open_checkpoint(path, network=network, dataset=dataset, keep=keep)
+        found = source.open(path)
         layers: list[dict[str, Any]] = [
             {
                 "layer": name,
@@ -60,11 +52,11 @@ def command(
                 "layers": layers,
             }
         )
-    if plot_file is not None:
+    if output.plot is not None:
         last = records[-1]
-        with plots.picture(plot_file, plots.COLUMN, max(2.4, 0.13 * len(last["layers"]) + 0.8)) as axes:
+        with plots.picture(output.plot, plots.COLUMN, max(2.4, 0.13 * len(last["layers"]) + 0.8)) as axes:
             plots.layer_bars(axes, {row["layer"]: row["keep"] for row in last["layers"]}, xlabel="fraction kept")
-    emit(records, table_of(records), json_file=json_file, csv_file=csv_file, quiet=quiet)
+    output.emit(records, table_of(records))
 
 
 def table_of(records: list[dict[str, Any]]) -> Any:

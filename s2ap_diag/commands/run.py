@@ -23,10 +23,10 @@ from s2ap_diag.commands._common import (
     StageProgress,
     check_device,
     device_option,
-    emit,
     make_table,
     plain_progress,
     quiet_option,
+    show_table,
 )
 from s2ap_diag.tracking import build_trackers
 
@@ -69,7 +69,7 @@ def command(
 ) -> None:
     """Run CONFIG, a TOML file or a preset's name, through all its stages."""
     if list_presets:
-        emit([], matching(config) if config else overview())
+        show_table(matching(config) if config else overview())
         return
     if config is None and not (resume and out):
         raise click.UsageError("name a CONFIG or preset, or --resume --out RUN")
@@ -88,7 +88,7 @@ def command(
     execute(run, data=data, device=device, quiet=quiet)
     summary = run.results()
     rows: list[list[Any]] = [[stage, *accuracies(summary, stage)] for stage in run.config.evaluation.stages]
-    emit([], make_table(f"{out}", ["stage", "clean %", "robust %"], rows), quiet=quiet)
+    show_table(make_table(f"{out}", ["stage", "clean %", "robust %"], rows), quiet)
 
 
 def resolve(config: str, scale: str | None, overrides: tuple[str, ...], seed: int | None) -> Config:

@@ -11,19 +11,18 @@ from s2ap_core.scores import score_masks
 from s2ap_diag import plots
 from s2ap_diag.commands._common import (
     EXISTING,
+    Output,
+    Source,
     check_device,
     counting,
-    data_of,
     device_option,
-    emit,
-    foreign_options,
     make_table,
     output_options,
-    quiet_option,
     seed_option,
+    source_options,
 )
 from s2ap_diag.measure import RHOS, SharpnessSettings, measure_sharpness
-from s2ap_diag.sources import expand, open_checkpoint
+from s2ap_diag.sources import expand
 from s2ap_diag.spectrum import SpectralDensity, standard_error
 
 
@@ -51,11 +50,10 @@ from s2ap_diag.spectrum import SpectralDensity, standard_error
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--objective", help="trades, pgd-at, mart, fast-at or clean; default the checkpoint's own, or trades.")
 @click.option("--eps", help="Radius of the adversary; default the checkpoint's own, or 8/255.")
-@foreign_options
+@source_options
 @output_options
 @device_option
 @seed_option
-@quiet_option
 def command(
     checkpoints: tuple[Path, ...],
     method: Literal["power", "lanczos", "pyhessian"],
@@ -75,16 +73,10 @@ def command(
     batch_size: int,
     objective: str | None,
     eps: str | None,
-    keep: float | None,
-    network: str | None,
-    dataset: str | None,
-    root: Path | None,
-    json_file: str | None,
-    csv_file: Path | None,
-    plot_file: Path | None,
+    source: Source,
+    output: Output,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Measure CHECKPOINTS (files or folders, ours or another tool's) by lambda_max and loss difference.
 
@@ -112,13 +104,13 @@ def command(
     records: list[dict[str, Any]] = []
     densities: dict[str, SpectralDensity] = {}
     skipped = []
-    with counting("sharpness", len(paths) * (1 + len(settings.rho)), quiet) as advance:
+    with counting("sharpness", len(paths) * (1 + len(settings.rho)), output.quiet) as advance:
         for path in paths:
-            found = open_checkpoint(path, network=network, dataset=dataset, keep=keep, device=device)
+            found = source.open(path, device)
             if not score_masks(found.model) and len(paths) > 1:
                 skipped.append(path)
                 continue
-            data = data_of(found, dataset, root).to(device)
+            data = source.data(found).to(device)
             adversary = adversary_of(found, objective, eps)
             measured = measure_sharpness(found, data, adversary, settings, advance)
             records.append(measured.record())
@@ -126,13 +118,13 @@ def command(
                 densities[_short(records[-1])] = measured.density
     if not records:
         raise click.UsageError(f"{checkpoints[0]}: no checkpoint with scores; the search's lie in RUN/ckpt")
-    if plot_file is not None:
-        draw(records, plot_file)
+    if output.plot is not None:
+        draw(records, output.plot)
     if spectrum is not None:
         with plots.picture(spectrum, plots.COLUMN, 2.6) as axes:
             plots.spectral_densities(axes, densities, xlabel=f"eigenvalue (BatchNorm: {batch_norm})")
     records += over_seeds(records)
-    emit(records, table_of(records, len(skipped)), json_file=json_file, csv_file=csv_file, quiet=quiet)
+    output.emit(records, table_of(records, len(skipped)))
 
 
 def adversary_of(checkpoint: Checkpoint, objective: str | None, eps: str | None) -> ObjectiveSettings:

@@ -7,26 +7,19 @@ from typing import Any
 import click
 
 from s2ap_core.checkpoints import Checkpoint, load_checkpoint
-from s2ap_diag.commands._common import EXISTING, emit, foreign_options, make_table, output_options, quiet_option
-from s2ap_diag.sources import expand, open_checkpoint
+from s2ap_diag.commands._common import EXISTING, Output, Source, make_table, output_options, source_options
+from s2ap_diag.sources import expand
 from s2ap_diag.verification import Finding, verify
 
 
 @click.command(name="verify")
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
-@foreign_options
+@source_options
 @output_options
-@quiet_option
 def command(
     checkpoints: tuple[Path, ...],
-    keep: float | None,
-    network: str | None,
-    dataset: str | None,
-    root: Path | None,
-    json_file: str | None,
-    csv_file: Path | None,
-    plot_file: Path | None,
-    quiet: bool,
+    source: Source,
+    output: Output,
 ) -> None:
     """Check CHECKPOINTS: counts, dead layers and channels, zeros outside the mask, finite values, ties.
 
@@ -35,7 +28,7 @@ def command(
     found: list[tuple[Path, Finding]] = []
     paths = expand(checkpoints, "checkpoint")
     for path in paths:
-        checkpoint = open_checkpoint(path, network=network, dataset=dataset, keep=keep)
+        checkpoint = source.open(path)
         found += [(path, finding) for finding in verify(checkpoint, searched(checkpoint))]
     records: list[dict[str, Any]] = [
         {"checkpoint": str(path), "kind": f.kind, "layer": f.layer, "message": f.message} for path, f in found
@@ -44,7 +37,7 @@ def command(
     rows = [[path.name, f.kind, f.layer, f.message] for path, f in found]
     title = f"{len(paths)} checkpoints, {violations} violations"
     table = make_table(title, ["checkpoint", "finding", "layer", "what"], rows)
-    emit(records, table, json_file=json_file, csv_file=csv_file, quiet=quiet)
+    output.emit(records, table)
     sys.exit(1 if violations else 0)
 
 

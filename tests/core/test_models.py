@@ -43,9 +43,7 @@ def narrow(name: str, **options: int | bool) -> nn.Module:
 def test_names_and_shapes_are_the_published_ones(tool: str, name: str) -> None:
     state = meta(name, classes=PUBLISHED[name]).state_dict()
     expected = {
-        key: shape
-        for key, shape in published(tool, name).items()
-        if not key.endswith((".popup_scores", ".k_score"))
+        key: shape for key, shape in published(tool, name).items() if not key.endswith((".popup_scores", ".k_score"))
     }
     assert {key: tuple(tensor.shape) for key, tensor in state.items()} == expected
 
@@ -71,9 +69,7 @@ def test_vit_masks_every_linear_layer_but_the_head() -> None:
     assert model.positions.shape == (1, 64, width)
     assert {block.attn.heads for block in model.blocks} == {6}
     masked = scores.attach(narrow("vit", input_size=8), 0.5)
-    dense = {
-        name for name, m in masked.named_modules() if isinstance(m, nn.Linear) and not scores.is_masked(m)
-    }
+    dense = {name for name, m in masked.named_modules() if isinstance(m, nn.Linear) and not scores.is_masked(m)}
     assert dense == {"head"}
 
 
@@ -229,8 +225,7 @@ def test_vit_equals_torchs_transformer_and_a_patch_convolution() -> None:
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize(
     ("name", "size", "channels"),
-    [(name, size, channels) for name in NARROW for size, channels in ((8, 1), (32, 3))]
-    + [("resnet50", 224, 3)],
+    [(name, size, channels) for name in NARROW for size, channels in ((8, 1), (32, 3))] + [("resnet50", 224, 3)],
 )
 def test_every_layer_learns_at_every_size(name: str, size: int, channels: int, mode: str) -> None:
     model = narrow(name, classes=7, input_size=size, input_channels=channels)
@@ -262,9 +257,7 @@ def test_every_layer_learns_at_every_size(name: str, size: int, channels: int, m
         ("vit", 32, "embed", (64, 16)),
     ],
 )
-def test_maps_shrink_as_far_as_the_image_allows(
-    name: str, size: int, layer: str, shape: tuple[int, int]
-) -> None:
+def test_maps_shrink_as_far_as_the_image_allows(name: str, size: int, layer: str, shape: tuple[int, int]) -> None:
     model = narrow(name, input_size=size).eval()
     seen = []
     model.get_submodule(layer).register_forward_hook(lambda _module, _args, out: seen.append(out.shape[-2:]))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from s2ap_core.config import ObjectiveSettings
 from s2ap_core.errors import InputError
-from s2ap_core.objectives import OBJECTIVES, Objective, build_objective
+from s2ap_core.objectives import OBJECTIVES, Objective, Threat, build_objective
 from s2ap_core.scores import attach, masks
 
 EPS, STEP, STEPS = 0.1, 0.03, 5
@@ -168,3 +168,15 @@ def test_an_attack_leaves_modes_gradients_and_state_alone(name, narrow, batch):
 def test_unknown_objectives_are_refused():
     with pytest.raises(InputError, match="unknown objective 'awp': choose one of trades"):
         objective("awp")
+
+
+@pytest.mark.parametrize("name", ["trades", "mart"])
+def test_a_probability_that_underflows_has_a_gradient(name):
+    # exp(-120) is 0 in float32, and the derivative of p log p there is not a number.
+    objective = OBJECTIVES[name](Threat(0.1, 0.05, 1), 6.0)
+    logits = torch.tensor([[120.0, 0.0, 0.0]], requires_grad=True)
+    loss = objective.loss(lambda x: logits + x, torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([0]))
+    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+    assert gradient.isfinite().all()
+    (second,) = torch.autograd.grad(gradient[0, 1], logits)
+    assert second.isfinite().all()

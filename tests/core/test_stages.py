@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from s2ap_core.checkpoints import load_checkpoint
 from s2ap_core.config import TrackingSettings
 from s2ap_core.errors import InputError
+from s2ap_core.methods.harp import Harp
 from s2ap_core.runs import RunDirectory, load_masks, load_tensors
 from s2ap_core.scores import masks
 from s2ap_core.stages import Callback, Loop, Selection, Stages, cosine_lr, robust_validation
@@ -162,22 +164,28 @@ def test_what_is_done_is_not_repeated(uninterrupted, data):
     assert {p: p.stat().st_mtime_ns for p in uninterrupted.rglob("*.safetensors")} == before
 
 
-@pytest.mark.parametrize("epoch", [1, 2])  # before there is a state to resume from, and after
-def test_a_crash_after_the_metrics_leaves_no_rows_twice(tmp_path, new_run, data, monkeypatch, epoch):
+@pytest.mark.parametrize("at", [("pretrain", 1), ("pretrain", 2), ("prune", 0)])  # without a state, with one
+def test_a_crash_after_the_metrics_leaves_no_rows_twice(tmp_path, new_run, data, monkeypatch, at):
     run, save_state = new_run(tmp_path / "run"), Stages._save_state
 
     def crash(stages: Stages, loop: Loop, *rest: object) -> None:
-        if loop.epoch == epoch:
+        if (loop.stage, loop.epoch) == at:
             raise Stop
         save_state(stages, loop, *rest)
+
+    def search() -> None:
+        stages = Stages(run, data)
+        stages.pretrain()
+        stages.prune()
 
     with monkeypatch.context() as patch:
         patch.setattr(Stages, "_save_state", crash)
         with pytest.raises(Stop):
-            Stages(run, data).pretrain()
-    Stages(run, data).pretrain()
+            search()
+    search()
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    assert len(rows) == len(set(rows)) == 1 + 2 * 5
+    # A heading; five metrics for each epoch, three before the search.
+    assert len(rows) == len(set(rows)) == 1 + 2 * 5 + 3 + 3 * 5
 
 
 def test_each_stage_reads_only_the_files_of_the_one_before(tmp_path, new_run, data):
@@ -348,7 +356,7 @@ def test_harp_ends_at_the_exact_budget(prune, penalty, caplog):
         assert not caplog.messages
     else:
         assert selected is None
-        assert "no epoch kept as little as 0.1" in caplog.text
+        assert "no epoch met the budget" in caplog.text
         last = load_checkpoint(run / "ckpt" / "prune-epoch-003.safetensors").model
         best = load_checkpoint(run / "ckpt" / "prune-best.safetensors").model
         assert torch.equal(last.conv1.parametrizations.weight[0].scores, best.conv1.parametrizations.weight[0].scores)
@@ -365,6 +373,51 @@ def test_finetuning_keeps_the_mask_and_trains_the_weights(uninterrupted):
 
 def original(name: str) -> str:
     return name.replace("weight", "parametrizations.weight.original")
+
+
+@pytest.mark.parametrize(
+    ("awp", "minimizer", "gamma"),
+    [
+        ({}, {"name": "s2ap", "gamma": 0.2}, None),
+        ({"awp": True}, {"gamma": 0.2}, 0.2),  # the crossed arm, at the search's gamma
+        ({"awp": True, "gamma": 0.05}, {"name": "s2ap", "gamma": 0.2}, 0.05),
+    ],
+)
+def test_awp_in_finetuning_is_a_setting_of_its_own(tmp_path, new_run, data, awp, minimizer, gamma):
+    class Witness(Callback):
+        def __init__(self) -> None:
+            self.lengths: list[list[float]] = []
+
+        def on_iteration(self, loop, step):
+            if loop.stage == "finetune":
+                z = [] if loop.perturbation is None else loop.perturbation.z
+                self.lengths.append([z_l.norm().item() for z_l in z])
+
+    run, witness = new_run(tmp_path / "run", finetune={**awp, "lr": 1e-9}, minimizer=minimizer), Witness()
+    Stages(run, data, callbacks=[witness]).all()
+    weights, _ = load_tensors(run.checkpoint("finetune-best"))
+    norms = [weights[f"{name}.weight"].norm().item() for name in ("conv1", "conv2", "linear")]
+    expected = [] if gamma is None else pytest.approx([gamma * norm for norm in norms], rel=1e-4)
+    assert len(witness.lengths) == 6
+    assert all(lengths == expected for lengths in witness.lengths)
+
+
+def test_the_penalty_counts_epochs_from_zero(prune, monkeypatch):
+    counted: dict[str, list[int]] = {"penalty": [], "end_epoch": []}
+
+    def count(name: str) -> None:
+        method = getattr(Harp, name)
+
+        def counting(harp: Harp, model: nn.Module, epoch: int) -> Tensor | None:
+            counted[name].append(epoch)
+            return method(harp, model, epoch)
+
+        monkeypatch.setattr(Harp, name, counting)
+
+    count("penalty")
+    count("end_epoch")
+    prune("run", method={"name": "harp"})
+    assert counted == {"penalty": [0, 0, 0, 1, 1, 1, 2, 2, 2], "end_epoch": [0, 1, 2]}
 
 
 def test_rlth_neither_pretrains_nor_finetunes(tmp_path, new_run, data):
