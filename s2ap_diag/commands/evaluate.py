@@ -1,5 +1,6 @@
 """``s2ap-diag evaluate``: clean and robust accuracy of checkpoints, with their intervals."""
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -12,7 +13,7 @@ import pandas as pd
 from rich.table import Table
 
 from s2ap_core.checkpoints import Checkpoint
-from s2ap_core.config import parse_config
+from s2ap_core.config import EvaluationSettings, parse_config
 from s2ap_core.data import Dataset, load
 from s2ap_core.data.cifar10c import CORRUPTIONS
 from s2ap_core.evaluation import evaluate
@@ -50,6 +51,11 @@ log = logging.getLogger(__name__)
     "--corruption", help="With --dataset cifar10c: one of its corruptions, or all of them; the default is all."
 )
 @click.option("--severity", type=click.IntRange(1, 5), help="With --dataset cifar10c: how strong; the default is 3.")
+@click.option(
+    "--evals",
+    type=EXISTING,
+    help="Folder for correctness by image, saved after each batch and continued; default RUN/evals for RUN/ckpt/FILE.",
+)
 @source_options
 @output_options
 @device_option
@@ -63,6 +69,7 @@ def command(
     batch_size: int,
     corruption: str | None,
     severity: int | None,
+    evals: Path | None,
     source: Source,
     output: Output,
     device: str,
@@ -90,6 +97,8 @@ def command(
                     settings,
                     eps=trained_radius(found),
                     seed=seed,
+                    about={"checkpoint": checksum(path), **which},
+                    file=evaluation_file(path, evals, settings, which, seed),
                     on_batch=lambda done, total: progress.update(task, completed=done, total=total),
                 )
                 for warning in result.warnings():
@@ -102,6 +111,26 @@ def command(
     if output.plot is not None:
         draw(records, output.plot)
     output.emit(records, table_of(records))
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, by which a saved evaluation knows its checkpoint."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def evaluation_file(
+    path: Path, evals: Path | None, settings: EvaluationSettings, which: dict[str, Any], seed: int
+) -> Path | None:
+    """Where correctness by image is kept; nowhere for another tool's file unless a folder is named."""
+    if evals is None:
+        run = path.parent.parent
+        if path.parent.name != "ckpt" or not (run / "config.toml").is_file():
+            return None
+        evals = run / "evals"
+    eps = "" if settings.eps is None else f"eps{settings.eps}".replace("/", "of")
+    parts = [path.name.partition(".")[0], settings.attack, settings.norm, eps, *map(str, which.values()), f"seed{seed}"]
+    return evals / ("-".join(filter(None, parts)) + ".npz")
 
 
 def corruptions(root: Path | None, corruption: str, severity: int) -> Iterator[tuple[dict[str, Any], Dataset]]:

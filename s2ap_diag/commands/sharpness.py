@@ -35,7 +35,8 @@ from s2ap_diag.spectrum import SpectralDensity, standard_error
     "--batch-norm", type=click.Choice(["running", "batch"]), default="running", show_default=True,
     help="Statistics BatchNorm normalises with: part of the metric.",
 )  # fmt: skip
-@click.option("--by-layer", is_flag=True, help="lambda_max of each layer's diagonal block too.")
+@click.option("--by-layer", "by_layer", flag_value="layer", help="lambda_max of each layer's diagonal block too.")
+@click.option("--by-block", "by_layer", flag_value="block", help="The same for blocks of layers, such as layer1.0.")
 @click.option("--rho", multiple=True, type=click.FloatRange(min=0), default=RHOS, show_default=True,
               help="Radius of the loss difference; may be repeated.")  # fmt: skip
 @click.option("--no-loss-difference", is_flag=True, help="lambda_max alone.")
@@ -60,7 +61,7 @@ def command(
     hvps: int | None,
     tolerance: float | None,
     batch_norm: Literal["running", "batch"],
-    by_layer: bool,
+    by_layer: Literal["layer", "block"] | None,
     rho: tuple[float, ...],
     no_loss_difference: bool,
     spectrum: Path | None,
@@ -88,7 +89,7 @@ def command(
         hvps=hvps,
         tolerance=tolerance,
         batch_norm=batch_norm,
-        by_layer="layer" if by_layer else None,
+        by_layer=by_layer,
         rho=() if no_loss_difference else rho,
         steps=steps,
         norm=ball,

@@ -1,5 +1,6 @@
 """The commands on real runs, and on input that they must refuse: exit 2, one line, nothing touched."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -14,6 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from s2ap_core.checkpoints import load_checkpoint, save_checkpoint
+from s2ap_core.evaluation import load_evaluation
 from s2ap_core.runs import load_masks, save_masks
 from s2ap_core.scores import masks, score_masks
 from s2ap_diag.commands import main
@@ -45,7 +47,7 @@ def run(tmp_path_factory):
 
 
 def snapshot(folder):
-    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def refused(result, *words):
@@ -277,3 +279,58 @@ def test_demo_end_to_end_through_the_installed_script(tmp_path):
     assert same[:3] == [True, True, True]
     assert not all(same)
     assert (tmp_path / "demo" / "figure1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_keeps_correctness_by_image_and_goes_on(run, tmp_path):
+    checkpoint = run / "ckpt" / "prune-best.safetensors"
+    options = ["--attack", "pgd-50", "--batch-size", 20, "--evals", tmp_path, "--json", "-"]
+    (half,) = json.loads(invoke("evaluate", checkpoint, *options, "--n", 40).stdout)
+    (file,) = tmp_path.iterdir()
+    first = load_evaluation(file)
+    (whole,) = json.loads(invoke("evaluate", checkpoint, *options, "--n", 80).stdout)
+    again = load_evaluation(file)
+    assert (len(first.robust), len(again.robust)) == (40, 80)
+    assert again.robust[:40].tolist() == first.robust.tolist()
+    assert whole["robust_accuracy"] == again.robust.mean()
+    assert half["robust_accuracy"] == first.robust.mean()
+    # Another checkpoint under the same name is not mixed in.
+    other = tmp_path / "other" / checkpoint.name
+    other.parent.mkdir()
+    shutil.copy(run / "ckpt" / "prune-epoch-000.safetensors", other)
+    refused(invoke("evaluate", other, *options[:-2], "--n", 80), file.name, "checkpoint")
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_arm(run, tmp_path):
+    folders = []
+    for seed in (0, 1):
+        for arm in ("orig", "s2ap"):
+            folder = tmp_path / f"{arm}{seed}"
+            folders.append(folder)
+            for epoch in range(3):
+                saved, header = load_masks(run / "masks" / f"epoch-{epoch:03d}.safetensors")
+                if epoch and arm == "orig":  # so many more bits flipped
+                    saved["conv1.weight"].view(-1)[: 2 + seed] ^= True
+                about = {**header, "seed": seed, "minimizer": arm}
+                save_masks(folder / f"epoch-{epoch:03d}.safetensors", saved, about)
+    result = invoke("hamming", *folders, "--plot", tmp_path / "h.svg", "--json", "-")
+    records = json.loads(result.stdout)
+    h = {(r["masks"].split("/")[-2], r["epoch"]): r["h"] for r in records if "h" in r}
+    for record in records:
+        if "difference" in record:
+            epoch = record["epoch"]
+            orig, s2ap = ((h[f"{arm}0", epoch] + h[f"{arm}1", epoch]) / 2 for arm in ("orig", "s2ap"))
+            assert record["difference"] == pytest.approx(orig - s2ap)
+    assert sum("difference" in record for record in records) == 2
+    assert "(2 seeds)" in (tmp_path / "h.svg").read_text()
+
+
+def test_the_spectrum_has_the_trace_of_its_layers(run, tmp_path):
+    best = run / "ckpt" / "prune-best.safetensors"
+    picture = tmp_path / "density.png"
+    small = ["--images", 32, "--no-loss-difference", "--hvps", 2]
+    result = invoke("sharpness", best, *small, "--spectrum", picture, "--by-block", "--json", "-")
+    (record,) = json.loads(result.stdout)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert {name.count(".") for name in record["layers"]} == {0, 1}
+    # The sum of all eigenvalues is no more than n times the largest.
+    assert abs(record["trace"]) <= record["n_scores"] * abs(record["dominant_eigenvalue"])
