@@ -26,17 +26,16 @@ from s2ap_diag.measure import Sharpness, SharpnessSettings, measure_sharpness
 from s2ap_diag.stability import trajectory
 
 ARMS = {
-    "orig": ("evaluation.n=128",),
-    "s2ap": ("minimizer.name=s2ap", "finetune.awp=true", 'evaluation.stages=["prune", "finetune"]', "evaluation.n=128"),
+    "orig": ("evaluation.n=64",),
+    "s2ap": ("minimizer.name=s2ap", "finetune.awp=true", 'evaluation.stages=["prune", "finetune"]', "evaluation.n=64"),
 }
 QUICK = (
     "pretrain.epochs=4",
-    "prune.epochs=4",
-    "minimizer.warmup=2",
-    "finetune.epochs=2",
+    "prune.epochs=3",
+    "minimizer.warmup=1",
+    "finetune.epochs=1",
     "evaluation.attack=pgd-50",
     "evaluation.n=400",
-    "tracking.every=10",
     "tracking.hvps=4",
 )
 
@@ -66,7 +65,7 @@ def command(
             overrides += (f"pretrain.checkpoint={runs['orig'].checkpoint('pretrain')}",)
         runs[arm] = open_run(read_config("digits", overrides), out / arm, resume=True, device=device)
         execute(runs[arm], device=device, quiet=output.quiet, name=arm)
-    settings = SharpnessSettings(rho=(0.01,), images=128 if quick else 256, seed=seed)
+    settings = SharpnessSettings(rho=(0.01,), images=128, seed=seed)
     sharpness = measure(runs, settings, device, output.quiet)
     records = [row(arm, run, sharpness[arm]) for arm, run in runs.items()]
     picture = output.plot or out / "figure1.png"

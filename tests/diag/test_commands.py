@@ -276,7 +276,7 @@ def test_demo_end_to_end_through_the_installed_script(tmp_path):
     first, second = (snapshot(tmp_path / "demo" / arm / "masks") for arm in ("orig", "s2ap"))
     masks_of = [[load_masks(path)[0] for path in run] for run in (first, second)]
     same = [all(torch.equal(a[n], b[n]) for n in a) for a, b in zip(*masks_of, strict=True)]
-    assert same[:3] == [True, True, True]
+    assert same[:2] == [True, True]
     assert not all(same)
     assert (tmp_path / "demo" / "figure1.png").read_bytes().startswith(b"\x89PNG")
 
