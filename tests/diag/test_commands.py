@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from s2ap_core.checkpoints import load_checkpoint, save_checkpoint
 from s2ap_core.evaluation import load_evaluation
-from s2ap_core.runs import load_masks, save_masks
+from s2ap_core.runs import load_masks, load_tensors, save_masks
 from s2ap_core.scores import masks, score_masks
 from s2ap_diag.commands import main
 
@@ -334,3 +334,26 @@ def test_the_spectrum_has_the_trace_of_its_layers(run, tmp_path):
     assert {name.count(".") for name in record["layers"]} == {0, 1}
     # The sum of all eigenvalues is no more than n times the largest.
     assert abs(record["trace"]) <= record["n_scores"] * abs(record["dominant_eigenvalue"])
+
+
+def test_another_tools_checkpoint_goes_straight_in(run, tmp_path):
+    """The search's result as HYDRA writes it: the same readings, once what its file lacks is said."""
+    ours = run / "ckpt" / "prune-best.safetensors"
+    tensors, _ = load_tensors(ours)
+    state = {f"module.{name.replace('.scores', '.popup_scores')}": tensor for name, tensor in tensors.items()}
+    theirs = tmp_path / "checkpoint.pth.tar"
+    torch.save({"epoch": 3, "arch": "resnet18", "state_dict": state, "best_prec1": torch.tensor(1.0)}, theirs)
+    refused(invoke("inspect", theirs), "--keep")
+    refused(invoke("sharpness", theirs, "--keep", 0.3), "--dataset")
+
+    measured = ["--images", 32, "--rho", 0.01, "--steps", 2, "--json", "-"]
+    (expected,) = json.loads(invoke("sharpness", ours, *measured).stdout)
+    options = ["--keep", 0.3, "--dataset", "digits", "--eps", "32/255"]
+    result = invoke("sharpness", theirs, *options, *measured)
+    (record,) = json.loads(result.stdout)
+    # The adversaries differ (HYDRA's file does not say its own), the masks and what is counted do not.
+    assert record["n_scores"] == expected["n_scores"]
+    assert record["keep"] == expected["keep"]
+    (same,) = json.loads(invoke("hamming", ours, theirs, "--keep", 0.3, "--json", "-").stdout)
+    assert same["flipped"] == 0
+    assert same["kept"] == round(expected["keep"] * same["entries"])
