@@ -142,6 +142,7 @@ def bars(axes: Axes, values: pd.DataFrame, *, ylabel: str, errors: pd.DataFrame 
             edgecolor="white", yerr=yerr, error_kw={"linewidth": 0.8, "capsize": 2},
         )  # fmt: skip
         axes.bar_label(drawn, fmt="%.1f", fontsize=6, padding=1)
+    axes.margins(y=0.12)  # room for the numbers
     axes.set_xticks(np.arange(len(values)), values.index)
     axes.grid(visible=False, axis="x")
     axes.set_ylabel(ylabel)

@@ -169,7 +169,7 @@ def draw(runs: dict[str, RunDirectory], file: Path) -> None:
         plots.difference_area(b, stability(orig) - stability(s2ap), first="orig", second="s2ap")
         curves = {arm: tracked(run, "lambda_max_batch") for arm, run in runs.items()}
         warmup = s2ap.config.minimizer.warmup
-        plots.curves(c, curves, xlabel="epoch", ylabel="λ_max (BatchNorm: batch)", warmup=warmup, log=True)
+        plots.curves(c, curves, xlabel="epoch", ylabel=r"$\lambda_{max}$ (BatchNorm: batch)", warmup=warmup, log=True)
 
 
 def stability(run: RunDirectory) -> pd.Series:

@@ -204,14 +204,16 @@ def draw(records: list[dict[str, Any]], file: Path) -> None:
     with plots.picture(file, 2 * plots.COLUMN, 2.6, panels=2) as (left, right):
         mode = records[0]["batch_norm"]
         if len(records) == 1 and records[0]["layers"]:
-            plots.layer_bars(left, records[0]["layers"], xlabel=f"λ_max of the layer's block, BatchNorm: {mode}")
+            plots.layer_bars(
+                left, records[0]["layers"], xlabel=rf"$\lambda_{{max}}$ of the layer's block, BatchNorm: {mode}"
+            )
         else:
             left.errorbar(
                 names, [r["lambda_max"] for r in records], yerr=[r["lambda_max_std"] or 0 for r in records],
                 capsize=2, **plots.look(0),
             )  # fmt: skip
             left.tick_params(axis="x", rotation=90)
-            left.set_ylabel(f"λ_max (BatchNorm: {mode})")
+            left.set_ylabel(rf"$\lambda_{{max}}$ (BatchNorm: {mode})")
         shown = [records[0], records[-1]] if len(records) > 7 else records
         plots.sharpness_by_rho(right, [(_short(r), r["loss_difference"]) for r in shown])
 
