@@ -6,7 +6,10 @@ from typing import Any
 from s2ap_core.config import Config
 
 WIDTHS = {"resnet18": 8, "vgg16_bn": 8, "wrn_28_4": 8, "resnet50": 4, "vit": 16}
-"""First stage of each network, so that a whole run takes less than two minutes on two cores."""
+"""First stage of each network, so that a whole run takes less than two minutes on two cores.
+
+The ViT does not leave chance in so few epochs of SGD; its evaluation warns of it.
+"""
 
 IMAGES = 64
 """Test images at most: AutoAttack on more takes longer than all the training."""
