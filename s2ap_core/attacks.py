@@ -10,6 +10,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
+from s2ap_core.distributed import draw
 from s2ap_core.modes import train_mode
 from s2ap_core.scores import constant_mask
 
@@ -52,13 +53,12 @@ def pgd(
 
 def uniform_start(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     """``x`` plus uniform noise in [-eps, eps], clipped to [0, 1]."""
-    noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    return (x + eps * (2 * noise - 1)).clamp(0, 1)
+    return (x + eps * (2 * draw(torch.rand, x, generator) - 1)).clamp(0, 1)
 
 
 def normal_start(x: Tensor, scale: float, generator: torch.Generator) -> Tensor:
     """``x`` plus normal noise of standard deviation ``scale``: where TRADES and MART start from."""
-    return x + scale * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return x + scale * draw(torch.randn, x, generator)
 
 
 def autoattack(

@@ -1,6 +1,7 @@
 """A run's settings: typed, checked, read from TOML and written back."""
 
 import difflib
+import re
 import tomllib
 from fractions import Fraction
 from pathlib import Path
@@ -13,10 +14,14 @@ from s2ap_core.errors import InputError
 from s2ap_core.methods import MethodSettings
 from s2ap_core.presets import presets
 
+_LARGEST_EXPONENT = 308
+"""Of a radius, as of a float: an exact fraction of 1e999999999 would take all memory."""
+
 
 def _fraction(value: Any) -> Fraction:
     """8/255 is no float: radii are kept exactly, as the field writes them."""
-    if isinstance(value, bool):
+    exponent = re.search(r"e([+-]?\d+)", value.lower()) if isinstance(value, str) else None
+    if isinstance(value, bool) or (exponent and abs(int(exponent[1])) > _LARGEST_EXPONENT):
         raise ValueError("not a number or a fraction such as 8/255")
     try:
         return Fraction(value)
@@ -176,11 +181,33 @@ class TrackingSettings(_Settings):
     images: int | None = Field(default=None, ge=1)
 
 
+class ComputeSettings(_Settings):
+    """How a run computes.
+
+    Attributes:
+        precision: of the matrix products in training: ``bfloat16`` runs attack and loss under autocast; scores,
+            weights and their updates, validation, evaluation and curvature stay float32.
+    """
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class DistributedSettings(_Settings):
+    """How several processes work on one run.
+
+    Attributes:
+        batch_norm: BatchNorm in train mode normalises over the whole batch (``sync``), which makes the result
+            independent of the number of processes, or over each process's own images (``local``).
+    """
+
+    batch_norm: Literal["sync", "local"] = "sync"
+
+
 class Config(_Settings):
     """Everything that a run depends on, but for the device."""
 
     title: str = ""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     data: DataSettings = DataSettings()
     network: NetworkSettings = NetworkSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
@@ -191,6 +218,8 @@ class Config(_Settings):
     finetune: FinetuneSettings = FinetuneSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
+    distributed: DistributedSettings = DistributedSettings()
+    compute: ComputeSettings = ComputeSettings()
 
     def to_toml(self) -> str:
         """The resolved settings; what is None is left out, as TOML has no null."""
@@ -234,10 +263,10 @@ def override(config: Config, overrides: tuple[str, ...], source: str) -> Config:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error}); give a TOML config") from error
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and nesting as deep
+        raise InputError(f"{path}: not valid TOML: {error}") from error
 
 
 def parse_config(settings: dict[str, Any], source: str) -> Config:
@@ -251,9 +280,18 @@ def parse_config(settings: dict[str, Any], source: str) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function", "constrained")))
-        got = "" if first["type"] == "extra_forbidden" else f" (got {first['input']!r})"
+        got = "" if first["type"] == "extra_forbidden" else f" (got {_shown(first['input'])})"
         what = "no such setting" if first["type"] == "extra_forbidden" else first["msg"]
         raise InputError(f"{source}: {key}: {what}{got}") from error
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, its middle left out where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python converts
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:100]} ... {text[-50:]}"
 
 
 def _override(settings: dict[str, Any], assignment: str) -> None:

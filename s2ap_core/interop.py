@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
+from s2ap_core.arrays import check_unpacked_size
 from s2ap_core.checkpoints import Checkpoint, build_network, fill
 from s2ap_core.errors import InputError
 from s2ap_core.models import NETWORKS
@@ -31,12 +32,20 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+
+def _number_type(name: object, *_: object) -> np.dtype[Any]:
+    """``numpy.dtype`` for numbers alone: ``V2000000000`` would be a type of two gigabytes."""
+    if not (isinstance(name, str) and re.fullmatch(r"[<>|=]?[biuf]\d", name)):
+        raise pickle.UnpicklingError(f"a numpy type that is no number: {name!r:.40}")
+    return np.dtype(name)
+
+
 # The published schedulers leave a numpy float in the optimizer's lr, under the name of their numpy's time.
 _SCALAR = np.float64(0).__reduce__()[0]
 ALLOWED: list[Any] = [
     (_SCALAR, "numpy._core.multiarray.scalar"),
     (_SCALAR, "numpy.core.multiarray.scalar"),
-    np.dtype,
+    (_number_type, "numpy.dtype"),
     np.dtypes.Float64DType,
 ]
 
@@ -166,15 +175,20 @@ def read_state(path: Path) -> StateDict:
     raw = {key: t for key, t in inner.items() if isinstance(key, str) and isinstance(t, Tensor)}
     if not raw:
         raise InputError(f"{path}: holds no state dict; give a file with named tensors")
+    if unusual := [key for key, tensor in raw.items() if not _is_usual(tensor)]:
+        raise InputError(f"{path}: {unusual[0]} is no plain tensor of real numbers; save it dense, on the CPU")
     try:
-        raw = without_prefix(raw)
+        raw = without_prefix({key: t.float() if t.is_floating_point() else t for key, t in raw.items()})
         form = _format(raw)
         tensors = _plain(raw, form)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    broken = (n for n, t in tensors.items() if n.endswith(("scores", "rate")) and not t.isfinite().all())
-    if name := next(broken, None):
-        raise InputError(f"{path}: {_file_name(name, form)} holds NaN or infinity; give an earlier epoch")
+    learned = {n: t for n, t in tensors.items() if n.rpartition(".")[2] in ("scores", "rate")}
+    for name, tensor in learned.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            raise InputError(f"{path}: {_file_name(name, form)} holds no real numbers; give another file")
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {_file_name(name, form)} holds NaN or infinity; give an earlier epoch")
     method: str | None = form
     if form == "dense":
         # HARP's writer leaves the rates in its dense file. "sharpness" must not count as a hint.
@@ -207,6 +221,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _unpickle(path: Path) -> object:
     try:
+        check_unpacked_size(path)
         with safe_globals(ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickle protocols: they load, or are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -235,6 +250,16 @@ def without_prefix(raw: Mapping[str, T]) -> dict[str, T]:
     return {key.removeprefix(prefix): entry for key, entry in raw.items() if key.startswith(prefix)}
 
 
+def _is_usual(tensor: Tensor) -> bool:
+    """Whether a tensor is dense, real, in memory, and of no more entries than its file has numbers for."""
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_nested or tensor.is_quantized or tensor.is_complex())
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
+
+
 def _has(raw: Mapping[str, Tensor], kind: str) -> bool:
     return any(key.rpartition(".")[2] == kind for key in raw)
 
@@ -257,7 +282,7 @@ def _plain(raw: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
                 plain |= _pruned(raw, parameter)
         elif not (form == "dense" and last == "k_score"):
             plain[f"{layer}{dot}{_PLAIN.get(last, last)}"] = tensor
-    return {name: t.float() if t.is_floating_point() else t for name, t in plain.items()}
+    return plain
 
 
 def _pruned(raw: Mapping[str, Tensor], parameter: str) -> dict[str, Tensor]:
@@ -407,7 +432,7 @@ def _with_linear_head(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[s
         return dict(tensors)
     head = _head(model)
     renamed = {re.sub(r"^fc\.", f"{head}.", key): tensor for key, tensor in tensors.items()}
-    kinds = [kind for kind in ("weight", "scores") if f"fc.{kind}" in tensors]
+    kinds = [kind for kind in ("weight", "scores") if f"fc.{kind}" in tensors and tensors[f"fc.{kind}"].dim() > 1]
     flat = {f"{head}.{kind}": tensors[f"fc.{kind}"].flatten(1) for kind in kinds}
     return {f"{head}.bias": weight.new_zeros(len(weight)), **renamed, **flat}
 

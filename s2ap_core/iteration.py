@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from s2ap_core.distributed import Share, add_up_gradients
 from s2ap_core.objectives import Objective
 from s2ap_core.scores import constant_mask, one_mask
 from s2ap_core.sharpness import Perturbation
@@ -15,7 +16,10 @@ from s2ap_core.sharpness import Perturbation
 
 @dataclass(frozen=True)
 class Step:
-    """What one iteration did: the adversarial images [B, C, H, W] and the loss that was differentiated."""
+    """What one iteration did: the adversarial images [B, C, H, W] and the loss that was differentiated.
+
+    With several processes, this one's images, and the loss of the whole batch.
+    """
 
     x_adv: Tensor
     loss: Tensor
@@ -29,6 +33,7 @@ def iterate(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
+    share: Share | None = None,
     perturbation: Perturbation | None = None,
     penalty: Callable[[], Tensor] | None = None,
     on_attacked: Callable[[Tensor], None] | None = None,
@@ -36,6 +41,7 @@ def iterate(
     """Lines 3 to 11 of Algorithm 1 (S2AP); without ``perturbation`` those outside its orange box (Orig.).
 
     Args:
+        share: which part of the batch ``x`` and ``y`` are; None is all of it.
         perturbation: z and its ball; on scores for S2AP, on masked weights for AWP.
         penalty: what the method adds to the loss it steps on (HARP); it has no gradient in s.
         on_attacked: called with the adversarial images before anything changes; for trackers.
@@ -46,10 +52,13 @@ def iterate(
     if on_attacked is not None:
         on_attacked(x_adv)
 
-    # Line 4: the robust loss L(s) = L(w * M(s, k)).
-    def robust_loss(share: float = 1.0) -> Tensor:
-        n = max(1, round(share * len(y)))
-        return objective.loss(model, x[:n], x_adv[:n], y[:n])
+    # Line 4: the robust loss L(s) = L(w * M(s, k)); of it, this process's term.
+    share = Share(len(y)) if share is None else share
+
+    def robust_loss(portion: float = 1.0) -> Tensor:
+        n = max(1, round(portion * share.count))
+        own = share.first(n)
+        return share.of_mean(objective.loss(model, x[:own], x_adv[:own], y[:own]), n)
 
     # Lines 6 to 9: z <- the layer-wise projected ascent step on L(s + z), then s <- s + z.
     lr = optimizer.param_groups[0]["lr"]
@@ -58,9 +67,15 @@ def iterate(
         # Line 10, the gradient of L(s + z).
         optimizer.zero_grad()
         loss = robust_loss()
-        (loss if penalty is None else loss + penalty()).backward()
+        (loss if penalty is None else loss + share.of_mean(penalty(), share.count)).backward()
+        loss = add_up_gradients(loss, trained_by(optimizer))
     # Line 11: leaving the block has restored s, so that the step below is taken from s.
     # Line 10, the update: s <- s - eta * gradient, by the method's own optimizer.
-    if loss.isfinite():
+    if loss.is_cuda or loss.isfinite():  # a GPU would be waited for; whoever called sees the loss and stops
         optimizer.step()
-    return Step(x_adv, loss.detach())
+    return Step(x_adv, loss)
+
+
+def trained_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """The parameters that an optimizer steps."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

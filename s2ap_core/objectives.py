@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,25 @@ class Objective:
     name: str
     attack: Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
     loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+    def autocast(self, precision: str) -> "Objective":
+        """The same with the network's matrix products in ``bfloat16``; softmax, loss and parameters stay float32."""
+        if precision == "float32":
+            return self
+
+        def lower(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def call(model: nn.Module, x: Tensor, *args: Any) -> Tensor:
+                # A GPU's autocast takes softmax in float32, the CPU's as it comes: logits are handed over as float32.
+                raised = model.register_forward_hook(lambda module, inputs, logits: logits.float())
+                try:
+                    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+                        return function(model, x, *args).to(x.dtype)
+                finally:
+                    raised.remove()
+
+            return call
+
+        return Objective(self.name, lower(self.attack), lower(self.loss))
 
 
 def clean(threat: Threat, beta: float) -> Objective:

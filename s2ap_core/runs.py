@@ -8,10 +8,14 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import subprocess
+import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,20 +26,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from s2ap_core import distributed, lock
 from s2ap_core.config import Config, parse_config
 from s2ap_core.errors import InputError
+
+FORMAT = 1
+"""Of the run directory's files; it grows when an older version could not be read."""
 
 HEADER = "s2ap"
 METRICS = ("stage", "epoch", "iteration", "metric", "value")
 TIMING = ("stage", "epoch", "seconds")
 
+UNBEGUN = frozenset({lock.NAME, "environment.json", ".environment.json.tmp", ".config.toml.tmp"})
+"""All that lies in a folder before ``config.toml``, with which a run begins."""
+
 
 def write_file(path: Path, data: bytes | str) -> None:
-    """Write a file whole or not at all.
+    """Write a file whole or not at all; of several processes of a run, the first does.
 
     Raises:
-        InputError: naming the path, if the folder cannot be written to or the disk is full.
+        InputError: naming the path, if the folder cannot be written to or the disk is full, or the run that it
+            belongs to has vanished.
     """
+    if distributed.rank():
+        return
+    lock.check_held(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,8 +59,11 @@ def write_file(path: Path, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
         ) from error
@@ -53,6 +71,8 @@ def write_file(path: Path, data: bytes | str) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors as safetensors with ``header`` (JSON types) and the checksum of both."""
+    if distributed.rank():
+        return
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     described = {**header}
     described["sha256"] = _checksum(held, described)
@@ -110,10 +130,18 @@ def load_masks(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{path}: not a mask file; masks lie in RUN/masks")
     found = {}
     for name, shape in shapes.items():
-        size = int(np.prod(shape))
+        size = _entries(shape)
+        if packed[name].dtype != torch.uint8 or packed[name].shape != (-(-size // 8),):
+            raise InputError(f"{path}: {name} is no packed mask of shape {shape}; copy or make it again")
         bits = np.unpackbits(packed[name].numpy(), count=size)
         found[name] = torch.from_numpy(bits.reshape(shape)).bool()
     return found, header
+
+
+def _entries(shape: Any) -> int:
+    """Number of entries of a shape that a file says; 0, which fits no bits, of what is none."""
+    fits = isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
+    return math.prod(shape) if fits else 0
 
 
 class RunDirectory:
@@ -127,9 +155,9 @@ class RunDirectory:
         """Begin a run in a new folder.
 
         Raises:
-            InputError: if the folder holds something already.
+            InputError: if the folder holds something already, but for what a process that was killed in here left.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - UNBEGUN):
             raise InputError(f"{path}: exists already; give --resume to continue it, or another --out")
         write_file(path / "environment.json", json.dumps(environment(config.seed, device), indent=2))
         write_file(path / "config.toml", config.to_toml())
@@ -142,15 +170,18 @@ class RunDirectory:
         Raises:
             InputError: if the folder is missing or holds no run.
         """
-        import tomllib
-
         file = path / "config.toml"
         if not file.is_file():
             raise InputError(f"{path}: not a run directory (no config.toml)")
         try:
             return cls(path, parse_config(tomllib.loads(file.read_text()), str(file)))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # of the decoder, of the text's encoding, of what it holds
             raise InputError(f"{file}: not valid TOML: {error}") from error
+
+    @staticmethod
+    def begun(path: Path) -> bool:
+        """Whether there is a run in this folder that can be opened."""
+        return (path / "config.toml").is_file()
 
     def checkpoint(self, name: str) -> Path:
         """Where the checkpoint of this name lies, such as ``prune-best``."""
@@ -168,12 +199,16 @@ class RunDirectory:
         """Append rows to a CSV of the run, with its heading if it is new.
 
         Returns:
-            The file's length in bytes afterwards.
+            The file's length in bytes afterwards; 0 where another process writes it.
         """
+        if distributed.rank():
+            return 0
         path = self.path / file
+        lock.check_held(path)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        if not path.exists() or path.stat().st_size == 0:
+        before = path.stat().st_size if path.exists() else 0
+        if before == 0:
             writer.writerow(columns)
         writer.writerows(rows)
         try:
@@ -183,26 +218,54 @@ class RunDirectory:
                 os.fsync(stream.fileno())
                 return stream.tell()
         except OSError as error:
+            with suppress(OSError):
+                os.truncate(path, before)  # half a row would spoil the next one
             raise InputError(f"{path}: cannot be written ({error.strerror}); free space and --resume") from error
 
     def truncate(self, file: str, length: int) -> None:
         """Cut a CSV back to what it held when the state that a run resumes from was saved."""
         path = self.path / file
-        if path.exists() and path.stat().st_size > length:
+        if not distributed.rank() and path.exists() and path.stat().st_size > length:
             os.truncate(path, length)
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files that a killed process left."""
-        for leftover in self.path.rglob(".*.tmp"):
-            leftover.unlink()
+        if not distributed.rank():
+            for leftover in self.path.rglob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
 
     def results(self) -> dict[str, Any]:
         """What ``results.json`` holds, empty before the first stage has ended."""
         path = self.path / "results.json"
         try:
-            return json.loads(path.read_text()) if path.exists() else {}
-        except ValueError as error:
-            raise InputError(f"{path}: not JSON ({error}); run again with --resume") from error
+            found = json.loads(path.read_text()) if path.exists() else {}
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: not JSON ({error}); remove it and run again with --resume") from error
+        if not isinstance(found, dict):
+            raise InputError(f"{path}: not the results of a run; remove it and run again with --resume")
+        return found
+
+    def environment(self) -> dict[str, Any]:
+        """What ``environment.json`` holds.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        path = self.path / "environment.json"
+        try:
+            return dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{path}: cannot be read ({error}); restore it, or start anew in another folder"
+            ) from error
+
+    def record_forced(self, changes: Mapping[str, tuple[Any, Any]]) -> None:
+        """Note in ``environment.json`` what changed, by key (before, now), and was to be gone on with all the same."""
+        known = self.environment()
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        forced = {"at": when, "changed": {key: {"was": old, "is": new} for key, (old, new) in changes.items()}}
+        known["forced"] = [*known.get("forced", ()), forced]
+        write_file(self.path / "environment.json", json.dumps(known, indent=2, default=str))
 
     def add_results(self, **entries: Any) -> None:
         """Merge entries into ``results.json``."""
@@ -216,11 +279,13 @@ def environment(seed: int, device: str) -> dict[str, Any]:
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
     return {
+        "format": FORMAT,
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
+        "processes": distributed.world(),
         "commit": git.stdout.strip() or None,
         "seed": seed,
     }

@@ -67,10 +67,19 @@ def topk_mask(magnitude: Tensor, n_keep: int) -> Tensor:
     return torch.from_numpy(kept).to(magnitude.dtype)
 
 
-def _topk_mask_on_device(magnitude: Tensor, n_keep: int) -> Tensor:
-    """The same selection without a host synchronisation: ties are counted on the device."""
+def _topk_mask_on_device(magnitude: Tensor, n_keep: int | Tensor) -> Tensor:
+    """The same selection without a host synchronisation: ties are counted on the device.
+
+    Args:
+        n_keep: a number, or an integer scalar on the device, as HARP's learned rates give it.
+    """
     flat = magnitude.detach().reshape(-1)
-    threshold = flat.kthvalue(flat.numel() - n_keep + 1).values
+    n = flat.numel()
+    ascending = flat.sort().values
+    if isinstance(n_keep, Tensor):
+        threshold = ascending.gather(0, (n - n_keep).clamp(0, n - 1).view(1))
+    else:
+        threshold = ascending[n - n_keep]
     above, tied = flat > threshold, flat == threshold
     ties_after = tied.sum() - tied.cumsum(0)
     kept = above | (tied & (ties_after < n_keep - above.sum()))
@@ -83,7 +92,9 @@ class _StraightThroughTopK(torch.autograd.Function):
     """M(|s|, k) forward; backward the identity to |s|, and to k the sum of the mask's gradient (HARP)."""
 
     @staticmethod
-    def forward(ctx: Any, magnitude: Tensor, keep: Tensor | None, n_keep: int) -> Tensor:
+    def forward(ctx: Any, magnitude: Tensor, keep: Tensor | None, n_keep: int | Tensor) -> Tensor:
+        if isinstance(n_keep, Tensor):
+            return _topk_mask_on_device(magnitude, n_keep)
         return topk_mask(magnitude, n_keep)
 
     @staticmethod
@@ -127,9 +138,17 @@ class ScoreMask(nn.Module):
         """Number of scores kept."""
         return self.scores.numel() - n_dropped(self.scores.numel(), self.keep)
 
+    def _count(self) -> int | Tensor:
+        """Number of scores kept: where a rate is learned on a GPU, a scalar there, since reading it would wait."""
+        rate = self.keep_rate()
+        if rate is None or not rate.is_cuda:
+            return self.n_keep
+        numel = self.scores.numel()
+        return numel - ((1 - rate.detach()) * numel).long()
+
     def mask(self) -> Tensor:
         """The binary mask, of the scores' shape, with its straight-through gradient."""
-        return _StraightThroughTopK.apply(self.scores.abs(), self.keep_rate(), self.n_keep)
+        return _StraightThroughTopK.apply(self.scores.abs(), self.keep_rate(), self._count())
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.mask()
@@ -168,6 +187,9 @@ class ChannelMask(ScoreMask):
     def n_keep(self) -> int:
         """Number of channels kept."""
         return self.count(self.keep)
+
+    def _count(self) -> int:
+        return self.n_keep
 
     def count(self, keep: float) -> int:
         """Number of channels that a keep rate keeps."""

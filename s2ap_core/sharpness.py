@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from s2ap_core.distributed import add_up
 from s2ap_core.modes import frozen_statistics
 from s2ap_core.scores import is_masked, mask_of, one_mask, score_masks
 
@@ -130,13 +131,13 @@ class Perturbation:
         try:
             with frozen_statistics(self.model), one_mask(self.model):
                 loss = robust_loss()
-                gradient = torch.autograd.grad(loss, tensors)
+                loss, *gradient = add_up([loss.detach(), *torch.autograd.grad(loss, tensors)])
         finally:
             for tensor in frozen:
                 tensor.requires_grad_(False)
         if self.subset == 1 and not self.carry:
-            self.loss = loss.detach()
-        return list(gradient)
+            self.loss = loss
+        return gradient
 
 
 @torch.no_grad()

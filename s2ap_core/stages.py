@@ -3,20 +3,27 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from s2ap_core import lock
 from s2ap_core.checkpoints import build_network, describe, load_checkpoint, save_checkpoint
 from s2ap_core.config import PruneSettings, StageSettings
-from s2ap_core.data import Dataset
+from s2ap_core.data import Batch, Dataset
+from s2ap_core.data.base import Split
+from s2ap_core.disk import check_space
+from s2ap_core.distributed import Share, Statistics, add_up, batch_statistics, rows, wait
 from s2ap_core.errors import InputError
 from s2ap_core.evaluation import Evaluation, evaluate
+from s2ap_core.identity import check_unchanged
 from s2ap_core.iteration import Step, iterate
 from s2ap_core.methods import Method, build_method
 from s2ap_core.modes import train_mode
@@ -37,6 +44,15 @@ from s2ap_core.sharpness import Perturbation, score_layers, weight_layers
 log = logging.getLogger(__name__)
 
 TRAINED_STAGES = ("pretrain", "prune", "finetune")
+
+DIVERGED = 1000.0
+"""A training loss of so many times log(classes), which is that of guessing, never comes back.
+
+TRADES starts within a few log(classes), and an untrained network under a sparse mask within some tens. To get
+here the logits have to be wrong by hundreds.
+"""
+
+Until = Literal["pretrain", "warmup", "prune", "end"]
 
 
 class Callback:
@@ -91,6 +107,9 @@ class Loop:
         perturbation: z of this epoch's iterations, None without one.
         epoch: counted from 1 while training; 0 is before the first.
         iteration: counted from 0 within an epoch.
+        share: which part of the iteration's batch is in this process; None before the first, and for all of it.
+        statistics: what BatchNorm normalises by where there are several processes.
+        precision: of the matrix products of attack and loss.
     """
 
     stage: str
@@ -106,6 +125,9 @@ class Loop:
     perturbation: Perturbation | None = None
     epoch: int = 0
     iteration: int = 0
+    share: Share | None = None
+    statistics: Statistics = "sync"
+    precision: str = "float32"
     loss: float = math.nan
     callbacks: Sequence[Callback] = field(default_factory=tuple)
 
@@ -115,24 +137,29 @@ class Loop:
         if self.perturbation is not None:
             self.perturbation.begin_epoch()
         set_lr(self.optimizer, cosine_lr(self.settings, self.epoch))
-        total, images = 0.0, 0
+        losses: list[Tensor] = []
+        counts: list[int] = []
         order = derive_seed(self.seed, self.stage, self.epoch)
-        with train_mode(self.model, True):
-            batches = self.data.batches("train", self.settings.batch_size, shuffle=order, augment=True)
-            for self.iteration, batch in enumerate(batches):
-                step = self._iterate(batch.x, batch.y)
-                loss = step.loss.item()
-                if not math.isfinite(loss):
-                    raise InputError(
-                        f"{self.stage}: the loss is {loss} at epoch {self.epoch}, iteration {self.iteration};"
-                        f" the last good epoch is kept; lower {self.stage}.lr ({self.settings.lr})"
-                    )
-                total, images = total + loss * len(batch.y), images + len(batch.y)
+        batches = shared_batches(self.data, "train", self.settings.batch_size, shuffle=order, augment=True)
+        with train_mode(self.model, True), batch_statistics(self.model, self.statistics):
+            for self.iteration, (batch, share) in enumerate(batches):
+                self.share = share
+                step = self._iterate(batch.x, batch.y, share)
+                losses.append(step.loss)
+                counts.append(share.count)
+                # Reading a loss waits for its iteration: on a GPU for the one before, while this one is under way.
+                self._check(losses[-2:][0] if step.loss.is_cuda else step.loss)
                 for callback in self.callbacks:
                     callback.on_iteration(self, step)
-        self.loss = total / images
+            self._check(losses[-1])
+        self.loss = sum(loss.item() * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
 
-    def _iterate(self, x: Tensor, y: Tensor) -> Step:
+    def _check(self, loss: Tensor) -> None:
+        if not loss.item() < DIVERGED * math.log(max(self.data.classes, 2)):  # NaN, too
+            where = f"at epoch {self.epoch}, iteration {self.iteration}"
+            raise InputError(f"{self.stage}: the loss is {loss.item():.4g} {where}; {self.remedy()}")
+
+    def _iterate(self, x: Tensor, y: Tensor, share: Share) -> Step:
         def on_attacked(x_adv: Tensor) -> None:
             for callback in self.callbacks:
                 callback.on_attacked(self, x, x_adv, y)
@@ -141,17 +168,32 @@ class Loop:
             self.model,
             x,
             y,
-            objective=self.objective,
+            objective=self.objective.autocast(self.precision),
             optimizer=self.optimizer,
-            generator=generator(x.device, self.seed, self.stage, self.epoch, self.iteration),
+            generator=share.generator(x.device, self.seed, self.stage, self.epoch, self.iteration),
+            share=share,
             perturbation=self.perturbation,
             penalty=partial(self.method.penalty, self.model, self.epoch - 1) if self.method else None,
             on_attacked=on_attacked,
         )
 
+    def remedy(self) -> str:
+        """What to do about a loss that has left all bounds."""
+        lower = f"the last good epoch is kept; lower {self.stage}.lr ({self.settings.lr})"
+        if self.perturbation is None:
+            return lower
+        section = "minimizer" if self.stage == "prune" else "finetune"
+        return f"{lower} or {section}.gamma ({self.perturbation.gamma})"
+
     def validate(self) -> dict[str, float]:
         """Robust loss, clean and robust accuracy on the validation split, in eval mode."""
         return robust_validation(self.model, self.objective, self.data, self.settings.batch_size, self.seed)
+
+
+def shared_batches(data: Dataset, split: Split, batch_size: int, **options: Any) -> Iterator[tuple[Batch, Share]]:
+    """Of each batch what belongs to this process; ``options`` are those of :meth:`s2ap_core.data.Dataset.batches`."""
+    for index, batch in enumerate(data.batches(split, batch_size, part=rows, **options)):
+        yield batch, Share.own(min(batch_size, data.count(split) - index * batch_size))
 
 
 def robust_validation(
@@ -159,14 +201,17 @@ def robust_validation(
 ) -> dict[str, float]:
     """The objective on the validation split, its attack included; the same noise each time."""
     sums, images = torch.zeros(3, dtype=torch.float64), 0
-    for index, batch in enumerate(data.batches("val", batch_size)):
-        x_adv = objective.attack(model, batch.x, batch.y, generator(batch.x.device, seed, "validate", index))
+    for index, (batch, share) in enumerate(shared_batches(data, "val", batch_size)):
+        images += share.count
+        if not len(batch.y):
+            continue
+        x_adv = objective.attack(model, batch.x, batch.y, share.generator(batch.x.device, seed, "validate", index))
         with torch.no_grad(), train_mode(model, False), constant_mask(model):
             loss = objective.loss(model, batch.x, x_adv, batch.y) * len(batch.y)
             clean = (model(batch.x).argmax(1) == batch.y).sum()
             robust = (model(x_adv).argmax(1) == batch.y).sum()
         sums += torch.stack([loss, clean, robust]).double().cpu()
-        images += len(batch.y)
+    (sums,) = add_up([sums])
     loss_mean, clean_mean, robust_mean = (sums / images).tolist()
     return {"val_loss": loss_mean, "val_clean_accuracy": clean_mean, "val_robust_accuracy": robust_mean}
 
@@ -186,31 +231,60 @@ class Stages:
     """A run's stages; each reads the files of the one before it and nothing else."""
 
     def __init__(
-        self, run: RunDirectory, data: Dataset, *, device: str = "cpu", callbacks: Sequence[Callback] = ()
+        self,
+        run: RunDirectory,
+        data: Dataset,
+        *,
+        device: str = "cpu",
+        callbacks: Sequence[Callback] = (),
+        keep_checkpoints: int | None = None,
     ) -> None:
+        """Prepare a run.
+
+        Args:
+            keep_checkpoints: the search's latest so many epochs keep their checkpoints, besides the selected
+                one; None keeps all. Masks are always kept, and the result is the same.
+        """
         self.run, self.config, self.data = run, run.config, data.to(device)
-        self.device, self.callbacks = device, callbacks
+        self.device, self.callbacks, self.keep_checkpoints = device, callbacks, keep_checkpoints
         self.objective = build_objective(self.config.objective)
         self.method = build_method(self.config.method)
         self.method.image_shape = (data.channels, data.size, data.size)
 
-    def all(self) -> None:
+    def all(self, until: Until = "end") -> None:
         """Every stage of the method, each continued where it stopped; what is done is not repeated.
 
         The last stage to be evaluated is the last to be trained; where none is, all are trained.
+
+        Args:
+            until: where to end: after ``pretrain``, ``warmup`` (the search's epochs without perturbation) or
+                ``prune``, without evaluating anything, or at the ``end``. A run that went so far can be the
+                beginning of others, see :func:`s2ap_core.shared.continue_from`.
+
+        Raises:
+            InputError: if another process is at it, the images, the network or the code are not those that the
+                run began with, the disk is too small, the loss diverges, or a file cannot be read or written.
         """
-        self.run.remove_leftovers()
+        with lock.hold(self.run.path):
+            self.run.remove_leftovers()
+            check_unchanged(self.run, self.data)
+            check_space(self.run, self.data, self.keep_checkpoints)
+            self._all(until)
+
+    def _all(self, until: Until) -> None:
         wanted = self.config.evaluation.stages or TRAINED_STAGES
         self.pretrain()
-        if not {"prune", "finetune"}.isdisjoint(wanted):
-            self.prune()
+        if until in ("warmup", "prune") or (until == "end" and not {"prune", "finetune"}.isdisjoint(wanted)):
+            self.prune(self.config.minimizer.warmup if until == "warmup" else None)
+        if until != "end":
+            return
         if "finetune" in wanted and self.method.finetuned:
             self.finetune()
         for stage in self.config.evaluation.stages:
             if self.result(stage).exists():
                 self.evaluate(stage)
 
-    def result(self, stage: str) -> Any:
+    def result(self, stage: str) -> Path:
         """The checkpoint that a stage hands on."""
         return self.run.checkpoint("pretrain" if stage == "pretrain" else f"{stage}-best")
 
@@ -234,8 +308,8 @@ class Stages:
             return
         self._train(self._loop("pretrain", settings, model, list(model.parameters())))
 
-    def prune(self) -> None:
-        """Search for the mask: Algorithm 1."""
+    def prune(self, epochs: int | None = None) -> None:
+        """Search for the mask: Algorithm 1; all of it, or its first ``epochs`` to be continued later."""
         if self._done("prune"):
             return
         settings, minimizer = self.config.prune, self.config.minimizer
@@ -258,7 +332,7 @@ class Stages:
             loop.perturb = lambda epoch: perturbation if epoch > minimizer.warmup else None
         if minimizer.update == "normalized":
             normalize_score_gradient(loop.optimizer, list(scores(model).values()))
-        self._train(loop)
+        self._train(loop, epochs)
 
     def finetune(self) -> None:
         """Train the weights under the mask that was found, with Algorithm 2 if ``finetune.awp``."""
@@ -275,6 +349,7 @@ class Stages:
 
     def evaluate(self, stage: str) -> Evaluation:
         """Evaluate what a stage handed on, into ``evals/STAGE.npz`` and ``results.json``."""
+        wait()
         checkpoint = load_checkpoint(self.result(stage), self.device)
         started = time.monotonic()
 
@@ -297,9 +372,11 @@ class Stages:
         if f"evaluate-{stage}" not in self.run.results():
             self.run.append("timing.csv", TIMING, [(f"evaluate-{stage}", "", round(time.monotonic() - started, 3))])
         self.run.add_results(**{f"evaluate-{stage}": found.summary()})
+        log.info("evaluated %s: %s", stage, found.summary())
         return found
 
     def _done(self, stage: str) -> bool:
+        wait()
         return stage in self.run.results() and self.result(stage).exists()
 
     def _initial_network(self, header: Mapping[str, Any]) -> nn.Module:
@@ -310,6 +387,8 @@ class Stages:
         return model.to(self.device)
 
     def _loop(self, stage: str, settings: StageSettings, model: nn.Module, parameters: Sequence[nn.Parameter]) -> Loop:
+        if self.device.startswith("cuda"):
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what tensor cores read
         optimizer = torch.optim.SGD(
             parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
@@ -323,26 +402,33 @@ class Stages:
             self.config.seed,
             iterations_per_epoch=math.ceil(self.data.count("train") / settings.batch_size),
             callbacks=self.callbacks,
+            statistics=self.config.distributed.batch_norm,
+            precision=self.config.compute.precision,
         )
 
-    def _train(self, loop: Loop) -> None:
-        """All epochs of a stage, from the last one that is on disk."""
+    def _train(self, loop: Loop, epochs: int | None = None) -> None:
+        """All epochs of a stage, or the first so many, from the last one that is on disk."""
         stage, selection = loop.stage, Selection(loop.settings.select)
         if self.run.state(stage).exists():
             self._restore(loop, selection)
+            self._drop_checkpoints(loop)
         else:
             self.run.truncate("metrics.csv", self._metrics_before(stage))
         for callback in self.callbacks:
             callback.on_stage(loop)
         if stage == "prune" and not self.run.state(stage).exists():
             self._end_epoch(loop, selection, seconds=0.0)  # Algorithm 1 starts with s* = s.
-        for epoch in range(loop.epoch + 1, loop.settings.epochs + 1):
+        last = loop.settings.epochs if epochs is None else min(epochs, loop.settings.epochs)
+        for epoch in range(loop.epoch + 1, last + 1):
             loop.epoch = epoch
             started = time.monotonic()
             loop.train_epoch()
             if loop.method is not None:
                 loop.method.end_epoch(loop.model, loop.epoch - 1)
             self._end_epoch(loop, selection, seconds=time.monotonic() - started)
+        if loop.epoch < loop.settings.epochs:
+            return
+        wait()
         if stage == "prune":
             self._settle_mask(loop, selection)
         self.run.add_results(**{stage: {"epochs": loop.epoch, "selected_epoch": selection.epoch}})
@@ -353,7 +439,7 @@ class Stages:
         if not math.isfinite(validation["val_loss"]):
             raise InputError(
                 f"{loop.stage}: the validation loss is {validation['val_loss']} after epoch {loop.epoch}; "
-                f"the last good epoch is kept; lower {loop.stage}.lr ({loop.settings.lr})"
+                f"{loop.remedy()}"
             )
         header = describe(self.config, self.data, loop.stage, loop.epoch)
         eligible = loop.method is None or loop.method.within_budget(loop.model)
@@ -367,10 +453,20 @@ class Stages:
             rows += [("", "train_loss", loop.loss), ("", "lr", loop.optimizer.param_groups[0]["lr"])]
         for callback in self.callbacks:
             rows += callback.on_epoch(loop)
+        readings = ", ".join(f"{name} {value:.4g}" for at, name, value in rows if at == "")
+        log.info("%s: epoch %d of %d: %s", loop.stage, loop.epoch, loop.settings.epochs, readings)
         length = self.run.append("metrics.csv", METRICS, [(loop.stage, loop.epoch, *row) for row in rows])
         self._save_state(loop, selection, header, length)
+        self._drop_checkpoints(loop)
         if loop.epoch:
             self.run.append("timing.csv", TIMING, [(loop.stage, loop.epoch, round(seconds, 3))])
+
+    def _drop_checkpoints(self, loop: Loop) -> None:
+        """Remove the checkpoints that are not to be kept of epochs that are committed."""
+        if self.keep_checkpoints is None or loop.stage != "prune":
+            return
+        for epoch in range(loop.epoch - self.keep_checkpoints + 1):
+            self.run.checkpoint(f"prune-epoch-{epoch:03d}").unlink(missing_ok=True)
 
     def _settle_mask(self, loop: Loop, selection: Selection) -> None:
         """Hand on the selected scores (line 15), at exactly the method's budget."""
@@ -404,23 +500,38 @@ class Stages:
 
     def _metrics_before(self, stage: str) -> int:
         """Bytes of metrics.csv that belong to the stages before this one."""
-        states = [self.run.state(s) for s in TRAINED_STAGES[: TRAINED_STAGES.index(stage)]]
-        lengths = [load_tensors(path)[1]["metrics_bytes"] for path in states if path.exists()]
-        return max(lengths, default=0)
+        found = 0
+        for before in TRAINED_STAGES[: TRAINED_STAGES.index(stage)]:
+            path = self.run.state(before)
+            if path.exists():
+                with _fitting(path):
+                    found = max(found, load_tensors(path)[1]["metrics_bytes"])
+        return found
 
     def _restore(self, loop: Loop, selection: Selection) -> None:
-        tensors, state = load_tensors(self.run.state(loop.stage))
+        path = self.run.state(loop.stage)
+        tensors, state = load_tensors(path)
+        with _fitting(path):
+            self._load_state(loop, selection, tensors, state)
+            self.run.truncate("metrics.csv", state["metrics_bytes"])
+
+    def _load_state(
+        self, loop: Loop, selection: Selection, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+    ) -> None:
         grouped: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "z": {}, "callback": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
             grouped[group][rest] = tensor
         load_plain_state_dict(loop.model, grouped["model"])
         optimizer = loop.optimizer.state_dict()
+        trained = [p for group in loop.optimizer.param_groups for p in group["params"]]
         for name, tensor in grouped["optimizer"].items():
             index, _, entry = name.partition(".")
+            if tensor.shape != trained[int(index)].shape:
+                raise ValueError(f"{name} is of another shape than its parameter")
             optimizer["state"].setdefault(int(index), {})[entry] = tensor
         loop.optimizer.load_state_dict(optimizer)
-        loop.epoch = state["epoch"]
+        loop.epoch = int(state["epoch"])
         if grouped["z"] and (perturbation := loop.perturb(loop.epoch)) is not None:
             perturbation.z = [grouped["z"][str(i)].to(self.device) for i in range(len(grouped["z"]))]
         selection.best, selection.epoch = state["selection"]
@@ -429,7 +540,15 @@ class Stages:
         for position, callback in enumerate(self.callbacks):
             own = {n.partition(".")[2]: t for n, t in grouped["callback"].items() if n.startswith(f"{position}.")}
             callback.load_state_dict(own)
-        self.run.truncate("metrics.csv", state["metrics_bytes"])
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Name the file whose content, though its checksum is right, is not that of a stage's state."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{path}: not a state of this run ({error}); remove it to begin the stage anew") from error
 
 
 def searched_parameters(model: nn.Module, settings: PruneSettings) -> list[nn.Parameter]:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from s2ap_core.checkpoints import Checkpoint
-from s2ap_core.config import ObjectiveSettings
+from s2ap_core.config import ObjectiveSettings, parse_config
 from s2ap_core.data import Dataset
+from s2ap_core.distributed import collected, dealt
 from s2ap_core.objectives import Objective
 from s2ap_core.seeds import generator
 from s2ap_diag.hessian import BatchNormMode
@@ -25,6 +26,17 @@ def describe_adversary(settings: ObjectiveSettings, *, recrafted: bool = False) 
     return f"{settings.name}, PGD-{settings.steps}, eps {settings.eps}, step {settings.step}, examples {made}"
 
 
+def own_objective(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The settings of the objective that a checkpoint was made with, as its file says them; empty where it does not.
+
+    Raises:
+        InputError: naming the file, if there can be no such objective.
+    """
+    own = checkpoint.header.get("objective") or {}
+    parse_config({"objective": own}, f"{checkpoint.path}: its header")
+    return dict(own)
+
+
 @dataclass(frozen=True)
 class Adversary:
     """Makes adversarial batches (x, x_adv, y) for a model, the same noise for every model."""
@@ -38,9 +50,15 @@ class Adversary:
         return x, self.objective.attack(model, x, y, rng), y
 
     def batches(self, model: nn.Module, data: Dataset, images: int, batch_size: int) -> list[AdversarialBatch]:
-        """Training images without augmentation, drawn by the seed, with their adversarial examples."""
-        drawn = data.batches("train", batch_size, shuffle=self.seed, limit=images)
-        return [self(model, (batch.x, batch.y), index) for index, batch in enumerate(drawn)]
+        """Training images without augmentation, drawn by the seed, with their adversarial examples.
+
+        Several processes of a run attack every ``world``-th batch each; all of them get all batches.
+        """
+        drawn = list(data.batches("train", batch_size, shuffle=self.seed, limit=images))
+        own = [self(model, (batch.x, batch.y), i)[1].cpu() for i, batch in dealt(list(enumerate(drawn)))]
+        return [
+            (batch.x, x_adv.to(batch.x.device), batch.y) for batch, x_adv in zip(drawn, collected(own), strict=True)
+        ]
 
 
 def reestimate_statistics(model: nn.Module, batches: list[Any]) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from s2ap_core import distributed
 from s2ap_core.errors import InputError
 from s2ap_core.modes import frozen_statistics, train_mode
 from s2ap_core.scores import ScoreMask, one_mask, score_masks
@@ -155,6 +156,9 @@ class ScoreHessian:
         batches: each a tuple of tensors, the first with the batch dimension; weighted by sample count.
         batch_norm: statistics that BatchNorm normalises with, see :func:`batch_norm_mode`.
         layers: names of masked layers; those of all scores by default. One layer gives its diagonal block.
+        weights: of each batch in the mean, where the processes of a run hold a part of it each: a process
+            may hold no batch or an empty one, the weights of all add up to 1, and products are summed over them.
+            By default the batches are all there are, here or in whichever process asks.
 
     Raises:
         InputError: if there is no batch, no such layer, or no such ``batch_norm``; in a product, if the
@@ -179,8 +183,9 @@ class ScoreHessian:
         *,
         batch_norm: BatchNormMode = "running",
         layers: Sequence[str] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        if not len(batches):
+        if not len(batches) and weights is None:
             raise InputError("no batch to measure on: give at least one")
         _check_batch_norm(batch_norm)
         self.model, self.loss, self.batches, self.batch_norm = model, loss, batches, batch_norm
@@ -190,6 +195,7 @@ class ScoreHessian:
         self.n = sum(scores.numel() for scores in self.scores.values())
         first = next(iter(self.scores.values()))
         self.dtype, self.device = first.dtype, first.device
+        self.weights = weights
         self.hvps = 0
         self._graph: tuple[list[nn.Parameter], list[Tensor]] | None = None
 
@@ -204,41 +210,53 @@ class ScoreHessian:
         self._graph = None
 
     @contextmanager
-    def surrogate(self) -> Iterator[tuple[list[nn.Parameter], Callable[[Any], Tensor]]]:
-        """What is differentiated: leaves that stand for the scores, and the loss of a batch at them."""
+    def surrogate(self) -> Iterator[tuple[list[nn.Parameter], Callable[..., Tensor]]]:
+        """What is differentiated: leaves that stand for the scores, and the loss of a batch at them, weighted."""
+
+        def loss_of(batch: Any, weight: float = 1.0) -> Tensor:
+            return finite_loss(self.model, lambda *given: distributed.term(self.loss(*given), weight), batch)
+
         with (
             torch.enable_grad(),
             batch_norm_mode(self.model, self.batch_norm),
             scores_at(self.model, self.scores) as leaves,
             sdpa_kernel(SDPBackend.MATH),  # the fused attention kernels cannot be differentiated twice
         ):
-            yield leaves, lambda batch: finite_loss(self.model, self.loss, batch)
+            yield leaves, loss_of
 
     def matvec(self, v: Tensor) -> Tensor:
         """H v for a vector [n] of the operator's dtype and device."""
         self.hvps += len(self.batches)
+        product = self._own_product(v)
+        return product if self.weights is None else distributed.add_up([product])[0]
+
+    def _own_product(self, v: Tensor) -> Tensor:
+        weights = self.weights
+        if weights is None:
+            counts = [samples_in(batch) for batch in self.batches]
+            weights = [count / sum(counts) for count in counts] if len(counts) > 1 else [1.0]
         if len(self.batches) == 1:
             if self._graph is None:
-                self._graph = self._gradient_graph(self.batches[0])
+                self._graph = self._gradient_graph(self.batches[0], weights[0])
             return _product(*self._graph, v, keep_graph=True)
-        counts = [samples_in(batch) for batch in self.batches]
         total = torch.zeros_like(v)
-        for batch, count in zip(self.batches, counts, strict=True):
-            product = _product(*self._gradient_graph(batch), v, keep_graph=False)
-            total.add_(product, alpha=count / sum(counts))
+        for batch, weight in zip(self.batches, weights, strict=True):
+            total.add_(_product(*self._gradient_graph(batch), v, keep_graph=False), alpha=weight)
         return total
 
-    def _gradient_graph(self, batch: Any) -> tuple[list[nn.Parameter], list[Tensor]]:
+    def _gradient_graph(self, batch: Any, weight: float = 1.0) -> tuple[list[nn.Parameter], list[Tensor]]:
+        # Weighted before it is differentiated: BatchNorm may make it depend on the other processes' images.
         part = len(self.scores) < len(score_masks(self.model))  # a layer may well be out of use
         with self.surrogate() as (leaves, loss_of):
-            return leaves, score_gradient(loss_of(batch), leaves, create_graph=True, allow_unused=part)
+            return leaves, score_gradient(loss_of(batch, weight), leaves, create_graph=True, allow_unused=part)
 
     def restricted(self, layers: Sequence[str]) -> "ScoreHessian":
         """The diagonal block of these layers, as an operator of its own."""
-        return ScoreHessian(self.model, self.loss, self.batches, batch_norm=self.batch_norm, layers=layers)
+        options: dict[str, Any] = {"batch_norm": self.batch_norm, "weights": self.weights}
+        return ScoreHessian(self.model, self.loss, self.batches, layers=layers, **options)
 
     def per_batch(self) -> Iterator["ScoreHessian"]:
-        """The operator of each batch alone, closed when the next is asked for."""
+        """The operator of each batch that is here, alone; closed when the next is asked for."""
         for batch in self.batches:
             options = {"batch_norm": self.batch_norm, "layers": list(self.scores)}
             with ScoreHessian(self.model, self.loss, [batch], **options) as one:  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from s2ap_core.distributed import collected, dealt, gather
 from s2ap_core.errors import InputError
 from s2ap_core.seeds import generator
 from s2ap_diag.hessian import (
@@ -170,7 +171,8 @@ def loss_difference(
     """Worst-case and average-case loss difference in score space (Eq. 12).
 
     The ball is ``|v / c| <= rho`` in ``norm``; the ascent runs in u = v / c, so that all scores move at the
-    same relative speed. The model is left bit for bit as it was found.
+    same relative speed. The model is left bit for bit as it was found. Several processes of a run, which hold
+    the same batches, work on every ``world``-th of them each, and all of them get the result.
 
     Args:
         loss: ``loss(model, batch) -> scalar``, the mean over the batch's samples.
@@ -226,10 +228,10 @@ def loss_difference(
         with scores_at(model, at(u)):
             return flatten([mask.mask() for mask in masks.values()])
 
-    reference, worst, average, flips = [], [], [], []
+    own: list[tuple[float, float, float, int]] = []  # L(s), worst and average rise, flips of each batch
     unperturbed = masks_at(torch.zeros_like(center))
     with torch.enable_grad(), batch_norm_mode(model, batch_norm):
-        for index, batch in enumerate(batches):
+        for index, batch in dealt(list(enumerate(batches))):
             rng = generator(center.device, seed, "loss-difference", index)
 
             def value_and_gradient(u: Tensor, batch: Any = batch) -> tuple[float, Tensor]:
@@ -241,24 +243,24 @@ def loss_difference(
             best = max(ascents, key=lambda ascent: ascent.value)
             at_zero = ascents[0].start_value
             random = [evaluate(batch, _uniform(center, rho, norm, rng), differentiate=False)[0] for _ in range(draws)]
-            reference.append(at_zero)
-            worst.append(best.value - at_zero)
-            average.append(float(np.mean(random)) - at_zero)
-            flips.append(int((masks_at(best.best) != unperturbed).sum()))
+            flipped = int((masks_at(best.best) != unperturbed).sum())
+            own.append((at_zero, best.value - at_zero, float(np.mean(random)) - at_zero, flipped))
+    reference, worst, average, flips = zip(*collected(own), strict=True)
+    passes = gather((forward_passes, backward_passes))
 
     return LossDifference(
         rho=rho,
         mean=float(np.mean(worst)),
         std=standard_deviation(worst),
         standard_error=standard_error(worst),
-        per_batch=tuple(worst),
+        per_batch=worst,
         average_case=float(np.mean(average)),
         average_case_standard_error=standard_error(average),
-        reference=tuple(reference),
-        flips=tuple(flips),
+        reference=reference,
+        flips=flips,
         n_scores=center.numel(),
-        forward_passes=forward_passes,
-        backward_passes=backward_passes,
+        forward_passes=sum(forward for forward, _ in passes),
+        backward_passes=sum(backward for _, backward in passes),
         norm=norm,
         scale=scale,
         steps=steps,

@@ -11,9 +11,9 @@ from s2ap_core.data import Dataset
 from s2ap_core.objectives import build_objective
 from s2ap_core.scores import density as kept_fraction
 from s2ap_diag.adversary import Adversary, describe_adversary, needs_reestimation, reestimate_statistics
-from s2ap_diag.hessian import BatchNormMode, ScoreHessian
+from s2ap_diag.hessian import BatchNormMode
 from s2ap_diag.loss_difference import LossDifference, Norm, loss_difference
-from s2ap_diag.spectrum import Curvature, Method, SpectralDensity, curvature, spectral_density
+from s2ap_diag.spectrum import Curvature, Method, SpectralDensity, curvature, spectral_density, spread
 from s2ap_diag.stability import ScoreMargins, score_margins
 from s2ap_diag.tracking import batch_loss
 
@@ -149,7 +149,7 @@ def measure_sharpness(
     )
     density = None
     if settings.spectrum:
-        with ScoreHessian(model, loss, batches, batch_norm=settings.batch_norm) as hessian:
+        with spread(model, loss, batches, settings.batch_norm) as hessian:
             density = spectral_density(hessian, seed=settings.seed)
     on_step()
     differences, margins = [], []

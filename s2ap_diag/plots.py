@@ -1,9 +1,10 @@
 """The pictures: colour-blind safe, told apart in grey by marker and line, vector text, column widths."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -57,6 +58,83 @@ def picture(file: Path, width: float, height: float, panels: int = 1):  # type: 
         buffer = BytesIO()
         figure.savefig(buffer, format=kind)
     write_file(file, buffer.getvalue())
+
+
+@contextmanager
+def canvas(files: Sequence[Path], width: float, height: float) -> Iterator[Figure]:
+    """An empty figure, written to each of the files when the block ends; the same drawing gives the same bytes.
+
+    Args:
+        files: names that end in .png, .pdf or .svg.
+        width, height: in inches.
+    """
+    with mpl.rc_context(STYLE | {"svg.hashsalt": "s2ap"}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        for file in files:
+            buffer, kind = BytesIO(), file.suffix.lstrip(".").lower()
+            undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
+            figure.savefig(buffer, format=kind, metadata=undated)
+            write_file(file, buffer.getvalue())
+
+
+def blank(axes: Axes, text: str) -> None:
+    """An empty panel that says why it is empty."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
+
+
+def shade_warmup(axes: Axes, epochs: int) -> None:
+    """Shade the epochs without perturbation; the reading of epoch t stands at t."""
+    if epochs:
+        axes.axvspan(0.5, epochs + 0.5, color="0.92", zorder=0, label="warm-up")
+
+
+def seed_curves(axes: Axes, by_seed: pd.DataFrame, *, label: str, style: Mapping[str, Any], band: bool = True) -> None:
+    """The mean over the columns (seeds) by the index, with a band of one standard deviation if there are several."""
+    mean = by_seed.mean(axis=1)
+    axes.plot(mean.index, mean.to_numpy(), label=label, **style)
+    if band and by_seed.shape[1] > 1:
+        std, x = by_seed.std(axis=1), mean.index.to_numpy(float)
+        axes.fill_between(x, (mean - std).to_numpy(), (mean + std).to_numpy(), color=style["color"], alpha=0.2, lw=0)
+
+
+def decades(axes: Axes, values: np.ndarray) -> None:
+    """A logarithmic y axis for values over more than one decade; around 0 it is linear, if some are not positive.
+
+    It reaches as far as the values do: a band below 0 would have no end on it.
+    """
+    low, high = float(values.min()), float(values.max())
+    if high <= 0 or high < 10 * float(values[values > 0].min()):
+        return
+    if low > 0:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 2, high * 2)
+    else:
+        linear = max(float(values[values > 0].min()), 1e-4 * high)
+        axes.set_yscale("symlog", linthresh=linear, linscale=1.5)
+        axes.set_ylim(min(1.5 * low, -0.5 * linear), high * 2)
+        locator = mpl.ticker.SymmetricalLogLocator(base=10, linthresh=linear)
+        locator.set_params(numticks=6)
+        axes.yaxis.set_major_locator(locator)
+    axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+
+
+def stability_halves(axes: Axes, *, first: str, second: str) -> None:
+    """Colour what lies above 0 green, where the second is the stabler, and what lies below red and hatched.
+
+    To be called when the curves of h(first) - h(second) are drawn: the halves reach to the ends of the axis.
+    """
+    axes.axhline(0, color="0.3", linewidth=0.8, zorder=1)
+    low, high = axes.get_ylim()
+    axes.axhspan(0, high, color=STABLE, alpha=0.18, zorder=0, linewidth=0, label=f"{second} stabler")
+    face, hatch = (mpl.colors.to_rgba(UNSTABLE, alpha) for alpha in (0.2, 0.55))
+    axes.axhspan(
+        low, 0, facecolor=face, edgecolor=hatch, hatch="////", zorder=0, linewidth=0, label=f"{first} stabler"
+    )  # fmt: skip
+    axes.set_ylim(low, high)
+    axes.set_ylabel(f"h({first}) − h({second})")
 
 
 def look(index: int) -> dict[str, str]:
@@ -130,8 +208,20 @@ def difference_area(axes: Axes, difference: pd.Series, *, first: str, second: st
     axes.legend()
 
 
-def bars(axes: Axes, values: pd.DataFrame, *, ylabel: str, errors: pd.DataFrame | None = None) -> None:
-    """Grouped bars: a group for each row, a bar for each column; hatched so as to differ in grey."""
+def bars(
+    axes: Axes,
+    values: pd.DataFrame,
+    *,
+    ylabel: str,
+    errors: pd.DataFrame | None = None,
+    numbers: str = "%.1f",
+    numbers_size: float = 6,
+) -> None:
+    """Grouped bars: a group for each row, a bar for each column; hatched so as to differ in grey.
+
+    Args:
+        numbers, numbers_size: format of the values above the bars, and their font's size.
+    """
     hatches = ("", "///", "...", "xxx")
     width = 0.8 / len(values.columns)
     for index, column in enumerate(values.columns):
@@ -141,9 +231,10 @@ def bars(axes: Axes, values: pd.DataFrame, *, ylabel: str, errors: pd.DataFrame 
             x, values[column], width, label=column, color=COLORS[index], alpha=0.85, hatch=hatches[index % 4],
             edgecolor="white", yerr=yerr, error_kw={"linewidth": 0.8, "capsize": 2},
         )  # fmt: skip
-        axes.bar_label(drawn, fmt="%.1f", fontsize=6, padding=1)
+        axes.bar_label(drawn, fmt=numbers, fontsize=numbers_size, padding=1)
     axes.margins(y=0.12)  # room for the numbers
     axes.set_xticks(np.arange(len(values)), values.index)
+    axes.set_xlim(-0.5, len(values) - 0.5)
     axes.grid(visible=False, axis="x")
     axes.set_ylabel(ylabel)
     axes.legend(loc="lower center", ncols=len(values.columns), bbox_to_anchor=(0.5, 1.0))

@@ -1,5 +1,6 @@
 """Where checkpoints and masks come from: files, folders and runs, ours and other tools'."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from s2ap_core.checkpoints import Checkpoint, load_checkpoint
+from s2ap_core.arrays import load_arrays
+from s2ap_core.checkpoints import Checkpoint, check_header, load_checkpoint
 from s2ap_core.errors import InputError
 from s2ap_core.interop import (
     foreign_masks,
@@ -23,7 +25,7 @@ from s2ap_core.interop import (
     without_prefix,
 )
 from s2ap_core.models import NETWORKS
-from s2ap_core.runs import HEADER, load_masks, load_tensors
+from s2ap_core.runs import HEADER, load_tensors
 from s2ap_diag.stability import PackedMask, PackedMasks
 
 Kind = Literal["checkpoint", "masks"]
@@ -50,9 +52,9 @@ def expand(paths: Sequence[Path], kind: Kind) -> list[Path]:
 
 
 def _files(path: Path, kind: Kind) -> list[Path]:
-    if path.is_file():
+    if os.path.isfile(path):  # pathlib's raises for names that no file can have
         return [path]
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InputError(f"{path}: no such file or folder")
     folder = path / FOLDERS[kind] if any((path / name).is_dir() for name in FOLDERS.values()) else path
     try:
@@ -156,27 +158,40 @@ def _is_ours(path: Path) -> bool:
 def _our_masks(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, header = load_tensors(path)
     if "shapes" in header:
-        return load_masks(path)
+        unpacked = _unpackable(path, tensors, header).unpack()
+        return {name: torch.from_numpy(bits) for name, bits in unpacked.items()}, header
     if not any(name.endswith((".scores", ".mask")) for name in tensors):
         raise InputError(f"{path}: holds no masks (stage {header.get('stage')}); masks lie in RUN/masks")
     try:
-        return masks_without_weights(header["network"], tensors, float(header["keep"])), header
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: neither masks nor a checkpoint; masks lie in RUN/masks") from error
+        check_header(header)
+        return masks_without_weights(header["network"], tensors, header["keep"]), header
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
+def _unpackable(path: Path, packed: Mapping[str, Tensor], header: Mapping[str, Any]) -> PackedMasks:
+    """The masks of a mask file of ours, still packed; nothing is trusted that its header says of them."""
+    shapes = header["shapes"]
+    if not isinstance(shapes, dict) or not shapes or shapes.keys() != packed.keys():
+        raise InputError(f"{path}: not a mask file, its shapes are of other layers; make it again")
+    masks = {}
+    for name, shape in shapes.items():
+        whole = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
+        if not whole or packed[name].dtype != torch.uint8:
+            raise InputError(f"{path}: {name} is no packed mask of shape {shape}; make it again")
+        try:
+            masks[name] = PackedMask.from_bytes(packed[name].numpy(), shape)
+        except InputError as error:
+            raise InputError(f"{path}: {name}: {error}; make it again") from error
+    return PackedMasks(masks)
+
+
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"weight": loaded}
-        with loaded:
-            arrays = dict(loaded)
+        arrays = load_arrays(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except Exception as error:  # damaged archives make zipfile and numpy raise nearly anything
+    except ValueError as error:
         raise InputError(
             f"{path}: truncated, or not plain arrays of 0 and 1; copy it again or save it with numpy.savez"
         ) from error
@@ -192,12 +207,12 @@ def _plain_masks(
     """Arrays of 0 and 1 under whatever names as masks by weight name."""
     masks: dict[str, Tensor] = {}
     for name, array in arrays.items():
-        if array.dtype != bool and not np.isin(array, (0, 1)).all():
+        if array.dtype.kind not in "biuf" or not ((array == 0) | (array == 1)).all():
             raise InputError(f"{path}: {name} holds values other than 0 and 1; give masks")
         masks[_weight_name(name)] = torch.from_numpy(array.astype(bool))
+    if not masks or len(masks) < len(arrays) or not all(mask.numel() for mask in masks.values()):
+        raise InputError(f"{path}: holds no masks, an empty one, or two for one layer; give one array for each layer")
     entries = sum(mask.numel() for mask in masks.values())
-    if len(masks) < len(arrays) or entries == 0:
-        raise InputError(f"{path}: holds no masks, or two for one layer; give one array for each layer")
     density = sum(int(mask.sum()) for mask in masks.values()) / entries
     return masks, _with_epoch({"network": None, "keep": density, "epoch": epoch}, path)
 
@@ -220,9 +235,6 @@ def open_packed_masks(path: Path, *, keep: float | None = None) -> PackedMasks:
     """
     if path.suffix == ".safetensors" and _is_ours(path):
         packed, header = load_tensors(path)
-        shapes = header.get("shapes")
-        if isinstance(shapes, dict) and shapes.keys() == packed.keys():
-            return PackedMasks(
-                {name: PackedMask.from_bytes(packed[name].numpy(), shape) for name, shape in shapes.items()}
-            )
+        if "shapes" in header:
+            return _unpackable(path, packed, header)
     return PackedMasks.from_masks(open_masks(path, keep=keep)[0])

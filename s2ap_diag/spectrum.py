@@ -18,6 +18,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor, nn
 
+from s2ap_core import distributed
 from s2ap_core.errors import InputError
 from s2ap_core.seeds import derive_seed, generator
 from s2ap_diag.hessian import BatchNormMode, Loss, ScoreHessian, flatten, samples_in
@@ -368,7 +369,8 @@ def curvature(
 ) -> Curvature:
     """lambda_max of the score-space Hessian (Eq. 10 and 11), with its uncertainty and its cost.
 
-    The model is left bit for bit as it was found.
+    The model is left bit for bit as it was found. Several processes of a run, which hold the same batches,
+    work on every ``world``-th of them each, and all of them get the result.
 
     Args:
         loss, batches, batch_norm: as for :class:`s2ap_diag.hessian.ScoreHessian`.
@@ -386,17 +388,19 @@ def curvature(
     def read(op: ScoreHessian) -> LambdaMax:
         return lambda_max(op, method=method, iterations=iterations, tolerance=tolerance, seed=seed)
 
-    with ScoreHessian(model, loss, batches, batch_norm=batch_norm) as op:
+    with spread(model, loss, batches, batch_norm) as op:
         overall, defect, hvps = read(op), op.symmetry_defect(seed), op.hvps
     alone: list[float] = []
     for one in op.per_batch() if per_batch else ():
         alone.append(read(one).lambda_max)
         hvps += one.hvps
+    alone = distributed.collected(alone)
     found: dict[str, LambdaMax] = {}
     for name, members in _groups(list(op.scores), by_layer).items() if by_layer else ():
         with op.restricted(members) as block:
             found[name] = read(block)
             hvps += block.hvps
+    hvps = sum(distributed.gather(hvps))
     sharpest_first = sorted(found, key=lambda name: -found[name].lambda_max)
     return Curvature(
         lambda_max=overall.lambda_max,
@@ -417,6 +421,15 @@ def curvature(
         layers={name: found[name].lambda_max for name in sharpest_first},
         layer_residuals={name: found[name].residual for name in sharpest_first},
     )
+
+
+def spread(model: nn.Module, loss: Loss, batches: Sequence[Any], batch_norm: BatchNormMode) -> ScoreHessian:
+    """The Hessian of all ``batches``, of which the processes of a run, if there are several, take turns."""
+    if distributed.world() == 1:
+        return ScoreHessian(model, loss, batches, batch_norm=batch_norm)
+    own, images = distributed.dealt(batches), sum(map(samples_in, batches))
+    weights = [samples_in(batch) / images for batch in own]
+    return ScoreHessian(model, loss, own, batch_norm=batch_norm, weights=weights)
 
 
 def standard_deviation(values: Sequence[float]) -> float | None:
@@ -532,6 +545,8 @@ def _pyhessian(
     """The dominant eigenpair by PyHessian; of H - shift I, by adding -shift/2 |s - s0|^2 to the loss."""
     if not isinstance(op, ScoreHessian):
         raise InputError("method = 'pyhessian' measures a ScoreHessian; use power or lanczos")
+    if op.weights is not None and distributed.world() > 1:
+        raise InputError("method = 'pyhessian' runs in one process; use power or lanczos")
     from pyhessian import hessian as PyHessian
 
     calls = 0

@@ -4,6 +4,7 @@ Masks are mappings from a layer's weight name to a binary array or tensor of any
 :func:`s2ap_core.scores.masks` gives them, or the same packed.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +37,7 @@ class PackedMask:
         Raises:
             InputError: if it has another number of bytes, or bits behind the last entry.
         """
-        entries = int(np.prod(shape))
+        entries = math.prod(shape)
         packed = np.ascontiguousarray(packed, dtype=np.uint8).reshape(-1)
         if len(packed) != -(-entries // 8):
             raise InputError(f"{len(packed)} bytes cannot be a packed mask of {entries} entries")
@@ -48,7 +49,7 @@ class PackedMask:
     @property
     def entries(self) -> int:
         """Number of entries of the mask."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @cached_property
     def kept(self) -> int:
@@ -182,6 +183,8 @@ def _packed(masks: Masks) -> PackedMasks:
 def _check_same_network(first: Mapping[str, PackedMask], second: Mapping[str, PackedMask]) -> None:
     if not first or not second:
         raise InputError("no masks to compare: one of the two has no layer")
+    if empty := [name for name, mask in first.items() if not mask.entries]:
+        raise InputError(f"no mask to compare: {empty[0]} has no entries")
     alone = [name for name in [*first, *second] if (name in first) != (name in second)]
     if alone:
         which = "first" if alone[0] in first else "second"

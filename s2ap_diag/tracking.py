@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from s2ap_core.config import TrackingSettings
+from s2ap_core.distributed import Share
 from s2ap_core.errors import InputError
 from s2ap_core.iteration import Step
 from s2ap_core.objectives import Objective
@@ -45,14 +46,18 @@ class CurvatureTracker(Callback):
     def on_attacked(self, loop: Loop, x: Tensor, x_adv: Tensor, y: Tensor) -> None:
         due = loop.stage == "prune" and loop.iteration % self.settings.every == 0
         if due:
-            n = self.settings.images
-            self._read_curvature(loop, (x[:n], x_adv[:n], y[:n]))
+            # With several processes, the first images of the whole batch: each process has its part of them.
+            share = loop.share or Share(len(y))
+            images = min(self.settings.images or share.count, share.count)
+            n = share.first(images)
+            self._read_curvature(loop, (x[:n], x_adv[:n], y[:n]), n / images)
         if loop.perturbation is not None:
             loop.perturbation.on_perturbed = self._watch_flips(loop) if due else None
 
-    def _read_curvature(self, loop: Loop, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    def _read_curvature(self, loop: Loop, batch: tuple[Tensor, Tensor, Tensor], weight: float) -> None:
         for mode in MODES:
-            with ScoreHessian(loop.model, batch_loss(loop.objective), [batch], batch_norm=mode) as hessian:
+            loss = batch_loss(loop.objective)
+            with ScoreHessian(loop.model, loss, [batch], batch_norm=mode, weights=[weight]) as hessian:
                 reading = self._lambda_max(hessian, mode, loop)
             for metric, value in (
                 ("lambda_max", reading.lambda_max),

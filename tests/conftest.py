@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2ap_core.config import Config, parse_config
 from s2ap_core.data import InMemory
 from s2ap_core.models import NETWORKS, build
 from s2ap_core.runs import RunDirectory
+from tests.tiny import Tiny
 
 # The worlds are too small for threads, and one thread makes sums come out the same everywhere.
 torch.set_num_threads(1)
@@ -28,29 +28,6 @@ SECTIONS = {
     "finetune": {"epochs": 2, "batch_size": 16},
     "evaluation": {"attack": "pgd-50", "n": 12, "batch_size": 6},
 }
-
-
-class Tiny(nn.Module):
-    """Two convolutions with BatchNorm, and a linear layer with a bias."""
-
-    def __init__(
-        self,
-        classes: int = 10,
-        width: int = 4,
-        input_size: int = 8,
-        input_channels: int = 1,
-        norm_affine: bool = True,
-    ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(input_channels, width, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width, affine=norm_affine)
-        self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(2 * width, affine=norm_affine)
-        self.linear = nn.Linear(2 * width * (input_size // 4) ** 2, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        return self.linear(F.relu(self.bn2(self.conv2(x))).flatten(1))
 
 
 @pytest.fixture

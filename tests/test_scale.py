@@ -84,7 +84,7 @@ def test_a_scaled_run_says_so_and_takes_what_is_set(tmp_path):
     assert (written["minimizer"]["name"], written["minimizer"]["gamma"]) == ("s2ap", 0.005)
     assert density(out, 1) == pytest.approx(0.2, abs=0.01)
     results = json.loads((out / "results.json").read_text())
-    assert {"evaluate-pretrain", "evaluate-prune", "evaluate-finetune"} <= results.keys()
+    assert {"evaluate-prune", "evaluate-finetune"} <= results.keys()
     assert results["evaluate-finetune"]["eps"] == "32/255"
 
 

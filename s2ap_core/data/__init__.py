@@ -35,7 +35,7 @@ def load(name: str, root: Path | None = None, **options: Any) -> Dataset:
     Raises:
         InputError: if there is no such data set or option, or if its files cannot be used.
     """
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise InputError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
     signature = inspect.signature(DATASETS[name])
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.seeds import generator
 
 Split = Literal["train", "val", "test"]
+Part = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 class Batch(NamedTuple):
@@ -42,6 +44,13 @@ class Dataset(Protocol):
     def labels(self, split: Split) -> Tensor:
         """Classes of all images of ``split``, [N] int64, on the data set's device."""
 
+    def checksum(self, split: Split) -> str:
+        """Of the images and classes of ``split`` and of their order: other images give another one.
+
+        Raises:
+            InputError: if the data set has no such split.
+        """
+
     def to(self, device: torch.device | str) -> Dataset:
         """The same data set with its batches on ``device``."""
 
@@ -53,6 +62,7 @@ class Dataset(Protocol):
         shuffle: int | None = None,
         augment: bool = False,
         limit: int | None = None,
+        part: Part | None = None,
     ) -> Iterator[Batch]:
         """Go through ``split`` once, the last and possibly smaller batch included.
 
@@ -65,6 +75,8 @@ class Dataset(Protocol):
             shuffle: seed of the order and of the augmentation; None keeps the split's own order.
             augment: augment as is usual for the data set; nothing happens where nothing is usual.
             limit: stop after this many images.
+            part: picks what is loaded here from the positions of each batch, [B] int64; None loads it all. See
+                :mod:`s2ap_core.distributed`. A batch may come out empty.
 
         Raises:
             InputError: if the data set has no such split.
@@ -81,6 +93,12 @@ def order(count: int, shuffle: int | None, limit: int | None, augment: bool) -> 
     else:
         positions = torch.randperm(count, generator=generator("cpu", shuffle, "order"))
     return positions[:limit]
+
+
+def cut(visit: Tensor, batch_size: int, part: Part | None) -> Sequence[Tensor]:
+    """The positions of each batch that is loaded here, given those of all images in the order of the visit."""
+    batches = visit.split(batch_size)
+    return batches if part is None else part(batches)
 
 
 def hold_out(labels: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +148,7 @@ def folder(name: str, root: Path | None, inner: str) -> Path:
     """
     if root is None:
         raise InputError(f"data set {name} is read from a folder: set its root")
-    if not root.is_dir():
+    if not os.path.isdir(root):  # pathlib's raises for names that no file can have
         raise InputError(f"{root}: no such folder; {remedy(name)}")
     return root / inner if (root / inner).is_dir() else root
 

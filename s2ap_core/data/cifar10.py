@@ -7,9 +7,10 @@ https://www.cs.toronto.edu/~kriz/cifar.html
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -75,8 +76,9 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"{path}: truncated or not a pickled batch ({reason(error)}); {remedy(NAME)}") from None
     if not isinstance(batch, dict) or not {"data", "labels"} <= batch.keys():
         raise InputError(f"{path}: not a CIFAR-10 batch, it has no data and labels; {remedy(NAME)}")
-    images = check_images(NAME, path, batch["data"], (None, 3 * 32 * 32))
-    labels = check_labels(NAME, path, batch["labels"], len(images), range(10))
+    data, classes = (e.values if isinstance(e, PickledArray) else e for e in (batch["data"], batch["labels"]))
+    images = check_images(NAME, path, data, (None, 3 * 32 * 32))
+    labels = check_labels(NAME, path, classes, len(images), range(10))
     return images.reshape(-1, 3, 32, 32), labels
 
 
@@ -91,29 +93,65 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain containers and refuses to name, let alone call, anything else."""
+class PickledType:
+    """A numpy type as a pickle makes it: its name, and then its byte order as a state."""
 
-    ALLOWED = frozenset(
-        {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "scalar"),
-            ("numpy._core.numeric", "_frombuffer"),
-        }
-    )
+    def __init__(self, name: object, *_: object) -> None:
+        if not (isinstance(name, str) and re.fullmatch(r"[<>|=]?[biuf]\d", name)):
+            raise ForbiddenPickle(f"it asks for arrays of {name!r:.40}, a batch holds numbers alone")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class PickledArray:
+    """A numpy array as a pickle makes it: empty, and then its content as a state."""
+
+    values: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _version, shape, kind, fortran, raw = state
+        raw = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2 wrote its bytes as text
+        self.values = np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _array_from_buffer(raw: Any, kind: PickledType, shape: Any, order: Any) -> PickledArray:
+    array = PickledArray()
+    array.values = np.frombuffer(raw, kind.dtype).reshape(shape, order=order)
+    return array
+
+
+def _number(kind: PickledType, raw: Any) -> Any:
+    raw = raw.encode("latin1") if isinstance(raw, str) else raw
+    (number,) = np.frombuffer(raw, kind.dtype).tolist()
+    return number
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads numpy arrays and plain containers and refuses to name, let alone call, anything else.
+
+    numpy's own constructors are not called either: from a type whose state says that it holds no objects,
+    while it does, they make an array that takes the file's bytes for addresses.
+    """
+
+    ALLOWED: ClassVar[dict[tuple[str, str], object]] = {
+        ("numpy", "ndarray"): None,  # only ever an argument of _reconstruct
+        ("numpy", "dtype"): PickledType,
+        ("numpy._core.multiarray", "_reconstruct"): lambda *_: PickledArray(),
+        ("numpy._core.multiarray", "scalar"): _number,
+        ("numpy._core.numeric", "_frombuffer"): _array_from_buffer,
+        ("_codecs", "encode"): _latin1,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The numpy constructor of this name.
+        """What stands for the numpy constructor of this name.
 
         Raises:
             ForbiddenPickle: if it is not one of :attr:`ALLOWED`.
         """
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
         # numpy 2 renamed the module; the published batches carry the old name.
         module = module.replace("numpy.core.", "numpy._core.")
         if (module, name) not in self.ALLOWED:
             raise ForbiddenPickle(f"it asks for {module}.{name}, a batch holds arrays and containers alone")
-        return super().find_class(module, name)
+        return self.ALLOWED[module, name]

@@ -8,6 +8,7 @@ Source: Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, I
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import os
 import random
@@ -21,7 +22,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from s2ap_core.data.base import Batch, Split, folder, hold_out, order, reason
+from s2ap_core.data.base import Batch, Part, Split, cut, folder, hold_out, order, reason
+from s2ap_core.distributed import processes_here
 from s2ap_core.errors import InputError
 from s2ap_core.seeds import derive_seed
 
@@ -29,6 +31,8 @@ NAME, FOLDER = "imagenet", "imagenet"
 LAYOUT = "lay the images out as train/CLASS/*.JPEG and val/CLASS/*.JPEG"
 SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
 VAL_SHARE = 0.01
+SAMPLED = 1000
+"""Files of a split whose size is part of its checksum."""
 
 
 def load(root: Path | None = None, size: int = 224, workers: int | None = None) -> ImageFolders:
@@ -44,8 +48,8 @@ def load(root: Path | None = None, size: int = 224, workers: int | None = None) 
     Args:
         root: the folder of ``train`` and ``val``, or the one that holds them in ``imagenet``.
         size: height and width in pixels; the short side is first resized to 256 / 224 of it.
-        workers: processes that decode; None takes one per core, at most 8, and 0 decodes in
-            this process.
+        workers: processes that decode; None takes one per core, at most 8 and of several processes of a run
+            each its part of them; 0 decodes in this process.
 
     Raises:
         InputError: if a folder is missing or empty, or if the classes of ``train`` and ``val`` differ.
@@ -55,7 +59,8 @@ def load(root: Path | None = None, size: int = 224, workers: int | None = None) 
     if workers is not None and workers < 0:
         raise InputError(f"workers = {workers}: give 0 or more")
     base = folder(NAME, root, FOLDER)
-    return ImageFolders(base, size, min(8, os.cpu_count() or 1) if workers is None else workers)
+    cores = max(1, (os.cpu_count() or 1) // processes_here())
+    return ImageFolders(base, size, min(8, cores) if workers is None else workers)
 
 
 def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
@@ -154,6 +159,20 @@ class ImageFolders:
         """Classes of all images of ``split``, [N] int64."""
         return torch.from_numpy(self._split(split)[2]).to(self.device)
 
+    def checksum(self, split: Split) -> str:
+        """SHA-256, 16 digits of it, of the names in order, and of the sizes in bytes of some files evenly spread.
+
+        Reading 150 GB would cost more than many an evaluation, and asking a network drive for the size of
+        each of a million files minutes.
+        """
+        path, files, labels = self._split(split)
+        digest = hashlib.sha256(f"{self.size}".encode())
+        digest.update(b"\0".join(files.tolist()))
+        digest.update(labels.astype(np.int64).data)
+        for position in np.unique(np.linspace(0, len(files) - 1, SAMPLED).astype(int)):
+            digest.update(f"{(path / os.fsdecode(files[position])).stat().st_size} ".encode())
+        return digest.hexdigest()[:16]
+
     def to(self, device: torch.device | str) -> ImageFolders:
         """The same data set with its batches on ``device``; decoding stays on the CPU."""
         moved = copy.copy(self)
@@ -168,6 +187,7 @@ class ImageFolders:
         shuffle: int | None = None,
         augment: bool = False,
         limit: int | None = None,
+        part: Part | None = None,
     ) -> Iterator[Batch]:
         """Go through ``split`` once; see :meth:`s2ap_core.data.Dataset.batches`.
 
@@ -175,16 +195,16 @@ class ImageFolders:
             InputError: naming the image that cannot be decoded.
         """
         path, files, labels = self._split(split)
-        visit = order(len(labels), shuffle, limit, augment)
+        positions = cut(order(len(labels), shuffle, limit, augment), batch_size, part)
         loader = DataLoader(
             Decoder(path, files, self.size, shuffle if augment else None),
             batch_size=None,  # the sampler's items are whole batches
-            sampler=[index.tolist() for index in visit.split(batch_size)],
+            sampler=[index.tolist() for index in positions],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # the loader would advance torch's global generator
         )
-        for index, decoded in zip(visit.split(batch_size), loader, strict=True):
+        for index, decoded in zip(positions, loader, strict=True):
             if isinstance(decoded, str):
                 raise InputError(decoded)
             x = decoded.to(self.device, non_blocking=True).float().div_(255)
@@ -207,6 +227,8 @@ class Decoder(torch.utils.data.Dataset):
         A string, because an exception would leave a worker with its traceback in its message.
         """
         images = []
+        if not positions:  # of a batch with fewer images than there are processes
+            return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
         for position in positions:
             file = self.path / os.fsdecode(self.files[position])
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from s2ap_core.data.base import Batch, Split, order
+from s2ap_core.data.base import Batch, Part, Split, cut, order
 from s2ap_core.errors import InputError
 from s2ap_core.seeds import generator
 
@@ -63,6 +64,14 @@ class InMemory:
         """Classes of all images of ``split``, [N] int64."""
         return self._split(split)[1]
 
+    def checksum(self, split: Split) -> str:
+        """SHA-256, 16 digits of it, of all bytes and classes of ``split``."""
+        digest = hashlib.sha256(f"{self.classes} {self.scale} {self.pad} {self.flip}".encode())
+        for tensor in self._split(split):
+            digest.update(f"{list(tensor.shape)}".encode())
+            digest.update(tensor.cpu().numpy().data)
+        return digest.hexdigest()[:16]
+
     def to(self, device: torch.device | str) -> InMemory:
         """The same data set on ``device``; this one stays where it is."""
         moved = copy.copy(self)
@@ -77,6 +86,7 @@ class InMemory:
         shuffle: int | None = None,
         augment: bool = False,
         limit: int | None = None,
+        part: Part | None = None,
     ) -> Iterator[Batch]:
         """Go through ``split`` once; see :meth:`s2ap_core.data.Dataset.batches`."""
         images, labels = self._split(split)
@@ -85,7 +95,7 @@ class InMemory:
         if augment:
             assert shuffle is not None
             shifts, mirrored = (t.to(images.device) for t in self._draw(len(labels), shuffle))
-        for index in visit.split(batch_size):
+        for index in cut(visit, batch_size, part):
             x = images[index]
             if augment:
                 x = crop_and_flip(x, self.pad, shifts[index], mirrored[index])

@@ -6,11 +6,13 @@ http://ufldl.stanford.edu/housenumbers/
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from s2ap_core.arrays import RATIO, UNPACKED
 from s2ap_core.data.base import check_images, check_labels, folder, hold_out, reason, remedy, validation_count
 from s2ap_core.data.memory import InMemory
 from s2ap_core.errors import InputError
@@ -59,11 +61,14 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: if the file is missing, truncated, mislabelled or of another format.
     """
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     if not path.is_file():
         raise InputError(f"{path}: missing; {remedy(NAME)}")
     try:
+        declared = sum(math.prod(shape) for _, shape, _ in whosmat(path))
+        if declared > max(UNPACKED, RATIO * path.stat().st_size):
+            raise ValueError(f"it unpacks to {declared:,} numbers, over {RATIO} times its size")
         content = loadmat(path, variable_names=["X", "y"])
     except Exception as error:  # a broken .mat file can raise nearly anything
         raise InputError(f"{path}: truncated or not a .mat file ({reason(error)}); {remedy(NAME)}") from None

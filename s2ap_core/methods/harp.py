@@ -62,9 +62,8 @@ class Harp(Method):
     def excess(self, model: nn.Module) -> Tensor:
         """``kept / target - 1`` over all masked layers, differentiable in the rates."""
         layers = list(score_masks(model).values())
-        sizes = torch.tensor([mask.scores.numel() for mask in layers], dtype=torch.float64)
-        keeps = torch.stack([mask.keep_rate() for mask in layers])  # type: ignore[misc]
-        return (keeps @ sizes.to(keeps.device)) / (self.settings.keep * sizes.sum()) - 1
+        kept = torch.stack([mask.keep_rate() * mask.scores.numel() for mask in layers]).sum()  # type: ignore[operator, misc]
+        return kept / (self.settings.keep * sum(mask.scores.numel() for mask in layers)) - 1
 
     def penalty(self, model: nn.Module, epoch: int) -> Tensor:
         factor = (epoch if self.reached is None else self.reached) + 1

@@ -9,6 +9,7 @@ import copy
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
 from itertools import product
@@ -51,6 +52,10 @@ class Preset:
             return self.what
         named = f"Table{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
         return f"{self.what} ({named if self.tables else f'beside {named}'})"
+
+    def matches(self, pattern: str) -> bool:
+        """Whether ``pattern`` is its name, a shell pattern of it, or a table that prints it (``table9``)."""
+        return fnmatchcase(self.name, pattern) or pattern in {f"table{number}" for number in self.tables}
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -22,6 +22,9 @@ With 0.2 keep 0.05 is reached by epochs 3 to 5 of 9 on ResNet-18, VGG-16 and WRN
 scores are then cut to the budget, with a warning.
 """
 
+CHANNEL_PENALTY = 5.0
+"""HARP's c for channels: their rates start at 0.99 and have the whole way to the budget to fall."""
+
 
 def scale_to_digits(config: Config) -> Config:
     """The same run on the embedded digits: a narrow network, few epochs, an evaluation of 64 images at most.
@@ -35,7 +38,7 @@ def scale_to_digits(config: Config) -> Config:
         "network": {"width": WIDTHS.get(config.network.name, config.network.width)},
         # On 8x8 images 8/255 hardly matters to a network; 32/255 halves its accuracy. Five steps cross the ball.
         "objective": {"eps": Fraction(32, 255), "step": Fraction(8, 255), "steps": 5},
-        "method": {"penalty": PENALTY},
+        "method": {"penalty": CHANNEL_PENALTY if config.method.name == "harp-channels" else PENALTY},
         "minimizer": {"warmup": 2},  # a quarter of the search, as in the paper
         "pretrain": {"epochs": 8, "checkpoint": None, "batch_size": 128},
         "prune": {"epochs": 9, "batch_size": 128},

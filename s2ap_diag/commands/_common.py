@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from s2ap_core import distributed
 from s2ap_core.checkpoints import Checkpoint
 from s2ap_core.config import DataSettings
 from s2ap_core.data import Dataset, load
@@ -25,6 +26,7 @@ from s2ap_core.iteration import Step
 from s2ap_core.runs import RunDirectory, write_file
 from s2ap_core.stages import Callback, Loop
 from s2ap_diag.sources import open_checkpoint
+from s2ap_diag.tables import to_csv
 
 EXISTING = click.Path(path_type=Path)
 
@@ -33,9 +35,11 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 def _set_up(ctx: click.Context, param: click.Parameter, quiet: bool) -> bool:
     del ctx, param
-    logging.basicConfig(
-        level=logging.ERROR if quiet else logging.WARNING, format="%(levelname)s: %(message)s", force=True
-    )
+    quiet = quiet or distributed.rank() > 0  # the first process speaks for all
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.ERROR if quiet else logging.WARNING)
+        handler.addFilter(Once())
     logging.addLevelName(logging.WARNING, "warning")
     # The attacks' library logs its own progress and warnings; ours are in Evaluation.warnings.
     logging.getLogger("auto-attack").setLevel(logging.CRITICAL)
@@ -49,6 +53,24 @@ device_option = click.option("--device", default="cpu", show_default=True, help=
 seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed.")
 
 
+class Once:
+    """Lets a warning onto the console once, whichever stage, checkpoint or batch it is about.
+
+    What is warned of is a record's last argument, else its message. Python's own warnings, which dependencies
+    give and a user can do nothing about, are not shown; a run's log has them.
+    """
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is shown."""
+        what = str(record.args[-1] if isinstance(record.args, tuple) and record.args else record.msg)
+        new = what not in self.seen
+        self.seen.add(what)
+        return new and record.name != "py.warnings"
+
+
 @dataclass(frozen=True)
 class Output:
     """Where results go; ``plot`` is for the command to draw."""
@@ -60,8 +82,10 @@ class Output:
 
     def emit(self, records: Sequence[dict[str, Any]], table: Table) -> None:
         """Show a table and write the records; with JSON on standard output, nothing else goes there."""
+        if distributed.rank():
+            return
         if self.csv is not None:
-            write_file(self.csv, pd.json_normalize(list(records)).to_csv(index=False))
+            write_file(self.csv, to_csv(pd.json_normalize(list(records))))
         if self.json is not None:
             text = json.dumps(list(records), indent=2, default=str)
             if self.json == "-":
@@ -139,22 +163,25 @@ source_options = _bundle(
 
 
 def check_device(device: str) -> str:
-    """The device if it is there.
+    """The device if it is there; with several processes and ``cuda``, this one's.
 
     Raises:
         InputError: if it is not a device, or not one of this machine's.
     """
+    device = distributed.device_of(device)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: not available on this machine; use --device cpu") from error
+        raise InputError(
+            f"--device {device}: not available on this machine; use --device cpu, or as many processes as GPUs"
+        ) from error
     return device
 
 
 def show_table(table: Table, quiet: bool = False) -> None:
     """Print a table unless nothing is to be printed."""
     if not quiet:
-        Console(width=None if sys.stdout.isatty() else 160).print(table)
+        Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

@@ -7,11 +7,13 @@ from typing import Any
 import click
 import pandas as pd
 
+from s2ap_core import lock
 from s2ap_core.checkpoints import load_checkpoint
 from s2ap_core.config import read_config
 from s2ap_core.data import load
-from s2ap_core.runs import RunDirectory, load_masks, write_file
+from s2ap_core.runs import RunDirectory, write_file
 from s2ap_diag import plots
+from s2ap_diag.collect import open_run, save_sharpness
 from s2ap_diag.commands._common import (
     EXISTING,
     Output,
@@ -21,9 +23,10 @@ from s2ap_diag.commands._common import (
     make_table,
     output_options,
 )
-from s2ap_diag.commands.run import accuracies, execute, open_run
+from s2ap_diag.commands._signals import resumable
+from s2ap_diag.commands.run import accuracies, execute, start
 from s2ap_diag.measure import Sharpness, SharpnessSettings, measure_sharpness
-from s2ap_diag.stability import trajectory
+from s2ap_diag.report import write_report
 
 ARMS = {
     "orig": ("evaluation.n=64",),
@@ -63,20 +66,25 @@ def command(
         overrides = (*changes, *(QUICK if quick else ()), f"seed={seed}")
         if arm != "orig":
             overrides += (f"pretrain.checkpoint={runs['orig'].checkpoint('pretrain')}",)
-        runs[arm] = open_run(read_config("digits", overrides), out / arm, resume=True, device=device)
-        execute(runs[arm], device=device, quiet=output.quiet, name=arm)
+        with resumable(f"s2ap-diag demo --out {out}"), lock.hold(out / arm):
+            runs[arm] = start(read_config("digits", overrides), out / arm, resume=True, device=device)
+            execute(runs[arm], device=device, quiet=output.quiet, name=arm)
     settings = SharpnessSettings(rho=(0.01,), images=128, seed=seed)
     sharpness = measure(runs, settings, device, output.quiet)
+    for arm, run in runs.items():
+        save_sharpness(run.path, sharpness[arm])
     records = [row(arm, run, sharpness[arm]) for arm, run in runs.items()]
     picture = output.plot or out / "figure1.png"
     draw(runs, picture)
     if output.plot is None:
         draw(runs, out / "figure1.pdf")
     write_file(out / "demo.json", json.dumps(records, indent=2) + "\n")
+    write_report(out, out / "report.html", "demo")
     output.emit(records, table_of(records))
     if not output.quiet and output.json != "-":
         click.echo(verdict(records))
         click.echo(f"Figure 1: {picture}")
+        click.echo(f"Report: {out / 'report.html'}")
 
 
 def measure(
@@ -114,7 +122,7 @@ def row(arm: str, run: RunDirectory, sharpness: Sharpness) -> dict[str, Any]:
         **dict(zip(("finetuned_clean", "finetuned_robust"), finetuned, strict=True)),
         "lambda_max": sharpness.curvature.lambda_max,
         "loss_difference": sharpness.loss_differences[0].mean,
-        "h": stability(run).iloc[-1].item(),
+        "h": open_run(run.path).stability.iloc[-1].item(),
         "selected_epoch": results["prune"]["selected_epoch"],
         "seconds": round(seconds, 1),
     }
@@ -159,28 +167,17 @@ def verdict(records: list[dict[str, Any]]) -> str:
 
 def draw(runs: dict[str, RunDirectory], file: Path) -> None:
     """The three panels of the paper's Figure 1: accuracy, mask stability, sharpness over epochs."""
-    orig, s2ap = runs["orig"], runs["s2ap"]
+    orig, s2ap = (open_run(runs[arm].path) for arm in ARMS)
     accuracy = pd.DataFrame(
-        {arm: [accuracies(run.results(), stage)[1] for stage in ("prune", "finetune")] for arm, run in runs.items()},
+        {
+            arm: [accuracies(run.results, stage)[1] for stage in ("prune", "finetune")]
+            for arm, run in zip(ARMS, (orig, s2ap), strict=True)
+        },
         index=["raw mask", "finetuned"],
     )
     with plots.picture(file, 2.1 * plots.COLUMN, 2.3, panels=3) as (a, b, c):
         plots.bars(a, accuracy, ylabel="robust accuracy (%)")
-        plots.difference_area(b, stability(orig) - stability(s2ap), first="orig", second="s2ap")
-        curves = {arm: tracked(run, "lambda_max_batch") for arm, run in runs.items()}
+        plots.difference_area(b, orig.stability - s2ap.stability, first="orig", second="s2ap")
+        curves = {"orig": orig.tracked("lambda_max_batch"), "s2ap": s2ap.tracked("lambda_max_batch")}
         warmup = s2ap.config.minimizer.warmup
         plots.curves(c, curves, xlabel="epoch", ylabel=r"$\lambda_{max}$ (BatchNorm: batch)", warmup=warmup, log=True)
-
-
-def stability(run: RunDirectory) -> pd.Series:
-    """h of each epoch's mask against the first mask (Eq. 13)."""
-    saved = [load_masks(run.masks(epoch))[0] for epoch in range(run.config.prune.epochs + 1)]
-    found = [distance.h for distance in trajectory(saved)]
-    return pd.Series(found, index=range(1, len(found) + 1))
-
-
-def tracked(run: RunDirectory, metric: str) -> pd.Series:
-    """The epoch means of a metric that was tracked during the search."""
-    rows = pd.read_csv(run.path / "metrics.csv")
-    chosen = rows[(rows["stage"] == "prune") & (rows["metric"] == metric) & rows["iteration"].isna()]
-    return chosen.set_index("epoch")["value"]

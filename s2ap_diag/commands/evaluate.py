@@ -18,6 +18,7 @@ from s2ap_core.data import Dataset, load
 from s2ap_core.data.cifar10c import CORRUPTIONS
 from s2ap_core.evaluation import evaluate
 from s2ap_diag import plots
+from s2ap_diag.adversary import own_objective
 from s2ap_diag.commands._common import (
     EXISTING,
     Output,
@@ -79,7 +80,7 @@ def command(
     corrupted = source.dataset == "cifar10c"
     if (corruption or severity) and not corrupted:
         raise click.UsageError("--corruption and --severity go with --dataset cifar10c")
-    check_device(device)
+    device = check_device(device)
     attack = attack or ("none" if corrupted else "autoattack")
     asked = {"attack": attack, "norm": norm, "eps": eps, "n": n, "batch_size": batch_size}
     settings = parse_config({"evaluation": asked}, "options").evaluation
@@ -157,9 +158,9 @@ def mean(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def trained_radius(checkpoint: Checkpoint) -> Fraction:
     """eps of the checkpoint's own training, else the paper's: 4/255 on ImageNet, 8/255 elsewhere."""
-    own = (checkpoint.header.get("objective") or {}).get("eps")
-    if own is not None:
-        return Fraction(own)
+    own = own_objective(checkpoint)
+    if "eps" in own:
+        return parse_config({"objective": own}, str(checkpoint.path)).objective.eps
     return Fraction(4, 255) if checkpoint.header.get("dataset") == "imagenet" else Fraction(8, 255)
 
 

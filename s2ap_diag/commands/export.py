@@ -1,5 +1,6 @@
 """``s2ap-diag export``: a channel-pruned network as a smaller dense one."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,10 +91,12 @@ def result_of(run: Path) -> Path:
     """The checkpoint to export: the finetuned network of a run, else its raw mask; a file stands for itself.
 
     Raises:
-        InputError: if the run has neither yet.
+        InputError: if the run has neither yet, or there is no such run or file.
     """
-    if not run.is_dir():
+    if os.path.isfile(run):
         return run
+    if not os.path.isdir(run):
+        raise InputError(f"{run}: no such file or folder; give a run or one of its checkpoints")
     results = [RunDirectory.open(run).checkpoint(f"{stage}-best") for stage in ("finetune", "prune")]
     for path in results:
         if path.exists():

@@ -1,5 +1,6 @@
 """``s2ap-diag hamming``: how much does the mask change while it is searched?"""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def command(
     Two folders also give the difference of their distances, first minus second, epoch by epoch: it is
     positive where the second is the more stable.
     """
-    folders = [path for path in masks if path.is_dir()]
+    folders = [path for path in masks if os.path.isdir(path)]
     if len(folders) == len(masks):
         names = [f"{p} ({i})" if masks.index(p) < i else str(p) for i, p in enumerate(masks)]
         groups = {name: expand([p], "masks") for name, p in zip(names, masks, strict=True)}

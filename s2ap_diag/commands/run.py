@@ -1,5 +1,7 @@
 """``s2ap-diag run``: pretrain, prune, finetune and evaluate by one config."""
 
+import logging
+import os
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -8,16 +10,18 @@ import click
 import torch
 from rich.table import Table
 
-from s2ap_core.checkpoints import build_network, describe
+from s2ap_core import distributed, lock
+from s2ap_core.checkpoints import build_network, describe, load_checkpoint
 from s2ap_core.config import Config, override, read_config
 from s2ap_core.data import Dataset, load
 from s2ap_core.errors import InputError
+from s2ap_core.identity import accept_changes, differences, refusal
 from s2ap_core.methods import build_method
 from s2ap_core.objectives import build_objective
 from s2ap_core.presets import Preset, groups, presets
 from s2ap_core.presets.scale import scale_to_digits
-from s2ap_core.runs import RunDirectory
-from s2ap_core.stages import Callback, Stages
+from s2ap_core.runs import RunDirectory, environment, write_file
+from s2ap_core.stages import Callback, Stages, Until
 from s2ap_diag.commands._common import (
     EXISTING,
     StageProgress,
@@ -28,7 +32,15 @@ from s2ap_diag.commands._common import (
     quiet_option,
     show_table,
 )
+from s2ap_diag.commands._launch import arguments, launch
+from s2ap_diag.commands._run_log import run_log
+from s2ap_diag.commands._signals import resumable
 from s2ap_diag.tracking import build_trackers
+
+log = logging.getLogger(__name__)
+
+NUMERICAL = ("python", "torch", "numpy", "machine", "device", "threads")
+"""Entries of ``environment.json`` on which the last bits depend."""
 
 
 @click.command(name="run")
@@ -53,7 +65,17 @@ from s2ap_diag.tracking import build_trackers
 )
 @click.option("--out", type=EXISTING, help="The run directory; default runs/CONFIG.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped.")
+@click.option(
+    "--force", is_flag=True, help="With --resume: go on although config, images or code changed; it is written down."
+)
+@click.option(
+    "--keep-checkpoints",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Keep the checkpoints of the search's last N epochs besides the selected one; default all. Masks stay.",
+)
 @click.option("--seed", type=click.IntRange(min=0), help="Overrides the config's seed.")
+@click.option("--nproc", type=click.IntRange(min=1), help="Share the work among so many processes of this machine.")
 @device_option
 @quiet_option
 def command(
@@ -63,7 +85,10 @@ def command(
     overrides: tuple[str, ...],
     out: Path | None,
     resume: bool,
+    force: bool,
+    keep_checkpoints: int | None,
     seed: int | None,
+    nproc: int | None,
     device: str,
     quiet: bool,
 ) -> None:
@@ -75,17 +100,28 @@ def command(
         raise click.UsageError("name a CONFIG or preset, or --resume --out RUN")
     if config is None and (scale or overrides or seed is not None):
         raise click.UsageError("a resumed run keeps its settings: --scale, --set and --seed need a CONFIG")
-    check_device(device)
+    if force and not resume:
+        raise click.UsageError("--force goes with --resume")
+    if nproc and distributed.launched():
+        raise click.UsageError("torchrun has started the processes: --nproc goes without it")
+    if nproc and nproc > 1:
+        context = click.get_current_context()
+        return launch(arguments(context, without="nproc"), nproc, str(out or config))
+    device = check_device(device)
+    resume = resume or distributed.restarted()
     settings = resolve(config, scale, overrides, seed) if config else None
     if scale and settings and not quiet:
         click.echo(settings.title, err=True)
     out = out or Path("runs") / (Path(str(config)).stem + (f"-{scale}" if scale else ""))
     # Before the run's folder is made: nothing is left behind where these cannot be used.
-    if settings and not (resume and out.exists()):
+    goes_on = resume and RunDirectory.begun(out)
+    if settings and not goes_on:
         check_given(settings)
-    data = prepare(settings or RunDirectory.open(out).config)
-    run = open_run(settings, out, resume, device)
-    execute(run, data=data, device=device, quiet=quiet)
+    with resumable(f"s2ap-diag run --resume --out {out}"):
+        data = prepare(settings or RunDirectory.open(out).config)
+        with lock.hold(out):
+            run = distributed.from_first(lambda: start(settings, out, resume, device, force))
+            execute(run, data=data, device=device, quiet=quiet, force=force, keep_checkpoints=keep_checkpoints)
     summary = run.results()
     rows: list[list[Any]] = [[stage, *accuracies(summary, stage)] for stage in run.config.evaluation.stages]
     show_table(make_table(f"{out}", ["stage", "clean %", "robust %"], rows), quiet)
@@ -104,12 +140,15 @@ def resolve(config: str, scale: str | None, overrides: tuple[str, ...], seed: in
 
 
 def check_given(config: Config) -> None:
-    """Raise InputError if the dense network that a config starts from is not there."""
+    """Raise InputError if the dense network that a config starts from is not there, or not one of ours."""
     given = config.pretrain.checkpoint
-    if given is not None and not given.is_file():
+    if given is None:
+        return
+    if not os.path.isfile(given):  # unlike Path.is_file, False for names that no file can have
         raise InputError(
             f"pretrain.checkpoint = {given}: no such file; name the dense network by --set pretrain.checkpoint=FILE"
         )
+    load_checkpoint(given)
 
 
 def overview() -> Table:
@@ -143,32 +182,32 @@ def _matches(preset: Preset, pattern: str) -> bool:
     return pattern in preset.name or pattern in {f"table{number}" for number in preset.tables + preset.beside}
 
 
-def open_run(config: Config | None, out: Path, resume: bool, device: str) -> RunDirectory:
-    """A new run, or one that is resumed with the config it began with.
+def start(config: Config | None, out: Path, resume: bool, device: str, force: bool = False) -> RunDirectory:
+    """A new run, or one that is resumed with the config it began with, or with ``force`` another one.
 
     Raises:
         InputError: if the folder exists without ``resume``, or began with another config.
     """
-    if not (resume and out.exists()):
-        if config is None:
-            raise InputError(f"{out}: no run to resume; name a CONFIG")
+    if config is not None and not (resume and RunDirectory.begun(out)):
         return RunDirectory.create(out, config, device)
     run = RunDirectory.open(out)
-    if config is not None and config != run.config:
-        ours, theirs = flat(config.model_dump(mode="json")), flat(run.config.model_dump(mode="json"))
-        key = next(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-        raise InputError(
-            f"{out}: began with {key} = {theirs.get(key)}, now {ours.get(key)}; use another --out, or drop the change"
-        )
-    return run
+    warn_of_environment(run, device)
+    if config is None or config.model_copy(update={"title": run.config.title}) == run.config:
+        return run
+    changes = differences(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
+    if not force:
+        raise InputError(refusal(out, changes))
+    run.record_forced(changes)
+    write_file(out / "config.toml", config.to_toml())
+    return RunDirectory(out, config)
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
+def warn_of_environment(run: RunDirectory, device: str) -> None:
+    """Say if another machine or library goes on with a run: the rest is not bit for bit what it would have been."""
+    began, now = run.environment(), environment(run.config.seed, device)
+    changes = [f"{key} {began[key]}, now {now[key]}" for key in NUMERICAL if began.get(key, now[key]) != now[key]]
+    if changes:
+        log.warning("%s: began with %s: the same up to rounding, not bit for bit", run.path, "; ".join(changes))
 
 
 def prepare(config: Config) -> Dataset:
@@ -186,12 +225,26 @@ def prepare(config: Config) -> Dataset:
     return data
 
 
-def execute(run: RunDirectory, *, device: str, quiet: bool, name: str = "", data: Dataset | None = None) -> None:
-    """All stages of a run, tracked as its config says; ``data`` are the config's images if loaded already."""
-    with plain_progress(quiet) as progress:
+def execute(
+    run: RunDirectory,
+    *,
+    device: str,
+    quiet: bool,
+    name: str = "",
+    data: Dataset | None = None,
+    until: Until = "end",
+    force: bool = False,
+    keep_checkpoints: int | None = None,
+) -> None:
+    """A run's stages up to one of them, tracked as its config says; ``data`` are the images if loaded already."""
+    with run_log(run.path), plain_progress(quiet) as progress:
+        log.info("%s: %s", run.path, environment(run.config.seed, device))
+        data = data or prepare(run.config)
         callbacks: list[Callback] = [StageProgress(progress, name)]
         callbacks += build_trackers(run.config.tracking)
-        Stages(run, data or prepare(run.config), device=device, callbacks=callbacks).all()
+        if force:
+            accept_changes(run, data)
+        Stages(run, data, device=device, callbacks=callbacks, keep_checkpoints=keep_checkpoints).all(until)
 
 
 def accuracies(results: dict[str, Any], stage: str) -> list[float | None]:

@@ -9,6 +9,7 @@ from s2ap_core.checkpoints import Checkpoint
 from s2ap_core.config import ObjectiveSettings, parse_config
 from s2ap_core.scores import score_masks
 from s2ap_diag import plots
+from s2ap_diag.adversary import own_objective
 from s2ap_diag.commands._common import (
     EXISTING,
     Output,
@@ -83,7 +84,7 @@ def command(
 
     Of a folder, the checkpoints that have scores are measured, in the order of their epochs.
     """
-    check_device(device)
+    device = check_device(device)
     settings = SharpnessSettings(
         method=method,
         hvps=hvps,
@@ -130,7 +131,7 @@ def command(
 
 def adversary_of(checkpoint: Checkpoint, objective: str | None, eps: str | None) -> ObjectiveSettings:
     """The objective that a checkpoint was searched with, changed by the options."""
-    own = dict(checkpoint.header.get("objective") or {})
+    own = own_objective(checkpoint)
     asked = {k: v for k, v in {"name": objective, "eps": eps}.items() if v is not None}
     return parse_config({"objective": own | asked}, "--objective/--eps").objective
 

@@ -322,7 +322,7 @@ def made_up(n: int = 200, clean: float = 0.8, robust: float = 0.5, noise: float 
     [
         ({"zero": 0.11}, "11% of the images have a zero input gradient"),
         ({"noise": 0.4}, r"random noise \(40.0%\) does more harm than the attack \(50.0%\)"),
-        ({"n": 99}, r"only 99 images: robust accuracy lies in \[40.8%, 60.1%\]"),
+        ({"n": 99}, "only 99 images: an accuracy is known to within 10 points"),
         ({"clean": 0.12, "robust": 0.0, "noise": 0.12}, "clean accuracy 12.0% is near chance"),
     ],
 )

@@ -73,6 +73,8 @@ def test_masks_keep_the_exact_count_and_are_a_stable_sorts(magnitude, keep):
     assert found.reshape(-1).tolist() == naive_mask(magnitude, n_keep)
     if 0 < n_keep < n:  # none and all are decided before any device is asked
         assert _topk_mask_on_device(magnitude, n_keep).reshape(-1).tolist() == naive_mask(magnitude, n_keep)
+    on_device = _topk_mask_on_device(magnitude, torch.tensor(n_keep))  # a learned rate's count may be any
+    assert on_device.reshape(-1).tolist() == naive_mask(magnitude, n_keep)
 
 
 @pytest.mark.parametrize("n_keep", [0, 1, 3, 5, 6])

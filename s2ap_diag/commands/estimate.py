@@ -1,0 +1,63 @@
+"""``s2ap-diag estimate``: what a grid of runs takes, before it is started."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from s2ap_diag.commands._common import EXISTING, Output, make_table, table_options
+from s2ap_diag.commands.sweep import scale_option, set_option
+from s2ap_diag.sweep.estimate import disk, seconds, seconds_per_mac, wall
+from s2ap_diag.sweep.grid import expand, read_grid
+from s2ap_diag.sweep.plan import plan
+
+
+@click.command(name="estimate")
+@click.argument("grid")
+@click.option("--gpus", default="1,8,64", show_default=True, help="Numbers of devices for the wall time.")
+@click.option(
+    "--benchmark",
+    type=EXISTING,
+    help="JSON of `python -m benchmarks --only table7`: seconds per iteration of your device.  "
+    "[default: the paper's Table 7, on an A6000]",
+)
+@scale_option
+@set_option
+@table_options
+def command(
+    grid: str, gpus: str, benchmark: Path | None, scale: str | None, overrides: tuple[str, ...], output: Output
+) -> None:
+    """Hours of a device, wall time and disk space of GRID, a TOML file or one of `sweep --list`."""
+    try:
+        devices = [int(number) for number in gpus.split(",")]
+        if min(devices) < 1:
+            raise ValueError
+    except ValueError as error:
+        raise click.UsageError(f"--gpus {gpus}: give numbers of at least 1, such as 1,8,64") from error
+    tasks = plan(expand(read_grid(grid), scale=scale, overrides=overrides))
+    rates = seconds_per_mac(benchmark)
+    cost = {task.name: seconds(task, rates) for task in tasks}
+    by_network: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for task in tasks:
+        by_network[task.config.data.name, task.config.network.name].append(task)
+    records: list[dict[str, Any]] = [
+        {
+            "data": data,
+            "network": network,
+            "runs": sum(task.until == "end" for task in group),
+            "shared": sum(task.until != "end" for task in group),
+            "hours": sum(cost[task.name] for task in group) / 3600,
+            "gigabytes": sum(map(disk, group)) / 1e9,
+        }
+        for (data, network), group in by_network.items()
+    ]
+    total = {key: sum(record[key] for record in records) for key in ("runs", "shared", "hours", "gigabytes")}
+    walls = {number: wall(tasks, cost, number) / 86400 for number in devices}
+    records.append({"data": "all", "network": "", **total, "days": {str(n): days for n, days in walls.items()}})
+    basis = str(benchmark) if benchmark else "the paper's Table 7 (A6000, published code)"
+    said = ", ".join(f"{days:.3g} days on {number}" for number, days in walls.items())
+    columns = ["data", "network", "runs", "shared parts", "device hours", "GB"]
+    keys = ("data", "network", "runs", "shared", "hours", "gigabytes")
+    table = make_table(f"{grid}, by {basis}: {said}", columns, [[record[key] for key in keys] for record in records])
+    output.emit(records, table)

@@ -1,0 +1,1 @@
+"""A grid of runs: what to run (grid, plan), how one task runs (tasks), and who runs them (executors, schedule)."""

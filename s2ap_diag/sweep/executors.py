@@ -1,0 +1,163 @@
+"""Who runs the tasks: worker processes here, or a Ray cluster. Both are ``concurrent.futures`` executors."""
+
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from s2ap_core.checkpoints import build_network, describe
+from s2ap_core.config import Config
+from s2ap_core.data import Dataset
+from s2ap_core.errors import InputError
+
+PROCESS = 0.6 * 2**30
+"""Bytes of a process that has imported everything and holds small data."""
+
+PASSES_HELD = 3
+"""Activations are held forward, backward, and once more by what the passes make on the way."""
+
+
+class LocalExecutor(Executor):
+    """Worker processes that import once; each is a pool of its own, so that a killed one takes no other task with it.
+
+    Args:
+        workers: how many; no more tasks may be submitted at once.
+        slots: values of ``CUDA_VISIBLE_DEVICES``, one for each worker; none leaves it alone.
+    """
+
+    def __init__(self, workers: int, slots: Sequence[str] = ()) -> None:
+        self._slots: list[str | None] = [*slots] or [None] * workers
+        self._pools: dict[int, ProcessPoolExecutor] = {}
+        self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for index in range(len(self._slots)):
+            self._idle.put(index)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As for any executor; a pool whose process was killed is replaced."""
+        index = self._idle.get()
+        try:
+            future = self._pools[index].submit(fn, *args, **kwargs)
+        except (KeyError, BrokenProcessPool):
+            self._pools[index] = ProcessPoolExecutor(
+                1,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_begin_worker,
+                initargs=(self._slots[index],),
+            )
+            future = self._pools[index].submit(fn, *args, **kwargs)
+        future.add_done_callback(lambda _: self._idle.put(index))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the workers now, whatever they are at: runs go on from their last epoch the next time."""
+        for pool in self._pools.values():
+            processes = list((pool._processes or {}).values())
+            pool.shutdown(wait=False, cancel_futures=cancel_futures)
+            for process in processes:
+                process.terminate()
+            if wait:
+                for process in processes:
+                    process.join()
+
+
+def _begin_worker(slot: str | None) -> None:
+    # Whoever started the sweep handles an interruption; a terminal sends it to all its processes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if slot is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot
+
+
+def _end_with_parent() -> None:
+    """A worker whose sweep was killed would hold its run, and its memory, for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+class RayExecutor(Executor):
+    """Tasks on a Ray cluster, begun again where a node died.
+
+    Args:
+        address: of the cluster, or ``auto``.
+        cpus, gpus: that a task takes; GPUs may be a fraction.
+
+    Raises:
+        InputError: if Ray is not installed, or no cluster answers.
+    """
+
+    RETRIES = 3
+
+    def __init__(self, address: str, cpus: int, gpus: float) -> None:
+        try:
+            import ray
+        except ModuleNotFoundError as error:
+            raise InputError(f"--ray {address}: Ray is not installed; pip install 's2ap-diag[cluster]'") from error
+        self.ray, self.cpus, self.gpus = ray, cpus, gpus
+        try:
+            host, _, port = address.rpartition(":")
+            if host and port.isdecimal():  # Ray itself tries for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
+            terminated = signal.getsignal(signal.SIGTERM)
+            ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+            signal.signal(signal.SIGTERM, terminated)  # Ray's own would end the sweep with status 1
+        except (OSError, OverflowError, ValueError, RuntimeError) as error:
+            raise InputError(f"--ray {address}: no cluster answers ({error}); start one with `ray start`") from error
+
+    def slots(self) -> int:
+        """How many tasks the cluster runs at once."""
+        there = self.ray.cluster_resources()
+        fits = there.get("CPU", 1) / self.cpus
+        return max(1, int(min(fits, there.get("GPU", 0) / self.gpus) if self.gpus else fits))
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As for any executor."""
+        options: Any = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": self.RETRIES}
+        if self.gpus:  # a worker that had one GPU would stay on it
+            options["max_calls"] = 1
+        remote = self.ray.remote(**options)(fn)
+        future: Future[Any] = remote.remote(*args, **kwargs).future()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Leave the cluster; what still runs there is cancelled with the job."""
+        del wait, cancel_futures
+        self.ray.shutdown()
+
+
+def memory_of(config: Config, data: Dataset) -> float:
+    """Bytes that a run needs at most, from the activations of one image on the meta device."""
+    held = 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal held
+        if not list(module.children()) and isinstance(output, Tensor):
+            held += output.numel() * output.element_size()
+
+    with torch.device("meta"):
+        model = build_network(describe(config, data, "prune", 0)["network"]).eval()
+        for module in model.modules():
+            module.register_forward_hook(count)
+        model(torch.empty(1, data.channels, data.size, data.size))
+    batch = max(config.pretrain.batch_size, config.prune.batch_size, config.finetune.batch_size)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    # Weights, scores, their gradients and momentum, and a copy to attack.
+    return PROCESS + PASSES_HELD * batch * held + 6 * weights
+
+
+def fitting_workers(memory: float, cores: int | None = None) -> int:
+    """How many tasks of so many bytes run at once: one to a core, as far as the memory that is free goes."""
+    cores = cores or len(os.sched_getaffinity(0))
+    return max(1, min(cores, int(0.9 * psutil.virtual_memory().available / memory)))

@@ -1,0 +1,187 @@
+"""What a sweep runs: presets, and lists of values on top of them."""
+
+import difflib
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from s2ap_core import presets as preset_files
+from s2ap_core.config import Config, override, read_config
+from s2ap_core.errors import InputError
+from s2ap_core.presets import presets
+from s2ap_core.presets.scale import scale_to_digits
+from s2ap_core.shared import fingerprint
+from s2ap_diag.measure import RHOS
+
+TABLES = tuple(f"table{number}" for number in (1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12))
+"""Tables of the paper that are made of runs; 7 and 13 are read from the same ones."""
+
+SEEDS = 3
+"""Of each run of the paper's tables."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Measurement(_Settings):
+    """How the selected scores' sharpness is measured after a run, see :class:`s2ap_diag.measure.SharpnessSettings`."""
+
+    images: int = Field(default=1024, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    rho: list[float] = list(RHOS)
+    steps: int = Field(default=20, ge=1)
+
+
+class Group(_Settings):
+    """All combinations of presets and lists of values.
+
+    Attributes:
+        presets: names of presets or TOML files, patterns of names with * or ?, or tables such as ``table9``.
+        scale: ``digits`` makes each small, as ``s2ap-diag run --scale`` does.
+        set: values by dotted key, for every run of the group.
+        values: lists of values by dotted key, each combined with each.
+        sharpness: how the selected scores are measured after the run, or false.
+    """
+
+    presets: list[str]
+    what: str = ""
+    scale: Literal["digits"] | None = None
+    set: dict[str, Any] = {}
+    values: dict[str, list[Any]] = {}
+    sharpness: Measurement | Literal[False] = Measurement()
+
+
+class Grid(_Settings):
+    """A TOML file of groups; ``scale`` and ``set`` are for all of them, a group's own values on top."""
+
+    title: str = ""
+    scale: Literal["digits"] | None = None
+    set: dict[str, Any] = {}
+    group: list[Group]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a grid; its name says what it is, and its last part changes with the config."""
+
+    name: str
+    config: Config
+    sharpness: Measurement | None
+
+
+def grids() -> dict[str, str]:
+    """Names and titles of the grids that come with the package: each table's, ``all``, and the files'."""
+    found = {table: f"the runs of Table {table.removeprefix('table')}, {SEEDS} seeds" for table in TABLES}
+    found["all"] = f"the runs of all tables, {SEEDS} seeds"
+    for file in _folder().iterdir():
+        if file.name.endswith(".toml"):
+            found[file.name.removesuffix(".toml")] = _parse(file.read_text(encoding="utf-8"), file.name).title
+    return found
+
+
+def read_grid(source: str) -> Grid:
+    """A grid of :func:`grids`, or of a TOML file.
+
+    Raises:
+        InputError: if there is none of that name, or the file is not a grid.
+    """
+    path, known = Path(source), grids()
+    if path.is_file():
+        try:
+            return _parse(path.read_text(encoding="utf-8"), source)
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: cannot be read as text ({error}); give a TOML grid") from error
+    if source in TABLES or source == "all":
+        seeds: dict[str, list[Any]] = {"seed": list(range(SEEDS))}
+        return Grid(
+            title=known[source], group=[Group(presets=[*TABLES] if source == "all" else [source], values=seeds)]
+        )
+    if source in known:
+        return _parse((_folder() / f"{source}.toml").read_text(encoding="utf-8"), source)
+    if source in ("table7", "table13"):
+        raise InputError(f"{source}: is read from the runs of table1 and table2; sweep those")
+    close = difflib.get_close_matches(source, known, cutoff=0.6)
+    hint = f"did you mean {', '.join(close)}" if close else f"choose a TOML file or one of {', '.join(known)}"
+    raise InputError(f"{source}: neither a file nor a grid; {hint}")
+
+
+def expand(grid: Grid, *, scale: str | None = None, overrides: tuple[str, ...] = ()) -> list[PlannedRun]:
+    """The runs of a grid, each once, in its order.
+
+    Args:
+        scale: ``digits`` scales all groups.
+        overrides: ``a.b=value``, on all runs, on top of the groups' own.
+
+    Raises:
+        InputError: if a preset is unknown, or a value does not fit its key.
+    """
+    found: dict[str, PlannedRun] = {}
+    for group in grid.group:
+        for preset in _presets(group.presets):
+            base = read_config(preset)
+            scaled = bool(scale or group.scale or grid.scale)
+            if scaled:
+                base = scale_to_digits(base)
+            base = override(base, tuple(_assignment(*item) for item in (grid.set | group.set).items()), preset)
+            for values in product(*group.values.values()):
+                chosen = dict(zip(group.values, values, strict=True))
+                assignments = (*(_assignment(*item) for item in chosen.items()), *overrides)
+                config = override(base, assignments, preset)
+                planned = PlannedRun(_name(preset, chosen, config), config, _measured(group.sharpness, scaled))
+                found.setdefault(fingerprint(config), planned)
+    if not found:
+        raise InputError("the grid has no runs: give each list of values at least one")
+    return list(found.values())
+
+
+def _measured(asked: Measurement | Literal[False], scaled: bool) -> Measurement | None:
+    """On digits no more images than there are in a batch: each radius takes twenty passes over them."""
+    if asked and scaled:
+        return asked.model_copy(update={"images": min(asked.images, asked.batch_size)})
+    return asked or None
+
+
+def _presets(patterns: list[str]) -> list[str]:
+    names: dict[str, None] = {}
+    for pattern in patterns:
+        chosen = [name for name, preset in presets().items() if preset.matches(pattern)]
+        if not chosen and not Path(pattern).is_file():
+            raise InputError(f"presets = {pattern}: no such preset or file; `s2ap-diag run --list` shows the presets")
+        names |= dict.fromkeys(chosen or [pattern])
+    return list(names)
+
+
+def _name(preset: str, chosen: dict[str, Any], config: Config) -> str:
+    """Safe as a folder's name, whatever the values are."""
+    said = [f"{key.rpartition('.')[2]}{value}" for key, value in chosen.items() if key != "seed"]
+    words = "-".join([Path(preset).stem, *said, f"s{config.seed}"])
+    safe = "".join(c if c.isalnum() or c in "-._" else "_" for c in words)
+    return f"{safe[:120].lstrip('.')}-{fingerprint(config)}"
+
+
+def _assignment(key: str, value: Any) -> str:
+    return f"{key}={tomli_w.dumps({'v': value}).partition('=')[2].strip()}"
+
+
+def _folder() -> Any:
+    return resources.files(preset_files) / "grids"
+
+
+def _parse(text: str, source: str) -> Grid:
+    try:
+        return Grid.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{source}: {where}: {first['msg']}; a grid has [[group]] with presets, set, values"
+        ) from error

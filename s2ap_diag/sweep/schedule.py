@@ -1,0 +1,181 @@
+"""Which task is next, whoever runs it, and what became of each."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+
+from s2ap_core import lock
+from s2ap_core.errors import InputError
+from s2ap_diag.sweep.estimate import work
+from s2ap_diag.sweep.plan import Task
+from s2ap_diag.sweep.tasks import Outcome, Place, is_done, log_file, run_task
+
+STATUS = "sweep.json"
+
+ATTEMPTS = 2
+"""A task whose process was killed is begun again so often."""
+
+State = Literal["waiting", "running", "done", "failed"]
+
+
+@dataclass
+class Entry:
+    """What became of a task; ``work`` is its share of the whole in image passes, seconds those of this sweep."""
+
+    name: str
+    state: State
+    work: float
+    seconds: float = 0.0
+    error: str = ""
+    log: str = ""
+
+
+@dataclass
+class Schedule:
+    """The tasks of a sweep and their states.
+
+    Attributes:
+        workers: how many run at once.
+        on_change: called with the task whose state changed.
+    """
+
+    tasks: Sequence[Task]
+    place: Place
+    workers: int
+    on_change: Callable[[Entry], None] = lambda entry: None
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            state: State = "done" if is_done(task, self.place.root) else "waiting"
+            self.entries[task.name] = Entry(task.name, state, work(task), log=log_file(task.name))
+
+    def run(self, executor: Executor) -> None:
+        """Run what is missing. A task that fails stops those that wait for it, and no others.
+
+        A task whose worker is killed is begun again once. The executor is shut down in the end.
+
+        Raises:
+            InputError: if another sweep is at it.
+        """
+        with self._alone():
+            try:
+                self._run(executor)
+            finally:
+                executor.shutdown(cancel_futures=True)
+                for entry in self.entries.values():
+                    if entry.state == "running":  # it was stopped, and goes on the next time
+                        entry.state = "waiting"
+                self.save(working=False)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """A lock on the folder; behind a URL there is none to be had."""
+        filesystem, path = fsspec.core.url_to_fs(self.place.root)
+        return lock.hold(Path(path)) if "file" in filesystem.protocol else nullcontext()
+
+    def _run(self, executor: Executor) -> None:
+        attempts: Counter[str] = Counter()
+        pending: dict[Future[Outcome], Task] = {}
+        while True:
+            for task in self._ready()[: max(0, self.workers - len(pending))]:
+                attempts[task.name] += 1
+                self._set(task.name, "running")
+                pending[executor.submit(run_task, task, self.place)] = task
+            if not pending:
+                return
+            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished:
+                task = pending.pop(future)
+                try:
+                    self._end(future.result())
+                except BrokenProcessPool:
+                    again = attempts[task.name] < ATTEMPTS
+                    self._set(task.name, "waiting" if again else "failed", "its process was killed twice")
+                except Exception as error:  # the cluster's own, once it has given up
+                    self._set(task.name, "failed", f"{type(error).__name__}: {error}")
+
+    def _ready(self) -> list[Task]:
+        ready = []
+        for task in self.tasks:
+            if self.entries[task.name].state != "waiting":
+                continue
+            before = self.entries[task.after] if task.after is not None else None
+            if before is not None and before.state == "failed":
+                self._set(task.name, "failed", f"it goes on from {before.name}, which failed")
+            elif before is None or before.state == "done":
+                ready.append(task)
+        return ready
+
+    def _end(self, outcome: Outcome) -> None:
+        self.entries[outcome.name].seconds = outcome.seconds
+        self._set(outcome.name, "failed" if outcome.error else "done", outcome.error or "")
+
+    def _set(self, name: str, state: State, error: str = "") -> None:
+        entry = self.entries[name]
+        entry.state, entry.error = state, error if state == "failed" else ""
+        self.save()
+        self.on_change(entry)
+
+    @property
+    def work_left(self) -> float:
+        """Of what is neither done nor failed."""
+        return sum(entry.work for entry in self.entries.values() if entry.state in ("waiting", "running"))
+
+    @property
+    def failed(self) -> list[Entry]:
+        """What failed."""
+        return [entry for entry in self.entries.values() if entry.state == "failed"]
+
+    def save(self, working: bool = True) -> None:
+        """Write the states where ``--status`` reads them."""
+        left = seconds_left(list(self.entries.values()), self.workers)
+        found = {
+            "updated": time.time(),
+            "working": working,
+            "left": left,
+            "tasks": [asdict(e) for e in self.entries.values()],
+        }
+        filesystem, path = fsspec.core.url_to_fs(self.place.root)
+        filesystem.makedirs(path, exist_ok=True)
+        unfinished = f"{path}/.{STATUS}.tmp"
+        with filesystem.open(unfinished, "w") as file:
+            json.dump(found, file)
+        filesystem.mv(unfinished, f"{path}/{STATUS}")
+
+
+def seconds_left(entries: Sequence[Entry], workers: int) -> float | None:
+    """From the speed of what is done in this sweep; None before the first."""
+    timed = [entry for entry in entries if entry.state == "done" and entry.seconds > 0]
+    done = sum(entry.work for entry in timed)
+    if not done:
+        return None
+    rate = sum(entry.seconds for entry in timed) / done / max(1, workers)
+    return rate * sum(entry.work for entry in entries if entry.state in ("waiting", "running"))
+
+
+def read_status(root: str) -> dict[str, Any]:
+    """What :meth:`Schedule.save` wrote.
+
+    Raises:
+        InputError: if no sweep began there.
+    """
+    filesystem, path = fsspec.core.url_to_fs(root)
+    try:
+        with filesystem.open(f"{path}/{STATUS}") as file:
+            found: dict[str, Any] = json.load(file)
+    except FileNotFoundError as error:
+        raise InputError(f"{root}: no sweep began here; start one with `s2ap-diag sweep GRID --runs {root}`") from error
+    except ValueError as error:
+        raise InputError(f"{root}/{STATUS}: not JSON; start the sweep again, it does only what is missing") from error
+    if "file" in filesystem.protocol:  # a killed sweep could not say that it ended
+        found["working"] = found["working"] and lock.in_use(Path(path))
+    return found

@@ -1,0 +1,207 @@
+"""Two processes never write one run: the second is told who is at it, and the dead hold nothing."""
+
+import json
+import os
+import signal
+import socket
+import threading
+from multiprocessing import get_context
+
+import processes
+import psutil
+import pytest
+
+from s2ap_core import lock
+from s2ap_core.errors import InputError
+from s2ap_core.stages import Callback, Stages
+
+pytestmark = pytest.mark.usefixtures("tiny_network")
+
+
+def owner(run, **entries):
+    """Write a lock of another process."""
+    held = {"pid": os.getpid(), "started": psutil.Process().create_time(), "host": socket.gethostname()} | entries
+    run.mkdir(exist_ok=True)
+    (run / ".lock").write_text(json.dumps(held))
+
+
+def dead_pid():
+    """The id of a process that is no more."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
+
+
+def test_the_second_command_is_refused_with_the_first_ones_process_and_host(fault_table):
+    processes.uninterrupted()
+    folder = processes.new_folder()
+    arguments, run = processes.command(folder / "tiny.toml", folder / "run"), folder / "run"
+    first = processes.fork(arguments, folder / "first")
+    assert processes.wait_for(run, 2, first)
+    os.kill(first, signal.SIGSTOP)
+    before = processes.contents(run)
+    assert processes.wait(processes.fork(arguments, folder / "second")) == 2
+    (line,) = (folder / "second").read_text().splitlines()
+    assert f"process {first} of {socket.gethostname()}" in line
+    assert str(run) in line
+    assert processes.contents(run) == before
+    os.kill(first, signal.SIGCONT)
+    assert processes.wait(first) == 0
+    same = processes.differing(run, processes.uninterrupted()) == []
+    fault_table.add("two processes, one run", same)
+    assert same
+
+
+@pytest.mark.parametrize("until", ["pretrain", "end"])
+def test_a_run_in_a_program_is_held_while_it_lasts_and_no_longer(tmp_path, new_run, data, until):
+    run, seen = new_run(tmp_path / "run"), []
+
+    class Look(Callback):
+        def on_iteration(self, loop, step):
+            seen.append(json.loads((run.path / ".lock").read_text()))
+
+    Stages(run, data, callbacks=[Look()]).all(until)
+    assert {entry["pid"] for entry in seen} == {os.getpid()}
+    assert not (run.path / ".lock").exists()
+
+
+def test_it_is_given_back_on_every_way_out(tmp_path, new_run, data):
+    run = new_run(tmp_path / "run")
+    for failure in (InputError, KeyboardInterrupt, RuntimeError):
+
+        class Fail(Callback):
+            def on_iteration(self, loop, step, failure=failure):
+                raise failure
+
+        with pytest.raises(failure):
+            Stages(run, data, callbacks=[Fail()]).all()
+        assert not (run.path / ".lock").exists()
+
+
+def test_a_lock_of_the_dead_is_taken_over(tmp_path):
+    for entries in (
+        {"pid": dead_pid()},
+        {"started": psutil.Process().create_time() - 3600},  # our number, when it was another process's
+    ):
+        owner(tmp_path, **entries)
+        with lock.hold(tmp_path):
+            assert json.loads((tmp_path / ".lock").read_text())["started"] == psutil.Process().create_time()
+    (tmp_path / ".lock").write_text("")  # its owner died as it made it
+    with lock.hold(tmp_path):
+        pass
+
+
+def test_a_killed_process_that_nobody_has_waited_for_is_dead(tmp_path):
+    pid = os.fork()
+    if pid == 0:
+        with lock.hold(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert json.loads((tmp_path / ".lock").read_text())["pid"] == pid
+    with lock.hold(tmp_path):
+        pass
+    os.waitpid(pid, 0)
+
+
+def test_the_living_and_those_of_other_hosts_are_not_disturbed(tmp_path):
+    owner(tmp_path)
+    with pytest.raises(InputError, match=rf"in use by process {os.getpid()} of") as error, lock.hold(tmp_path):
+        pass
+    assert "\n" not in str(error.value)
+    owner(tmp_path, host="elsewhere", pid=dead_pid())
+    said = rf"in use by process \d+ of elsewhere; if that process is gone, remove {tmp_path / '.lock'}"
+    with pytest.raises(InputError, match=said), lock.hold(tmp_path):
+        pass
+    assert (tmp_path / ".lock").exists()
+
+
+def test_a_thread_holds_it_again_and_another_thread_does_not(tmp_path):
+    refused = []
+
+    def another():
+        try:
+            with lock.hold(tmp_path):
+                pass
+        except InputError:
+            refused.append(True)
+
+    with lock.hold(tmp_path), lock.hold(tmp_path / "." / "x" / ".."):
+        thread = threading.Thread(target=another)
+        thread.start()
+        thread.join()
+    assert refused == [True]
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_refused_beginning_leaves_no_folder(tmp_path):
+    with lock.hold(tmp_path / "a" / "run"):
+        pass
+    assert not (tmp_path / "a" / "run").exists()
+    (tmp_path / "mine").mkdir()
+    with lock.hold(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").exists()
+
+
+def scramble(run, counter, barrier, turns):
+    """Take the lock of a dead process, again and again, against others who do the same."""
+    for _ in range(turns):
+        barrier.wait()
+        try:
+            with lock.hold(run):
+                with counter.get_lock():
+                    counter[0] += 1
+                    counter[1] = max(counter[1], counter[0])
+                    counter[2] += 1
+                with counter.get_lock():
+                    counter[0] -= 1
+                barrier.wait()
+        except InputError:
+            barrier.wait()
+        barrier.wait()
+
+
+def test_of_many_takers_of_a_stale_lock_one_gets_it(tmp_path):
+    context, takers, turns = get_context("fork"), 4, 40
+    counter, barrier = context.Array("i", 3), context.Barrier(takers + 1)
+    children = [context.Process(target=scramble, args=(tmp_path, counter, barrier, turns)) for _ in range(takers)]
+    for child in children:
+        child.start()
+    pid = dead_pid()
+    for _ in range(turns):
+        owner(tmp_path, pid=pid, started=0.0)
+        barrier.wait()
+        barrier.wait()  # each has it or was refused; whoever has it gives it back after this
+        barrier.wait()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * takers
+    assert counter[1] == 1
+    assert counter[2] == turns
+
+
+def come_and_go(run, turns):
+    """Hold and give back without pause; a marker that is there already means that two held it."""
+    marker, held, refused = run / "marker", 0, 0
+    for _ in range(turns):
+        try:
+            with lock.hold(run):
+                marker.touch(exist_ok=False)
+                held += 1
+                marker.unlink()
+        except InputError:
+            refused += 1
+    assert held
+    assert held + refused == turns
+
+
+def test_two_never_hold_it_at_once_while_others_come_and_go(tmp_path):
+    context = get_context("fork")
+    children = [context.Process(target=come_and_go, args=(tmp_path, 300)) for _ in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * 4
