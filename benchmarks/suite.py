@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from benchmarks import autoattack, hamming, iteration, memory, s2ap, sharpness, table7, tracking
+from benchmarks import autoattack, distributed, hamming, iteration, loader, memory, s2ap, sharpness, table7, tracking
 from benchmarks.measure import Row, Setting
 
 BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
@@ -13,7 +13,9 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "autoattack": autoattack.run,
     "memory": memory.run,
     "hamming": hamming.run,
+    "loader": loader.run,
+    "distributed": distributed.run,
     "table7": table7.run,
 }
 # Absolute times of searches that nobody makes on a CPU, and a CPU's work that a GPU has no part in.
-UNUSUAL = {"cpu": {"table7"}, "cuda": {"hamming"}}
+UNUSUAL = {"cpu": {"table7"}, "cuda": {"hamming", "loader"}}

@@ -1,23 +1,37 @@
 """Seconds per iteration and hours per search for the CIFAR-10 rows of Table 7, on synthetic images."""
 
+import time
 from collections.abc import Callable
+
+import torch
 
 from benchmarks.measure import Row, Setting, interleaved
 from benchmarks.worlds import images, network, search
 from s2ap_core.sharpness import Perturbation, score_layers
+from s2ap_diag.sweep.estimate import size_of
 
 # Hours in the paper, on one A6000: Orig. and S2AP.
 NETWORKS = {"resnet18": (3.27, 3.96), "vgg16_bn": (1.41, 1.73), "wrn_28_4": (6.12, 6.97)}
 ITERATIONS = 20 * 391  # epochs of 50,000 images in batches of 128
+STEPS = 10
+# Forward passes of an image, a backward one counted as two, or as one where no weight has a gradient (the attack).
+PASSES = {"Orig.": 1 + 2 * STEPS + 2 * 3, "S2AP": 1 + 2 * STEPS + 4 * 3}
 
 
 def run(setting: Setting) -> list[Row]:
-    return [row for name, hours in NETWORKS.items() for row in _network(setting, name, hours)]
+    precisions = ("float32",) if setting.device == "cpu" else ("float32", "bfloat16")
+    peaks = {precision: matrix_peak(setting.device, precision) for precision in precisions}
+    return [
+        row
+        for name, hours in NETWORKS.items()
+        for precision in precisions
+        for row in _network(setting, name, hours, precision, peaks[precision])
+    ]
 
 
-def _network(setting: Setting, name: str, paper: tuple[float, float]) -> list[Row]:
+def _network(setting: Setting, name: str, paper: tuple[float, float], precision: str, peak: float) -> list[Row]:
     x, y = images(setting.batch(128), setting)
-    ours = search(network(name, setting), x)
+    ours = search(network(name, setting), x, precision=precision)
     perturbation = Perturbation(ours.model, score_layers(ours.model), gamma=0.001)
     functions: dict[str, Callable[[], object]] = {
         "Orig.": lambda: ours.iterate(x, y),
@@ -27,8 +41,32 @@ def _network(setting: Setting, name: str, paper: tuple[float, float]) -> list[Ro
         function()
     rounds = interleaved(functions, rounds=2 if setting.device == "cpu" else 20, device=setting.device)
     rows = []
+    macs = size_of(name, setting.width, "cifar10").macs
     for arm, hours in zip(functions, paper, strict=True):
         seconds = rounds.median(arm)
-        detail = f"20 epochs: {seconds * ITERATIONS / 3600:.3g} h; Table 7: {hours} h on an A6000"
-        rows.append(Row(f"iteration, {name}, {arm}, batch {len(x)}, float32", seconds, "s", None, detail))
+        share = 2 * macs * PASSES[arm] * len(x) / seconds / peak
+        detail = (
+            f"20 epochs: {seconds * ITERATIONS / 3600:.3g} h; Table 7: {hours} h on an A6000; "
+            f"{share:.0%} of the matrix peak, {peak / 1e12:.3g} TFLOP/s"
+        )
+        rows.append(Row(f"iteration, {name}, {arm}, batch {len(x)}, {precision}", seconds, "s", None, detail))
     return rows
+
+
+def matrix_peak(device: str, precision: str) -> float:
+    """Floating-point operations per second of a large matrix product, the best of ten."""
+    n = 1024 if device == "cpu" else 8192
+    a = torch.randn(n, n, device=device, dtype=getattr(torch, precision))
+    best = float("inf")
+    for _ in range(10):
+        _wait(device)
+        started = time.perf_counter()
+        a @ a
+        _wait(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * n**3 / best
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()

@@ -29,7 +29,10 @@ def network(name: str, setting: Setting) -> nn.Module:
     """A network with fresh weights for 32x32 colour images; the time of a pass does not depend on them."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        return build(name, width=setting.width).to(setting.device)
+        model = build(name, width=setting.width).to(setting.device)
+    if setting.device != "cpu":  # as the stages do
+        model.to(memory_format=torch.channels_last)
+    return model
 
 
 def images(count: int, setting: Setting) -> tuple[Tensor, Tensor]:
@@ -77,11 +80,12 @@ class Search:
         )
 
 
-def search(model: nn.Module, x: Tensor, objective: ObjectiveSettings = TRADES) -> Search:
+def search(model: nn.Module, x: Tensor, objective: ObjectiveSettings = TRADES, precision: str = "float32") -> Search:
     """Mask ``model`` in place and make it ready to be searched; ``x`` settles the running statistics."""
     build_method(MethodSettings(keep=KEEP)).attach(model, generator("cpu", 0, "scores"))
     settle_statistics(model, x)
-    return Search(model.train(), build_objective(objective), sgd(searched_parameters(model, PruneSettings())))
+    optimizer = sgd(searched_parameters(model, PruneSettings()))
+    return Search(model.train(), build_objective(objective).autocast(precision), optimizer)
 
 
 def sgd(parameters: list[nn.Parameter]) -> torch.optim.SGD:
