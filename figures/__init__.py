@@ -1,0 +1,1 @@
+"""Every table and figure of the paper from finished runs: ``python -m figures --runs RUNS --out OUT``."""

@@ -1,0 +1,90 @@
+"""``python -m figures``: every table and figure of the paper from finished runs."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from figures.catalogue import choose, load_catalogue
+from figures.matching import Library
+from figures.report import listing, render, warnings
+from s2ap_core.errors import InputError
+from s2ap_diag.commands import refuse
+from s2ap_diag.commands._common import EXISTING, make_table, show_table
+from s2ap_diag.hessian import BatchNormMode
+
+
+class Only(click.Command):
+    """Lets ``--only`` take several ids, and turns bad input into one line and exit status 2."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        several = False
+        for word in args:
+            if word == "--only":
+                several = True
+                continue
+            several = several and not word.startswith("-")
+            spread += ["--only", word] if several else [word]
+        return super().parse_args(ctx, spread)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        try:
+            super().main(*args, **kwargs)
+        except click.UsageError as error:
+            refuse(f"figures: {error.format_message()} (see python -m figures --help)")
+        except (InputError, click.ClickException) as error:
+            refuse(error.format_message() if isinstance(error, click.ClickException) else str(error))
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+        sys.exit(0)
+
+
+@click.command(cls=Only)
+@click.option("--runs", type=EXISTING, required=True, help="Folder that holds the runs, at any depth.")
+@click.option("--out", type=EXISTING, help="Folder for the tables and figures; needed unless --list.")
+@click.option("--only", multiple=True, metavar="ID...", help="Only these, such as table1 fig4.")
+@click.option("--dataset", metavar="NAME", help="A data set that stands in for the paper's, such as digits.")
+@click.option(
+    "--batch-norm",
+    type=click.Choice(["batch", "running"]),
+    default="batch",
+    show_default=True,
+    help="Mode of BatchNorm that eigenvalues are shown of.",
+)
+@click.option("--attack", help="Take the runs evaluated under this attack.  [default: the commonest]")
+@click.option("--list", "list_entries", is_flag=True, help="List what each one needs and how many of its runs exist.")
+def command(
+    runs: Path,
+    out: Path | None,
+    only: tuple[str, ...],
+    dataset: str | None,
+    batch_norm: BatchNormMode,
+    attack: str | None,
+    list_entries: bool,
+) -> None:
+    """Render the paper's tables and figures from finished runs, beside the paper's own numbers."""
+    catalogue = load_catalogue(dataset)
+    entries = choose(catalogue, only)
+    if out is None and not list_entries:
+        raise click.UsageError("--out is missing: name a folder for the tables and figures, or --list")
+    library = Library.open(runs, batch_norm, attack)
+    if out is None or list_entries:
+        shown = entries if only else catalogue
+        library.drop_damaged(dict.fromkeys(need for entry in shown for need in entry.needs))
+        rows = listing(shown, library)
+        columns = ["id", "what it shows", "what it reads of a run", "cells with runs", "seeds", ""]
+        show_table(make_table(f"{len(library.places)} runs in {runs}", columns, rows))
+        rendered = []
+    else:
+        rendered = render(entries, library, out, ["python", "-m", "figures", *sys.argv[1:]])
+        click.echo(f"{len(rendered)} tables and figures: {out / 'README.md'}")
+    for line in warnings(rendered, library):
+        click.echo(line, err=True)
+
+
+if __name__ == "__main__":
+    command()

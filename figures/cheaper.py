@@ -1,0 +1,131 @@
+"""``python -m figures.cheaper``: what cheaper ways to z do, beside Orig. and S2AP; not a table of the paper.
+
+For each setting that was searched with a cheaper perturbation: seconds of the search after its warm-up over
+Orig.'s, the raw mask's robust accuracy, sharpness of the selected scores and the last epoch's Hamming distance,
+as mean and standard deviation over seeds.
+"""
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+
+from figures.matching import Library, cell_of, gamma_of
+from s2ap_core.config import Config, MinimizerSettings
+from s2ap_core.runs import write_file
+from s2ap_diag.collect import Run, collect
+from s2ap_diag.commands._common import EXISTING
+from s2ap_diag.tables import to_csv
+
+METRICS = {
+    "time over Orig.": "{:.2f}",
+    "robust accuracy of the mask (%)": "{:.1f}",
+    "λ_max": "{:.0f}",
+    "ΔL at ρ = 0.01": "{:.3f}",
+    "h": "{:.4f}",
+}
+
+
+def perturbation_of(minimizer: MinimizerSettings) -> str:
+    """How z is made, in words."""
+    if minimizer.name == "none":
+        return "Orig."
+    if minimizer.single_step:
+        return "S2AP, single_step"
+    if minimizer.subset < 1:
+        return f"S2AP, subset = {minimizer.subset:g}"
+    return f"S2AP, every = {minimizer.every}" if minimizer.every > 1 else "S2AP"
+
+
+def searched_alike(config: Config) -> str:
+    """What searches must agree in to be compared: all but seed, minimizer and how they are evaluated."""
+    free = {"title": True, "seed": True, "minimizer": True, "finetune": True, "evaluation": {"stages", "batch_size"}}
+    return f"{config.model_dump_json(exclude=free)} {config.minimizer.warmup}"
+
+
+def comparable(run: Run) -> bool:
+    """Whether a run has what is compared, and is Orig. or perturbs as S2AP does by default."""
+    minimizer = run.config.minimizer
+    by_default = not minimizer.carry and minimizer.eta_z == math.inf and minimizer.update == "method"
+    measured = "evaluate-prune" in run.results and "0.01" in (run.sharpness or {}).get("loss_difference", {})
+    return measured and (minimizer.name == "none" or (minimizer.name == "s2ap" and by_default))
+
+
+def readings(run: Run, orig: Run) -> dict[str, float]:
+    """The metrics of one run, with Orig. of its seed for the time."""
+    sharpness = run.sharpness or {}
+    return {
+        "time over Orig.": _seconds(run) / _seconds(orig),
+        "robust accuracy of the mask (%)": 100 * run.results["evaluate-prune"]["robust_accuracy"],
+        "λ_max": sharpness["lambda_max"],
+        "ΔL at ρ = 0.01": sharpness["loss_difference"]["0.01"]["mean"],
+        "h": float(run.stability.iloc[-1]),
+    }
+
+
+def _seconds(run: Run) -> float:
+    """Of the search's epochs after the warm-up, the median."""
+    rows = run.timing[(run.timing["stage"] == "prune") & (run.timing["epoch"] > run.config.minimizer.warmup)]
+    return float(rows["seconds"].median())
+
+
+def table(runs: list[Run]) -> pd.DataFrame:
+    """One row for each perturbation, mean and standard deviation over the seeds that all of them have."""
+    by_setting: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        if comparable(run):
+            by_setting[searched_alike(run.config)].append(run)
+    rows = []
+    for alike in by_setting.values():
+        gammas = {r.config.minimizer.gamma for r in alike if "," in perturbation_of(r.config.minimizer)}
+        for gamma in sorted(gammas):
+            rows += _rows([r for r in alike if gamma_of(r.config) in (None, gamma)], gamma)
+    return pd.DataFrame(rows)
+
+
+def _rows(runs: list[Run], gamma: float) -> list[dict[str, Any]]:
+    arms: dict[str, dict[int, Run]] = defaultdict(dict)
+    for run in runs:
+        # Of runs that differ in their finetuning alone, any: the search is the same.
+        arms[perturbation_of(run.config.minimizer)].setdefault(run.config.seed, run)
+    seeds = sorted(set.intersection(*(set(found) for found in arms.values())))
+    if "Orig." not in arms or not seeds:
+        return []
+    rows = []
+    for arm, found in arms.items():
+        values = pd.DataFrame([readings(found[seed], arms["Orig."][seed]) for seed in seeds])
+        cell = cell_of(found[seeds[0]].config)
+        row = {"network": cell.network, "method": cell.method, "sparsity": cell.sparsity, "perturbation": arm}
+        row |= {"gamma": None if arm == "Orig." else gamma, "seeds": len(seeds)}
+        for metric in METRICS:
+            row |= {metric: values[metric].mean(), f"{metric}, std": values[metric].std()}
+        rows.append(row)
+    return rows
+
+
+def markdown(found: pd.DataFrame) -> str:
+    """As a Markdown table, spread beside the mean."""
+    lines = ["| perturbation | seeds | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 2) + "|"]
+    for _, row in found.iterrows():
+        cells = [f"{shape.format(row[m])} ± {shape.format(row[f'{m}, std'])}" for m, shape in METRICS.items()]
+        lines.append(f"| {row['perturbation']} | {row['seeds']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.option("--runs", type=EXISTING, required=True, help="Folder that holds the runs.")
+@click.option("--out", type=EXISTING, required=True, help="Folder for cheaper.csv and cheaper.md.")
+def command(runs: Path, out: Path) -> None:
+    """Compare cheaper perturbations with Orig. and S2AP."""
+    attack = Library.open(runs).attack
+    found = table([run for run in collect(runs)[0] if run.config.evaluation.attack == attack])
+    write_file(out / "cheaper.csv", to_csv(found))
+    write_file(out / "cheaper.md", markdown(found))
+    click.echo(markdown(found))
+
+
+if __name__ == "__main__":
+    command()

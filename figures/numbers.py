@@ -1,0 +1,218 @@
+"""The numbers of a table's rows: measured over seeds, printed in the paper, and which arm is better."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from figures import reference
+from figures.catalogue import Cell, Entry
+from figures.matching import Library, corruption_accuracy, loss_differences
+from s2ap_core.errors import InputError
+from s2ap_core.evaluation import Evaluation
+from s2ap_diag.collect import Run
+from s2ap_diag.statistics import Comparison, Kind, compare
+
+Verdict = Literal["first", "second", "tie"]
+
+Key = tuple[Any, ...]
+"""Data set, network, method, sparsity, FLOPs reduction and rho, None where they do not apply."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A number of one arm, by seed."""
+
+    by_seed: Mapping[int, float]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(list(self.by_seed.values())))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over seeds (n - 1), NaN for fewer than two."""
+        values = list(self.by_seed.values())
+        return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a row of a table compares.
+
+    Attributes:
+        readings: by arm and metric; what has no runs is missing.
+        runs: by arm, those that were read.
+        evaluations: by arm and seed, of the runs that are compared image by image.
+        rho: radius of the loss difference.
+    """
+
+    cell: Cell
+    readings: Mapping[str, Mapping[str, Reading]]
+    runs: Mapping[str, Sequence[Run]]
+    evaluations: Mapping[str, Mapping[int, Evaluation]] = field(default_factory=dict)
+    rho: float | None = None
+
+
+def judge(first: Reading, second: Reading, *, lower: bool = False) -> Verdict | None:
+    """Which is better: the better mean, if the intervals mean ± std have no point in common, else a tie.
+
+    None with fewer than two seeds in either, where there is no spread to judge by.
+    """
+    if math.isnan(first.std) or math.isnan(second.std):
+        return None
+    if abs(first.mean - second.mean) <= first.std + second.std:
+        return "tie"
+    return "first" if (first.mean > second.mean) != lower else "second"
+
+
+def gap(clean_orig: float, robust_orig: float, clean_s2ap: float, robust_s2ap: float) -> float:
+    """Clean minus robust accuracy of Orig., minus that of S2AP (Sect. 4.2)."""
+    return (clean_orig - robust_orig) - (clean_s2ap - robust_s2ap)
+
+
+def measured_gap(line: Line, arms: Sequence[str]) -> float:
+    """The gap of the means, NaN where an arm has no runs."""
+    try:
+        orig, s2ap = (line.readings[arm] for arm in arms)
+        return gap(
+            *(reading[metric].mean for reading in (orig, s2ap) for metric in ("clean_accuracy", "robust_accuracy"))
+        )
+    except KeyError:
+        return math.nan
+
+
+def lines_of(entry: Entry, library: Library) -> Iterator[Line]:
+    """The rows of a comparing table, in order."""
+    make: Callable[[Entry, Library, Cell], Iterable[Line]] = {
+        "accuracy": _accuracy,
+        "corruptions": _corruptions,
+        "sharpness": _sharpness,
+    }[entry.kind]
+    for cell in entry.cells:
+        yield from make(entry, library, cell)
+
+
+def accuracy(evaluations: Mapping[int, Evaluation], metric: str) -> Reading:
+    """A metric such as ``robust_accuracy`` in percent."""
+    kind = metric.removesuffix("_accuracy")
+    return Reading({seed: 100 * float(getattr(found, kind).mean()) for seed, found in evaluations.items()})
+
+
+def evaluations_of(library: Library, cell: Cell, arm: str, stage: str) -> dict[int, tuple[Run, Evaluation]]:
+    """The run and the evaluation of each seed."""
+    found = {}
+    for seed, run in library.find(cell, arm, f"evaluate-{stage}").items():
+        evaluation = run.evaluation(stage)
+        if evaluation is not None:
+            found[seed] = (run, evaluation)
+    return found
+
+
+def _accuracy(entry: Entry, library: Library, cell: Cell) -> Iterator[Line]:
+    found = {arm: evaluations_of(library, cell, arm, str(entry.stage)) for arm in entry.arms}
+    evaluations = {arm: {s: evaluation for s, (_, evaluation) in by_seed.items()} for arm, by_seed in found.items()}
+    readings = {
+        arm: {metric: accuracy(by_seed, metric) for metric in entry.metrics}
+        for arm, by_seed in evaluations.items()
+        if by_seed
+    }
+    runs = {arm: [run for run, _ in by_seed.values()] for arm, by_seed in found.items()}
+    yield Line(cell, readings, runs, evaluations)
+
+
+def _corruptions(entry: Entry, library: Library, cell: Cell) -> Iterator[Line]:
+    readings, runs = {}, {}
+    for arm in entry.arms if cell.comparable else ():
+        found = library.find(cell, arm, "corruptions")
+        accuracies = {seed: corruption_accuracy(run, entry.severity or 3) for seed, run in found.items()}
+        complete = {seed: 100 * value for seed, value in accuracies.items() if value is not None}
+        runs[arm] = [found[seed] for seed in complete]
+        if complete:
+            readings[arm] = {entry.metrics[-1]: Reading(complete)}
+    yield Line(cell, readings, runs)
+
+
+def _sharpness(entry: Entry, library: Library, cell: Cell) -> Iterator[Line]:
+    found = {arm: library.find(cell, arm, "sharpness") for arm in entry.arms}
+    for rho in entry.rho:
+        readings = {}
+        for arm, runs in found.items():
+            values = loss_difference_at(runs, rho)
+            if values.by_seed:
+                readings[arm] = {entry.metrics[-1]: values}
+        measured = {arm: [runs[s] for s in readings[arm][entry.metrics[-1]].by_seed] for arm, runs in found.items()
+                    if arm in readings}  # fmt: skip
+        yield Line(cell, readings, measured, rho=rho)
+
+
+def loss_difference_at(runs: Mapping[int, Run], rho: float) -> Reading:
+    """The loss difference at a radius, of the seeds that it was measured for."""
+    found = {}
+    for seed, run in runs.items():
+        for radius, value in loss_differences(run).items():
+            if math.isclose(radius, rho, rel_tol=1e-6):
+                found[seed] = value
+    return Reading(found)
+
+
+def comparison(line: Line, entry: Entry) -> tuple[Comparison | None, str | None]:
+    """The second arm against the first on the same images, or why they cannot be compared."""
+    if len(entry.arms) < 2 or not all(line.evaluations.get(arm) for arm in entry.arms):
+        return None, None
+    kind: Kind = "clean" if entry.metrics[-1] == "clean_accuracy" else "robust"
+    try:
+        first, second = (line.evaluations[arm] for arm in entry.arms)
+        return compare(first, second, kind), None
+    except InputError as error:
+        return None, str(error)
+
+
+def printed(entry: Entry, cell: Cell, metric: str, arm: str | None, rho: float | None = None) -> tuple[float, float]:
+    """What the paper printed and its std, NaN where it printed or the text kept nothing."""
+    numbers = _printed(entry.id)
+    found = (numbers.get((*key, metric, arm)) for key in _keys(entry, cell, rho))
+    return next((number for number in found if number is not None), (math.nan, math.nan))
+
+
+def disagrees(entry: Entry, cell: Cell, metric: str) -> bool:
+    """Whether the paper's number contradicts its others."""
+    return any((*key, metric) in _contradictions(entry.id) for key in _keys(entry, cell, None))
+
+
+def _keys(entry: Entry, cell: Cell, rho: float | None) -> Iterator[Key]:
+    """How a reference table may name a setting: dense networks and times have no method there, times no sparsity."""
+    data = "cifar10c" if entry.kind == "corruptions" else cell.printed
+    method = cell.method.removesuffix("-channels")
+    yield data, cell.network, method, cell.sparsity, cell.flops_reduction, rho
+    yield data, cell.network, None, None, cell.flops_reduction, rho
+
+
+@cache
+def _printed(table: str) -> dict[tuple[Any, ...], tuple[float, float]]:
+    rows = reference.load(table)
+    arms = _blank(rows["minimizer"])
+    keys = zip(_settings(rows), rows["metric"], arms, strict=True)
+    return {
+        (*setting, metric, arm): (value, std)
+        for (setting, metric, arm), value, std in zip(keys, rows["value"], rows["std"], strict=True)
+    }
+
+
+@cache
+def _contradictions(table: str) -> set[tuple[Any, ...]]:
+    rows = reference.disagreements(table)
+    return {(*setting, metric) for setting, metric in zip(_settings(rows), rows["metric"], strict=True)}
+
+
+def _settings(rows: pd.DataFrame) -> list[Key]:
+    names = ("dataset", "network", "method", "sparsity", "flops_reduction", "rho")
+    return list(zip(*(_blank(rows[name]) for name in names), strict=True))
+
+
+def _blank(column: pd.Series) -> list[Any]:
+    return [None if pd.isna(value) else value for value in column]

@@ -1,0 +1,103 @@
+"""How tables are written, and when an arm is called better."""
+
+import io
+import math
+import re
+
+import pandas as pd
+import pytest
+
+from figures.grid import Grid, Text, to_latex, to_markdown
+from figures.numbers import Reading, gap, judge
+from s2ap_diag.tables import to_csv
+
+
+def reading(*values):
+    return Reading(dict(enumerate(values)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "lower", "verdict"),
+    [
+        ((50, 52), (60, 62), False, "second"),  # 51 ± 1.41 and 61 ± 1.41
+        ((50, 52), (60, 62), True, "first"),
+        ((60, 62), (50, 52), False, "first"),
+        ((50, 54), (53, 57), False, "tie"),  # 52 ± 2.83 and 55 ± 2.83 overlap
+        ((50, 50), (50, 50), False, "tie"),
+        ((50, 50), (50.1, 50.1), False, "second"),
+        ((49, 51), (50 + 2**0.5, 50 + 2**0.5), False, "tie"),  # the ends touch
+        ((50,), (60, 62), False, None),  # one seed has no spread
+        ((50,), (60,), False, None),
+    ],
+)
+def test_better_is_who_is_better_by_more_than_the_spread(first, second, lower, verdict):
+    assert judge(reading(*first), reading(*second), lower=lower) == verdict
+
+
+def test_readings_have_the_spread_of_a_sample():
+    assert reading(1, 2, 6).mean == 3
+    assert reading(1, 2, 6).std == pytest.approx(7**0.5)
+    assert math.isnan(reading(1).std)
+
+
+def test_gap_of_a_printed_row():
+    assert gap(81.26, 48.86, 81.36, 50.10) == pytest.approx(1.14)  # Table 1, first row
+
+
+@pytest.fixture
+def grid():
+    hostile = r"50%_a&b|c*d\e{f}^~$g$ <i>[x](y)"
+    return Grid(
+        id="table1",
+        heading="Table 1: results",
+        groups=[("", ["Network"]), ("measured", ["Orig.", "S2AP"])],
+        rows=[
+            [Text(hostile), Text("1.0 ± 0.5", bold=True), Text("0.5", mark="†")],
+            [Text("ViT"), Text("−1"), Text("")],
+        ],
+        caption=["95 % of | it."],
+        records=pd.DataFrame({"data": ["=1+1", "@x", "+1", "-a", "plain"], "value": [-1.5, 2, 3, 4, 5]}),
+    )
+
+
+def test_csv_has_no_formulas_and_whole_numbers(grid):
+    text = to_csv(grid.records)
+    back = pd.read_csv(io.StringIO(text))
+    assert list(back["data"]) == ["'=1+1", "'@x", "'+1", "'-a", "plain"]
+    assert list(back["value"]) == [-1.5, 2, 3, 4, 5]
+
+
+def test_markdown_rows_keep_their_columns(grid):
+    *_, heads, rule, first, second = to_markdown(grid).strip().splitlines()
+    unescaped = re.compile(r"(?<!\\)\|")
+    assert {len(unescaped.findall(line)) for line in (heads, rule, first, second)} == {4}
+    assert "measured: S2AP" in heads
+    assert "**1.0 ± 0.5**" in first
+    assert "0.5†" in first
+    assert r"\[x\](y)" in first
+    assert r"\<i\>" in first
+
+
+def test_latex_is_balanced_and_escaped(grid):
+    text = to_latex(grid)
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    unescaped = re.compile(r"(?<!\\)&")
+    assert [len(unescaped.findall(row)) for row in rows] == [1, 2, 2, 2]
+    assert r"\textbf{1.0 $\pm$ 0.5}" in text
+    assert r"0.5$^\dagger$" in text
+    assert r"50\%\_a\&b|c*d\textbackslash{}e\{f\}\textasciicircum{}\textasciitilde{}\$g\$" in text
+    assert "tabular}{lrr}" in text
+    without = re.sub(r"\\[{}]", "", text)
+    assert without.count("{") == without.count("}")
+    assert {environment: text.count(rf"\begin{{{environment}}}") for environment in ("table*", "tabular")} == {
+        "table*": 1,
+        "tabular": 1,
+    }
+
+
+def test_a_table_longer_than_a_page_breaks_over_pages(grid):
+    many = Grid(grid.id, grid.heading, grid.groups, list(grid.rows) * 40, grid.caption, grid.records)
+    text = to_latex(many)
+    assert r"\begin{longtable}{lrr}" in text
+    assert text.index(r"\midrule") < text.index(r"\endhead") < text.index("ViT")
+    assert "table*" not in text
