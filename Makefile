@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo gallery test soak lint format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -21,8 +21,20 @@ help:  ## list the targets
 demo: .venv/.user  ## the whole path on scikit-learn's digits, within five minutes: runs/demo
 	$(BIN)/s2ap-diag demo --out runs/demo
 
+GRID ?= gallery
+OUT ?= figures/$(GRID)
+
+gallery: .venv/.user  ## the paper's tables and figures on digits, about an hour, goes on where it stopped; GRID=gallery-full
+	$(BIN)/s2ap-diag sweep $(GRID) --runs runs/$(GRID)
+	$(BIN)/python -m figures --runs runs/$(GRID) --out $(OUT) --dataset digits
+	$(BIN)/python -m figures --runs runs/$(GRID) --out $(OUT)/autoattack --dataset digits --attack autoattack --only table1
+	$(BIN)/s2ap-diag report runs/$(GRID)
+
 test: .venv/.developer  ## every test
 	$(BIN)/python -m pytest
+
+soak: .venv/.developer  ## the tests of faults alone, with fifty kills at other moments each time
+	S2AP_SOAK=1 $(BIN)/python -m pytest tests/robustness
 
 lint: .venv/.developer  ## ruff and mypy
 	$(BIN)/ruff check .
