@@ -81,17 +81,36 @@ def release_foreign(run: Path) -> None:
                 path.unlink()
 
 
-def check_held(path: Path) -> None:
-    """Refuse to write under a directory that this process holds and that is gone, or was given to another.
-
-    It would come back without its past, and be taken for a run.
+def check_held(path: Path) -> Path | None:
+    """The run directory in which a file lies, if this process holds one; it must not be gone or another's by now.
 
     Raises:
         InputError: naming the directory.
     """
     for pid, held in _held.get():
-        if pid == os.getpid() and held.parent in path.resolve().parents and not _is_ours(held):
-            raise InputError(f"{held.parent}: the run directory or its {NAME} has vanished; bring it back and --resume")
+        if pid == os.getpid() and held.parent in path.resolve().parents:
+            if not _is_ours(held):
+                raise InputError(
+                    f"{held.parent}: the run directory or its {NAME} has vanished; bring it back and --resume"
+                )
+            return held.parent
+    return None
+
+
+def make_folder_of(path: Path) -> None:
+    """Make the folder of a file, but never a directory that this process holds.
+
+    One that vanished would come back without its past, and be taken for a run.
+
+    Raises:
+        InputError: naming the directory that this process held.
+        OSError: if the folder cannot be made.
+    """
+    folder, run = path.resolve().parent, check_held(path)
+    if run is None:
+        folder.mkdir(parents=True, exist_ok=True)
+    elif folder != run:
+        folder.mkdir(exist_ok=True)  # without parents: the run may vanish at this very moment
 
 
 def _is_ours(path: Path) -> bool:

@@ -50,10 +50,9 @@ def write_file(path: Path, data: bytes | str) -> None:
     """
     if distributed.rank():
         return
-    lock.check_held(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.make_folder_of(path)
         with temporary.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()

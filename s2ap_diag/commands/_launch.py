@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -37,10 +37,9 @@ def launch(arguments: Sequence[str], processes: int, name: str) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", "s2ap_diag", *arguments)
     except ChildFailedError as error:
-        first = min(error.failures.items(), key=lambda item: item[1].timestamp)
         if any(failure.exitcode == 2 for failure in error.failures.values()):
             sys.exit(2)
-        click.echo(f"error: {_ended(*first, processes)}; the run continues with --resume", err=True)
+        click.echo(f"error: {_first_to_end(error.failures, processes)}; the run continues with --resume", err=True)
         sys.exit(1)
     except SignalException as error:
         what = "terminated" if error.sigval == signal.SIGTERM else "interrupted"
@@ -48,7 +47,9 @@ def launch(arguments: Sequence[str], processes: int, name: str) -> None:
         sys.exit(128 + error.sigval)
 
 
-def _ended(rank: int, failure: ProcessFailure, processes: int) -> str:
+def _first_to_end(failures: Mapping[int, ProcessFailure], processes: int) -> str:
+    """Name the process to blame: one that was killed. Others miss it and end by themselves, within the same second."""
+    rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
     how = f"with status {failure.exitcode}"
     if failure.exitcode < 0:
         how = f"by {signal.Signals(-failure.exitcode).name}"

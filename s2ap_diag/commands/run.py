@@ -109,15 +109,14 @@ def command(
         return launch(arguments(context, without="nproc"), nproc, str(out or config))
     device = check_device(device)
     resume = resume or distributed.restarted()
-    settings = resolve(config, scale, overrides, seed) if config else None
-    if scale and settings and not quiet:
-        click.echo(settings.title, err=True)
     out = out or Path("runs") / (Path(str(config)).stem + (f"-{scale}" if scale else ""))
-    # Before the run's folder is made: nothing is left behind where these cannot be used.
-    goes_on = resume and RunDirectory.begun(out)
-    if settings and not goes_on:
-        check_given(settings)
     with resumable(f"s2ap-diag run --resume --out {out}"):
+        settings = resolve(config, scale, overrides, seed) if config else None
+        if scale and settings and not quiet:
+            click.echo(settings.title, err=True)
+        # Before the run's folder is made: nothing is left behind where these cannot be used.
+        if settings and not (resume and RunDirectory.begun(out)):
+            check_given(settings)
         data = prepare(settings or RunDirectory.open(out).config)
         with lock.hold(out):
             run = distributed.from_first(lambda: start(settings, out, resume, device, force))

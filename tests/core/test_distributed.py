@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from s2ap_core.checkpoints import load_checkpoint
 from s2ap_core.config import parse_config
@@ -23,7 +24,7 @@ from s2ap_core.data import InMemory
 from s2ap_core.distributed import Share, draw, rows
 from s2ap_core.runs import load_masks
 from s2ap_core.seeds import generator
-from s2ap_diag.commands import main
+from s2ap_diag.commands import _launch, main
 from s2ap_diag.commands.run import command
 from tests.core import distributed_worker as worker
 
@@ -257,6 +258,23 @@ def test_a_killed_process_ends_the_job_with_one_line(tmp_path):
     assert job.returncode == 1
     assert "process 1 of 2 ended by SIGKILL; the run continues with --resume" in errors
     assert "Traceback" not in errors
+
+
+def test_the_process_that_was_killed_is_named_whichever_torchrun_sees_first(monkeypatch, capsys):
+    """Of two that end within one look of torchrun, the survivor may come first: it misses the other."""
+    missing, killed = (ProcessFailure(rank, 100 + rank, status, "") for rank, status in ((0, 1), (1, -9)))
+    missing.timestamp = killed.timestamp = 1
+
+    def launcher(*_):
+        def ends(*_):
+            raise ChildFailedError("run", {0: missing, 1: killed})
+
+        return ends
+
+    monkeypatch.setattr(_launch, "elastic_launch", launcher)
+    with pytest.raises(SystemExit, match="1"):
+        _launch.launch(["run"], 2, "run")
+    assert capsys.readouterr().err == "error: process 1 of 2 ended by SIGKILL; the run continues with --resume\n"
 
 
 def test_torchrun_restarts_a_run_where_it_stopped(tmp_path, two):

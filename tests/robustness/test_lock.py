@@ -13,6 +13,7 @@ import pytest
 
 from s2ap_core import lock
 from s2ap_core.errors import InputError
+from s2ap_core.runs import write_file
 from s2ap_core.stages import Callback, Stages
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
@@ -205,3 +206,20 @@ def test_two_never_hold_it_at_once_while_others_come_and_go(tmp_path):
     for child in children:
         child.join()
     assert [child.exitcode for child in children] == [0] * 4
+
+
+@pytest.mark.parametrize("name", ["results.json", "ckpt/state.safetensors"])
+def test_a_run_that_vanishes_between_a_look_and_a_write_does_not_come_back(tmp_path, monkeypatch, name):
+    run, look = tmp_path / "run", lock.check_held
+
+    def vanish(path):
+        found = look(path)
+        run.rename(tmp_path / "away")
+        return found
+
+    with lock.hold(run):
+        monkeypatch.setattr(lock, "check_held", vanish)
+        with pytest.raises(InputError, match=f"{run}/{name}: cannot be written"):
+            write_file(run / name, b"a state")
+        assert not run.exists()
+    assert not run.exists()
