@@ -8,8 +8,10 @@ from typing import Any, Literal
 from s2ap_core.checkpoints import Checkpoint
 from s2ap_core.config import ObjectiveSettings
 from s2ap_core.data import Dataset
+from s2ap_core.errors import InputError
 from s2ap_core.objectives import build_objective
 from s2ap_core.scores import density as kept_fraction
+from s2ap_core.scores import score_masks
 from s2ap_diag.adversary import Adversary, describe_adversary, needs_reestimation, reestimate_statistics
 from s2ap_diag.hessian import BatchNormMode
 from s2ap_diag.loss_difference import LossDifference, Norm, loss_difference
@@ -127,6 +129,8 @@ def measure_sharpness(
         InputError: if the checkpoint has no scores, or a loss is not finite.
     """
     started = time.monotonic()
+    if not score_masks(checkpoint.model):
+        raise InputError(f"{checkpoint.path}: has no scores; give a checkpoint of the search, as RUN/ckpt/prune-best")
     adversary = Adversary(build_objective(objective), settings.seed)
     model, batch_norm = checkpoint.model, str(settings.batch_norm)
     batches = adversary.batches(model, data, settings.images, settings.batch_size)

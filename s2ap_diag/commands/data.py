@@ -51,7 +51,7 @@ def fetch_command(name: str, root: Path, output: Output) -> None:
 @click.option("--root", type=EXISTING, help="Folder that holds the data sets; digits needs none.")
 @table_options
 def check_command(name: str, root: Path | None, output: Output) -> None:
-    """Say what of data set NAME, or of all of them, is there and what is missing, with counts.
+    """Say what of data set NAME, or of each with `all`, is there and what is missing, with counts.
 
     Exit status 2 if the data set is incomplete; with `all`, if one of those that are there is.
     """

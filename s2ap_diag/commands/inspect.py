@@ -46,7 +46,7 @@ def command(
                 **{k: v for k, v in found.header.items() if k != "sha256"},
                 "parameters": sum(p.numel() for p in found.model.parameters()),
                 "masked_weights": sum(layer["entries"] for layer in layers),
-                "kept_weights": sum(layer["kept"] for layer in layers),
+                "kept_weights": sum(layer["kept"] for layer in layers) if layers else None,
                 "density": density(found.model) if layers else 1.0,
                 "scores": bool(score_masks(found.model)),
                 "layers": layers,
@@ -69,6 +69,8 @@ def table_of(records: list[dict[str, Any]]) -> Any:
             f"{k} {one[k]}" for k in known if one.get(k) is not None
         )
         rows = [[r["layer"], r["entries"], r["kept"], round(r["keep"], 5)] for r in one["layers"]]
+        if not rows:
+            return make_table(f"{title}; dense", ["parameters"], [[one["parameters"]]])
         rows.append(["all masked", one["masked_weights"], one["kept_weights"], round(one["density"], 5)])
         return make_table(title, ["layer", "entries", "kept", "keep"], rows)
     columns = ["checkpoint", "stage", "epoch", "method", "minimizer", "density", "kept_weights", "scores"]

@@ -84,6 +84,11 @@ def test_sharpness_measures_every_checkpoint_with_scores(run):
     assert records[0]["keep"] == pytest.approx(0.3, abs=0.01)
 
 
+def test_sharpness_of_a_checkpoint_without_scores_is_refused_by_its_name(run):
+    path = run / "ckpt" / "finetune-best.safetensors"
+    refused(invoke("sharpness", path, "--images", 64), f"{path}: has no scores")
+
+
 def test_hamming_counts_like_numpy(run):
     result = invoke("hamming", run / "masks", run / "masks", "--json", "-")
     assert result.exit_code == 0, result.output
@@ -114,6 +119,10 @@ def test_inspect_and_verify_see_what_is_there(run, tmp_path):
     (record,) = json.loads(result.stdout)
     model = load_checkpoint(run / "ckpt" / "prune-best.safetensors").model
     assert {row["layer"]: row["kept"] for row in record["layers"]} == {n: int(m.sum()) for n, m in masks(model).items()}
+
+    dense = invoke("inspect", run / "ckpt" / "pretrain.safetensors", "--json", "-")
+    (record,) = json.loads(dense.stdout)
+    assert (record["density"], record["kept_weights"], record["layers"]) == (1.0, None, [])
 
     assert invoke("verify", run / "ckpt").exit_code == 0
     # One weight moved outside the mask, and one bit added to it.
