@@ -115,7 +115,8 @@ def pyhessian_peer(model: nn.Module, batch: Batch) -> PyHessian:
 
     def trades(logits: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
         clean, robust = logits
-        divergence = F.kl_div(F.log_softmax(robust, 1), F.softmax(clean, 1), reduction="batchmean")
+        # In logarithms: a probability that rounds to 0 would make the second derivatives NaN.
+        divergence = F.kl_div(F.log_softmax(robust, 1), F.log_softmax(clean, 1), reduction="batchmean", log_target=True)
         return F.cross_entropy(clean, y) + TRADES.beta * divergence
 
     measured = {id(s) for s in scores(model).values()}

@@ -2,10 +2,23 @@
 
 from collections.abc import Callable
 
-from benchmarks import autoattack, distributed, hamming, iteration, loader, memory, s2ap, sharpness, table7, tracking
+from benchmarks import (
+    autoattack,
+    distributed,
+    hamming,
+    iteration,
+    loader,
+    memory,
+    profile,
+    s2ap,
+    sharpness,
+    table7,
+    tracking,
+)
 from benchmarks.measure import Row, Setting
 
 BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
+    "profile": profile.run,
     "iteration": iteration.run,
     "s2ap": s2ap.run,
     "tracking": tracking.run,
@@ -18,4 +31,4 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "table7": table7.run,
 }
 # Absolute times of searches that nobody makes on a CPU, and a CPU's work that a GPU has no part in.
-UNUSUAL = {"cpu": {"table7"}, "cuda": {"hamming", "loader"}}
+UNUSUAL = {"cpu": {"table7"}, "cuda": {"hamming", "loader", "profile"}}

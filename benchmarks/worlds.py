@@ -50,9 +50,9 @@ def colour_digits(count: int, setting: Setting) -> Dataset:
 
 
 def pretrained(name: str, data: Dataset, batch: int, setting: Setting) -> nn.Module:
-    """A network after one epoch of plain training."""
+    """A network after one epoch of plain training; 0.1 would throw it to where logits lie hundreds apart."""
     model = network(name, setting)
-    settings, per_epoch = PretrainSettings(batch_size=batch), math.ceil(data.count("train") / batch)
+    settings, per_epoch = PretrainSettings(batch_size=batch, lr=0.01), math.ceil(data.count("train") / batch)
     objective = build_objective(ObjectiveSettings(name="clean"))
     loop = Loop("pretrain", settings, model, objective, sgd(list(model.parameters())), data, 0, per_epoch, epoch=1)
     loop.train_epoch()

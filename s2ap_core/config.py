@@ -171,6 +171,7 @@ class TrackingSettings(_Settings):
         recipe: ``paper`` starts each reading anew and makes ``hvps`` products; ``warm`` starts from the last
             eigenvector and stops at a residual of ``tolerance``.
         images: the first so many of the batch; None is all of it.
+        batch_norm: the statistics that BatchNorm normalises with, a reading in each; one of them is half the cost.
     """
 
     metrics: list[str] = ["curvature"]
@@ -179,6 +180,7 @@ class TrackingSettings(_Settings):
     hvps: int = Field(default=10, ge=1)
     tolerance: float = Field(default=0.1, gt=0)
     images: int | None = Field(default=None, ge=1)
+    batch_norm: list[Literal["running", "batch"]] = ["running", "batch"]
 
 
 class ComputeSettings(_Settings):

@@ -15,10 +15,8 @@ from s2ap_core.iteration import Step
 from s2ap_core.objectives import Objective
 from s2ap_core.scores import masks
 from s2ap_core.stages import Callback, Loop
-from s2ap_diag.hessian import BatchNormMode, Loss, ScoreHessian
+from s2ap_diag.hessian import Loss, ScoreHessian
 from s2ap_diag.spectrum import LambdaMax, lambda_max
-
-MODES: tuple[BatchNormMode, ...] = ("running", "batch")
 
 
 def batch_loss(objective: Objective) -> Loss:
@@ -29,8 +27,8 @@ def batch_loss(objective: Objective) -> Loss:
 class CurvatureTracker(Callback):
     """Reads, at every ``every``-th iteration of the search, on that iteration's own adversarial batch:
 
-    - lambda_max and the dominant eigenvalue of the score-space Hessian, for both modes of BatchNorm
-      (``lambda_max_running``, ``lambda_max_batch``), with the HVPs spent;
+    - lambda_max and the dominant eigenvalue of the score-space Hessian, for each mode of BatchNorm that is
+      asked for (``lambda_max_running``, ``lambda_max_batch``), with the HVPs spent;
     - with a perturbation z: the mask bits that it flips, ``L(s + z) - L(s)``, the share of layers whose
       mask stayed.
 
@@ -55,7 +53,7 @@ class CurvatureTracker(Callback):
             loop.perturbation.on_perturbed = self._watch_flips(loop) if due else None
 
     def _read_curvature(self, loop: Loop, batch: tuple[Tensor, Tensor, Tensor], weight: float) -> None:
-        for mode in MODES:
+        for mode in self.settings.batch_norm:
             loss = batch_loss(loop.objective)
             with ScoreHessian(loop.model, loss, [batch], batch_norm=mode, weights=[weight]) as hessian:
                 reading = self._lambda_max(hessian, mode, loop)

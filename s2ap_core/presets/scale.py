@@ -5,7 +5,7 @@ from typing import Any
 
 from s2ap_core.config import Config
 
-WIDTHS = {"resnet18": 8, "vgg16_bn": 8, "wrn_28_4": 8, "resnet50": 4, "vit": 16}
+WIDTHS = {"resnet18": 8, "vgg16_bn": 8, "wrn_28_4": 6, "resnet50": 4, "vit": 16}
 """First stage of each network, so that a whole run takes less than two minutes on two cores.
 
 The ViT does not leave chance in so few epochs of SGD; its evaluation warns of it.

@@ -100,6 +100,15 @@ def test_only_the_first_images_are_read_where_that_is_asked(world, data):
     assert readings(found)["lambda_max_running"] == pytest.approx(spectrum[-1].item(), rel=1e-4)
 
 
+def test_one_mode_of_batch_norm_reads_what_both_do_and_no_more(world, data):
+    model, objective, batch = world
+    both, one = tracker(tolerance=1e-8, hvps=500), tracker(tolerance=1e-8, hvps=500, batch_norm=["batch"])
+    for each in (both, one):
+        each.on_attacked(loop_of(model, objective, data), *batch)
+    assert readings(one) == {name: value for name, value in readings(both).items() if name.endswith("_batch")}
+    assert "lambda_max_running" in readings(both)
+
+
 def test_the_paper_recipe_spends_its_products_and_the_warm_one_what_the_tolerance_needs(world, data):
     model, objective, batch = world
     loop = loop_of(model, objective, data)

@@ -1,0 +1,69 @@
+"""What an iteration's time goes into, ours and the published step's."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import published
+from benchmarks.measure import Row, Setting
+from benchmarks.worlds import KEEP, images, network, search, settle_statistics, sgd
+from s2ap_core.seeds import generator
+
+KINDS = {
+    "masks": ("TopK", "SortedMask"),
+    "convolutions": ("convolution",),
+    "batch norm": ("batch_norm",),
+    "optimizer": ("Optimizer.",),
+}
+"""Parts of the names of events; an event counts with the outermost one that has a kind."""
+
+
+def run(setting: Setting) -> list[Row]:
+    x, y = images(setting.batch(64), setting)
+    ours = search(network("resnet18", setting), x)
+    theirs = published.attach(network("resnet18", setting), KEEP)
+    settle_statistics(theirs, x)
+    theirs.train()
+    optimizer = sgd([p for p in theirs.parameters() if p.requires_grad])
+
+    def published_step() -> None:
+        rng = generator(x.device, 0, "benchmark")
+        published.step(theirs, x, y, optimizer=optimizer, generator=rng, trades=published.Trades())
+
+    ours.iterate(x, y)
+    seconds = {"ours": _by_kind(lambda: ours.iterate(x, y)), "published": _by_kind(published_step)}
+    whole = {who: sum(found.values()) for who, found in seconds.items()}
+    rows = []
+    for kind in (*KINDS, "other"):
+        told = (f"{who} {found[kind]:.3g} s ({100 * found[kind] / whole[who]:.1f} %)" for who, found in seconds.items())
+        share = 100 * seconds["ours"][kind] / whole["ours"]
+        rows.append(Row(f"of our iteration, resnet18, batch {len(x)}: {kind}", share, "%", None, ", ".join(told)))
+    return rows
+
+
+def _by_kind(function: Callable[[], object]) -> dict[str, float]:
+    """Seconds that the CPU spent in each kind of operation."""
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+        function()
+    seconds: dict[str, float] = defaultdict(float)
+    for event in profiler.events() or ():
+        seconds[_kind(event)] += event.self_cpu_time_total / 1e6
+    return seconds
+
+
+def _kind(event: Any) -> str:
+    names = [ancestor.name for ancestor in _lineage(event)]
+    for name in reversed(names):
+        for kind, parts in KINDS.items():
+            if any(part in name for part in parts):
+                return kind
+    return "other"
+
+
+def _lineage(event: Any) -> Iterator[Any]:
+    """The event and what it was called by, from the inside out."""
+    while event is not None:
+        yield event
+        event = event.cpu_parent
