@@ -272,6 +272,8 @@ def test_the_process_that_was_killed_is_named_whichever_torchrun_sees_first(monk
         return ends
 
     monkeypatch.setattr(_launch, "elastic_launch", launcher)
+    monkeypatch.setattr("logging.disable", lambda level: None)  # what is the launcher's process, here is all tests'
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with pytest.raises(SystemExit, match="1"):
         _launch.launch(["run"], 2, "run")
     assert capsys.readouterr().err == "error: process 1 of 2 ended by SIGKILL; the run continues with --resume\n"
