@@ -71,9 +71,10 @@ def auto_pgd(
     rises, last_check, best_at_check, just_halved = 0, 0, value, False
 
     for k in range(1, steps + 1):
-        z = project(x + step_length * steepest(gradient, norm), radius, norm)
+        z = project(torch.add(x, steepest(gradient, norm), alpha=step_length), radius, norm)
         momentum = MOMENTUM if k > 1 else 1.0
-        x, previous = project(x + momentum * (z - x) + (1 - momentum) * (x - previous), radius, norm), x
+        moved = torch.lerp(x, z, momentum).add_(x - previous, alpha=1 - momentum)
+        x, previous = project(moved, radius, norm), x
         old_value = value
         value, gradient = value_and_gradient(x)
         rises += value > old_value
@@ -208,8 +209,8 @@ def loss_difference(
     forward_passes = backward_passes = 0
 
     def at(u: Tensor) -> dict[str, Tensor]:
-        shifts = unflatten(c * u, list(scores.values()))
-        return {name: s + v for (name, s), v in zip(scores.items(), shifts, strict=True)}
+        moved = torch.addcmul(center, c, u)
+        return dict(zip(scores, unflatten(moved, list(scores.values())), strict=True))
 
     def evaluate(batch: Any, u: Tensor, differentiate: bool) -> tuple[float, Tensor]:
         nonlocal forward_passes, backward_passes
@@ -221,7 +222,7 @@ def loss_difference(
             if not differentiate:
                 return float(value), u
             backward_passes += 1
-            return float(value.detach()), c * flatten(score_gradient(value, leaves))
+            return float(value.detach()), flatten(score_gradient(value, leaves)).mul_(c)
 
     @torch.no_grad()
     def masks_at(u: Tensor) -> Tensor:
