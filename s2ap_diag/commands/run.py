@@ -16,12 +16,13 @@ from s2ap_core.config import Config, override, read_config
 from s2ap_core.data import Dataset, load
 from s2ap_core.errors import InputError
 from s2ap_core.identity import accept_changes, differences, refusal
+from s2ap_core.iteration import Step
 from s2ap_core.methods import build_method
 from s2ap_core.objectives import build_objective
 from s2ap_core.presets import Preset, groups, presets
 from s2ap_core.presets.scale import scale_to_digits
 from s2ap_core.runs import RunDirectory, environment, write_file
-from s2ap_core.stages import Callback, Stages, Until
+from s2ap_core.stages import Callback, Loop, Stages, Until
 from s2ap_diag.commands._common import (
     EXISTING,
     StageProgress,
@@ -34,7 +35,7 @@ from s2ap_diag.commands._common import (
 )
 from s2ap_diag.commands._launch import arguments, launch
 from s2ap_diag.commands._run_log import run_log
-from s2ap_diag.commands._signals import resumable
+from s2ap_diag.commands._signals import heed, resumable
 from s2ap_diag.tracking import build_trackers
 
 log = logging.getLogger(__name__)
@@ -224,6 +225,16 @@ def prepare(config: Config) -> Dataset:
     return data
 
 
+class Heeding(Callback):
+    """Stops for a signal that something on the way has swallowed."""
+
+    def on_iteration(self, loop: Loop, step: Step) -> None:
+        heed()
+
+    def on_evaluated(self, done: int, total: int) -> None:
+        heed()
+
+
 def execute(
     run: RunDirectory,
     *,
@@ -239,7 +250,7 @@ def execute(
     with run_log(run.path), plain_progress(quiet) as progress:
         log.info("%s: %s", run.path, environment(run.config.seed, device))
         data = data or prepare(run.config)
-        callbacks: list[Callback] = [StageProgress(progress, name)]
+        callbacks: list[Callback] = [Heeding(), StageProgress(progress, name)]
         callbacks += build_trackers(run.config.tracking)
         if force:
             accept_changes(run, data)

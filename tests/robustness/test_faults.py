@@ -15,6 +15,8 @@ import processes
 import pytest
 
 import s2ap_core.stages
+from s2ap_core.errors import InputError
+from s2ap_diag.commands._signals import Terminated, resumable, terminable
 
 LATEST = processes.EPOCHS + processes.BATCHES - 5
 """Units after which a fault comes before the end of the run on a busy machine too."""
@@ -203,3 +205,40 @@ def test_the_command_itself_says_how_to_go_on(fault_table, number, status):
     assert f"s2ap-diag run --resume --out {patient.run}" in line
     patient.faults += 1
     patient.recovers()
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_that_arrives_in_a_finalizer_is_not_lost(number, raised):
+    class Short:
+        def __del__(self) -> None:
+            signal.raise_signal(number)  # what is raised here, Python drops
+
+    def sleep() -> None:
+        with terminable():
+            Short()
+            time.sleep(5)
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(raised):
+            sleep()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_a_library_makes_an_error_of_is_still_a_signal(number, status):
+    def read() -> None:
+        with terminable(), resumable("again"):
+            try:
+                signal.raise_signal(number)
+            except BaseException as error:
+                raise InputError("a file is truncated") from error
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as leaving:
+            read()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert leaving.value.code == status
