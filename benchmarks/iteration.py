@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from torch import Tensor
+
 from benchmarks import published
 from benchmarks.measure import Goal, Row, Setting, at_least, at_most, interleaved
 from benchmarks.worlds import KEEP, bare, bare_passes, images, network, search, settle_statistics, sgd
@@ -34,9 +36,8 @@ def _floor(setting: Setting) -> Row:
     return Row(name, rounds.ratio("ours", "floor"), "x", at_most(1.10), rounds.compare("ours", "floor"))
 
 
-def _published(setting: Setting, name: str, batch: int, goal: Goal | None) -> Row:
-    x, y = images(setting.batch(batch), setting)
-    ours = search(network(name, setting), x)
+def published_search(name: str, x: Tensor, y: Tensor, setting: Setting) -> Callable[[], None]:
+    """The published step on a network of its own, ready to be called."""
     theirs = published.attach(network(name, setting), KEEP)
     settle_statistics(theirs, x)
     theirs.train()
@@ -46,6 +47,13 @@ def _published(setting: Setting, name: str, batch: int, goal: Goal | None) -> Ro
         rng = generator(x.device, 0, "benchmark")
         published.step(theirs, x, y, optimizer=optimizer, generator=rng, trades=published.Trades())
 
+    return published_step
+
+
+def _published(setting: Setting, name: str, batch: int, goal: Goal | None) -> Row:
+    x, y = images(setting.batch(batch), setting)
+    ours = search(network(name, setting), x)
+    published_step = published_search(name, x, y, setting)
     # Ours warms up the convolutions of both; a warm-up of the published step would double its time.
     ours.iterate(x, y)
     rounds = interleaved(

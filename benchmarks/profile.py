@@ -6,10 +6,9 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import published
+from benchmarks.iteration import published_search
 from benchmarks.measure import Row, Setting
-from benchmarks.worlds import KEEP, images, network, search, settle_statistics, sgd
-from s2ap_core.seeds import generator
+from benchmarks.worlds import images, network, search
 
 KINDS = {
     "masks": ("TopK", "SortedMask"),
@@ -23,15 +22,7 @@ KINDS = {
 def run(setting: Setting) -> list[Row]:
     x, y = images(setting.batch(64), setting)
     ours = search(network("resnet18", setting), x)
-    theirs = published.attach(network("resnet18", setting), KEEP)
-    settle_statistics(theirs, x)
-    theirs.train()
-    optimizer = sgd([p for p in theirs.parameters() if p.requires_grad])
-
-    def published_step() -> None:
-        rng = generator(x.device, 0, "benchmark")
-        published.step(theirs, x, y, optimizer=optimizer, generator=rng, trades=published.Trades())
-
+    published_step = published_search("resnet18", x, y, setting)
     ours.iterate(x, y)
     seconds = {"ours": _by_kind(lambda: ours.iterate(x, y)), "published": _by_kind(published_step)}
     whole = {who: sum(found.values()) for who, found in seconds.items()}

@@ -77,17 +77,15 @@ def heed() -> None:
 def resumable(how: str) -> Iterator[None]:
     """Turn a signal into its exit status and one line that says how to go on."""
     try:
-        yield
+        try:
+            yield
+        except InputError:
+            heed()  # a library that calls Python makes an error of its own of what was raised there
+            raise
     except KeyboardInterrupt:
         _leave("interrupted", how, INTERRUPTED)
     except Terminated:
         _leave("terminated", how, TERMINATED)
-    except InputError:
-        # A library that calls Python makes an error of its own of what was raised there.
-        if not _arrived:
-            raise
-        interrupted = _arrived[-1] == signal.SIGINT
-        _leave(*("interrupted", how, INTERRUPTED) if interrupted else ("terminated", how, TERMINATED))
 
 
 def _leave(what: str, how: str, status: int) -> None:
