@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from s2ap_core.arrays import load_arrays
 from s2ap_core.attacks import AUTOATTACK, Norm, autoattack, pgd, uniform_start
@@ -22,6 +20,7 @@ from s2ap_core.config import EvaluationSettings
 from s2ap_core.data import Batch, Dataset
 from s2ap_core.distributed import dealt, gather
 from s2ap_core.errors import InputError
+from s2ap_core.folding import folded
 from s2ap_core.modes import train_mode
 from s2ap_core.runs import write_file
 from s2ap_core.scores import bake
@@ -138,12 +137,15 @@ def evaluate(
         "eps": str(radius),
         "seed": seed,
     }
-    plain = fused(bake(model).eval())
+    plain = bake(model).eval()
     total = min(settings.n or data.count("test"), data.count("test"))
     parts = _load(file, described, total) if file is not None and file.exists() else {c: [] for c in COLUMNS}
     done = sum(map(len, parts["label"]))
     if done:
         on_batch(done, total)
+    if done < total:
+        # The first batch in every process and after every interruption, so that all attack one network.
+        plain = folded(plain, next(data.batches("test", settings.batch_size, limit=settings.batch_size)).x)
 
     def correct(batch: Batch) -> tuple[np.ndarray, ...]:
         if batch.x.min() < 0 or batch.x.max() > 1:
@@ -166,20 +168,6 @@ def evaluate(
             _save(file, parts, described)
         on_batch(sum(map(len, parts["label"])), total)
     return Evaluation(**{column: np.concatenate(values) for column, values in parts.items()}, about=described)
-
-
-def fused(model: nn.Module) -> nn.Module:
-    """The same function in eval mode with BatchNorm folded into the convolutions, channels last.
-
-    An attack makes thousands of passes: on narrow networks on the CPU they are a quarter cheaper so. Logits differ
-    by rounding alone. A network whose forward pass cannot be traced is returned as it is.
-    """
-    try:
-        folded: nn.Module = fuse(model)
-    except (torch.fx.proxy.TraceError, TypeError, NotImplementedError):
-        return model
-    laid_out: nn.Module = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return laid_out
 
 
 def _evaluate_batch(
