@@ -15,7 +15,7 @@ class MethodSettings(BaseModel):
         keep: fraction of the maskable weights that stays.
         penalty: HARP's c, the factor of its penalty on keeping too much.
         rate_init: where HARP's layer-wise keep rates start: ``uniform`` at the larger of 0.1 and ``keep``
-            (the published ``010_uni``), ``target`` at ``keep``, or one keep rate for each layer.
+            (the published ``010_uni``), ``target`` at ``keep``, or one keep rate for each layer; none above 0.99.
         init: RLTH's untrained weights: ``signed-constant`` or ``kaiming``.
         flops_reduction: how many times fewer FLOPs channel pruning leaves, instead of ``keep``.
     """

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from s2ap_core.channel_graph import ChannelGraph
 from s2ap_core.errors import InputError
 from s2ap_core.methods.base import Method, MethodSettings
-from s2ap_core.methods.harp import Harp, keep_floor, rate_of
+from s2ap_core.methods.harp import LARGEST_START, Harp, keep_floor, rate_of
 from s2ap_core.scores import ChannelMask, attach_masks, score_masks, topk_mask
-
-INITIAL_KEEP = 0.99
 
 
 def channel_scores(weight: Tensor) -> Tensor:
@@ -159,7 +157,7 @@ class HarpChannels(ChannelMethod, Harp):
 
         def make(scores: Tensor, group: int) -> ChannelMask:
             if group not in rates:
-                rates[group] = nn.Parameter(rate_of(INITIAL_KEEP, self.keep_min).to(scores))
+                rates[group] = nn.Parameter(rate_of(LARGEST_START, self.keep_min).to(scores))
             return ChannelMask(scores, 1 / self.reduction, group, rates[group], self.keep_min)
 
         self._attach(model, make)

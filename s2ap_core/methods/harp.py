@@ -20,6 +20,9 @@ from s2ap_core.scores import (
 # Distance of the sigmoid from 0 and 1 that a rate in float32 still resolves.
 LEAST = 1e-9
 
+LARGEST_START = 0.99
+"""No keep rate starts above it: at 1 the sigmoid has no slope, and the rate would never move."""
+
 
 class Harp(Method):
     """Learned keep rates ``k = k_min + (1 - k_min) * sigmoid(r)`` with ``k_min = 0.1 * target``.
@@ -49,7 +52,7 @@ class Harp(Method):
 
         def make(name: str, layer: nn.Module) -> ScoreMask:
             weight: Tensor = layer.weight  # type: ignore[assignment]
-            rate = nn.Parameter(rate_of(keeps[name], self.keep_min).to(weight))
+            rate = nn.Parameter(rate_of(min(keeps[name], LARGEST_START), self.keep_min).to(weight))
             return ScoreMask(scaled_scores(weight), target, rate, self.keep_min)
 
         attach_masks(model, make)

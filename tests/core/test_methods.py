@@ -63,7 +63,9 @@ def test_hydra_keeps_the_same_fraction_of_every_layer_and_the_largest_weights(na
         (0.01, "uniform", [0.1, 0.1, 0.1]),
         (0.3, "uniform", [0.3, 0.3, 0.3]),
         (0.01, "target", [0.01, 0.01, 0.01]),
-        (0.1, [0.2, 0.5, 1.0], [0.2, 0.5, 1.0]),
+        (0.1, [0.2, 0.5, 0.99], [0.2, 0.5, 0.99]),
+        (0.1, [0.2, 0.5, 1.0], [0.2, 0.5, 0.99]),
+        (1.0, "target", [0.99, 0.99, 0.99]),
     ],
 )
 def test_harps_rates_start_where_the_strategy_says(narrow, keep, rate_init, expected):
@@ -107,6 +109,25 @@ def test_harps_penalty_and_its_gradient_are_the_formula(narrow):
         assert mask.scores.grad is None
     set_keeps(method, model, [0.1, 0.1, 0.1])
     assert method.penalty(model, epoch=6).item() == 0
+
+
+def test_a_rate_that_starts_at_one_moves(narrow):
+    model, target, c = narrow(), 0.2, 0.05
+    method = attached("harp", model, keep=target, penalty=c, rate_init=[1.0, 1.0, 1.0])
+    layers = list(score_masks(model).values())
+    method.penalty(model, epoch=0).backward()
+    n, k_min = sum(mask.scores.numel() for mask in layers), 0.1 * target
+    sigma = (0.99 - k_min) / (1 - k_min)
+    for mask in layers:
+        slope = c * mask.scores.numel() / n / target
+        assert mask.rate.grad.item() == pytest.approx(slope * (1 - k_min) * sigma * (1 - sigma), rel=1e-4)
+    # A hundred steps of the search's SGD on the penalty alone.
+    optimizer = torch.optim.SGD([mask.rate for mask in layers], lr=0.1, momentum=0.9)
+    for _ in range(100):
+        optimizer.zero_grad()
+        method.penalty(model, epoch=19).backward()
+        optimizer.step()
+    assert max(mask.keep for mask in layers[1:]) < 0.9
 
 
 def test_harps_factor_stays_where_the_target_was_first_reached(narrow):
