@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from s2ap_core.methods.base import Method
-from s2ap_core.scores import ScoreMask, attach_masks, check_keep, maskable_layers
+from s2ap_core.scores import MASKABLE, ScoreMask, attach_masks, check_keep, maskable_layers
 
 
 class Rlth(Method):
     """Weights ``sign * sqrt(2 / fan_in)`` (or kaiming normal), scores kaiming uniform with a = sqrt 5.
 
-    The network's BatchNorm has no affine parameters (``network.norm_affine = false`` in the presets).
+    Biases are 0, since they stay what they are: the published networks have none, in the last layer neither. The
+    network's BatchNorm has no affine parameters (``network.norm_affine = false`` in the presets).
     """
 
     pretrained = False
@@ -25,6 +26,9 @@ class Rlth(Method):
             nn.init.kaiming_normal_(weight, generator=generator)
             if self.settings.init == "signed-constant":
                 weight.copy_(weight.sign() * math.sqrt(2 / weight[0].numel()))
+        for module in model.modules():
+            if isinstance(module, MASKABLE) and module.bias is not None:
+                module.bias.zero_()
 
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
         check_keep(self.settings.keep)

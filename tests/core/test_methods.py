@@ -258,6 +258,17 @@ def test_rlth_prunes_signed_constants_by_kaiming_uniform_scores(narrow):
     assert (method.pretrained, method.finetuned) == (False, False)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "vgg16_bn", "wrn_28_4", "vit"])
+@pytest.mark.parametrize("init", ["signed-constant", "kaiming"])
+def test_rlth_has_no_frozen_random_bias(narrow, name, init):
+    model = narrow(name, norm_affine=False)
+    names = list(model.state_dict())
+    assert any(p.any() for n, p in model.named_parameters() if n.endswith("bias"))
+    build_method(MethodSettings(name="rlth", init=init)).initialise(model, generator("cpu", 0))
+    assert not any(p.any() for n, p in model.named_parameters() if n.endswith("bias"))
+    assert list(model.state_dict()) == names
+
+
 def test_rlths_draws_are_a_function_of_the_generator(narrow):
     method = build_method(MethodSettings(name="rlth", keep=0.3, init="kaiming"))
 
