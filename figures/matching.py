@@ -1,9 +1,10 @@
 """Which run belongs to which setting of the paper, by what its config says."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,56 @@ FREE = ("title", "seed", "tracking", "data.root", "pretrain.checkpoint", "evalua
 
 ARM = ("minimizer", "finetune.awp", "finetune.gamma")
 """Settings in which two arms may differ."""
+
+UNREAD = {"clean": ("beta", "eps", "step", "steps"), "pgd-at": ("beta",), "fast-at": ("beta", "step", "steps")}
+"""Settings that an objective does not read, so that runs which differ in them are trained alike."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Settings that runs must share for their numbers to be put together; None where there is no such setting."""
+
+    def __str__(self) -> str:
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return ", ".join(f"{key} {value}" for key, value in values if value is not None)
+
+
+@dataclass(frozen=True)
+class Training(Conditions):
+    """What a run is trained on; eps and step in [0, 1]."""
+
+    objective: str
+    beta: float | None
+    eps: Fraction | None
+    step: Fraction | None
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class Threat(Conditions):
+    """What a run is evaluated under; without an attack there is neither norm nor eps. n None is all test images."""
+
+    attack: str
+    norm: str | None
+    eps: Fraction | None
+    n: int | None
+
+
+def training_of(config: Config) -> Training:
+    """What a config trains on."""
+    settings = config.objective
+    read = {name: value for name, value in settings if name not in UNREAD.get(settings.name, ())}
+    return Training(settings.name, *(read.get(name) for name in ("beta", "eps", "step", "steps")))
+
+
+def threat_of(config: Config) -> Threat | None:
+    """What a config evaluates under, None if it evaluates nothing."""
+    asked = config.evaluation
+    if not asked.stages:
+        return None
+    if asked.attack == "none":
+        return Threat("none", None, None, asked.n)
+    return Threat(asked.attack, asked.norm, config.objective.eps if asked.eps is None else asked.eps, asked.n)
 
 
 def arm_of(config: Config) -> str | None:
@@ -93,15 +144,36 @@ class Place:
     arm: str
     gamma: float | None
     seed: int
+    training: Training
+    threat: Threat | None
+
+    @property
+    def setting(self) -> tuple[str, ...]:
+        """Within it, all runs that are shown are trained and evaluated alike: data set, network, with an adversary."""
+        return tuple(filter(None, (self.cell.data, self.cell.network, self.cell.training)))
+
+
+def place_of(run: Run) -> Place | None:
+    """Where a run belongs, None if its perturbation is none of the paper's."""
+    config = run.config
+    arm = arm_of(config)
+    if arm is None:
+        return None
+    found = cell_of(config), arm, gamma_of(config), config.seed, training_of(config), threat_of(config)
+    return Place(run, *found)
 
 
 class Library:
     """The runs of a folder by setting, arm, gamma and seed.
 
+    Of the runs of a data set and network, those trained and evaluated as most of them are; the others are left
+    out, so that no number is made of both.
+
     Attributes:
         skipped: what could not be used.
+        left_out: how many runs were trained or evaluated otherwise, and how.
         conflicts: groups of runs that claim the same place, none of which is used.
-        used: the runs that something was read of, by path.
+        used: by path the runs that something was read of, and the needs that were.
         batch_norm: the mode of BatchNorm that curvature is read of.
         attack: runs evaluated under another one are left out: the one asked for, else the commonest. Those
             without an adversary stay.
@@ -116,18 +188,40 @@ class Library:
     ) -> None:
         self.skipped = list(skipped)
         self.conflicts: dict[tuple[Path, ...], str] = {}
-        self.used: dict[Path, Place] = {}
+        self.used: dict[Path, tuple[Place, set[str]]] = {}
         self.batch_norm = batch_norm
-        self.places: list[Place] = []
         attacks = Counter(run.config.evaluation.attack for run in runs if run.config.evaluation.attack != "none")
-        self.attack = attack or next((name for name, _ in attacks.most_common(1)), None)
+        self.attack = attack or _commonest(attacks.elements())
+        self.left_out: list[str] = []
+        by_setting: dict[tuple[str, ...], list[Place]] = defaultdict(list)
         for run in runs:
-            if run.config.evaluation.attack not in ("none", self.attack):
-                continue
-            arm = arm_of(run.config)
-            if arm is not None:
-                cell = cell_of(run.config)
-                self.places.append(Place(run, cell, arm, gamma_of(run.config), run.config.seed))
+            place = place_of(run)
+            if place is not None:
+                by_setting[place.setting].append(place)
+        self.places = [place for alike in map(self._alike, by_setting.values()) for place in alike]
+
+    def _alike(self, places: Sequence[Place]) -> list[Place]:
+        """Those of a setting that were trained and evaluated as most of them are; the others are noted."""
+        under = {place.threat.attack for place in places if place.threat is not None}
+        attack = self.attack if self.attack in under else "none"
+        attacked = [place for place in places if place.threat is None or place.threat.attack == attack]
+        training = _commonest(place.training for place in attacked)
+        trained = [place for place in attacked if place.training == training]
+        threat = _commonest(place.threat for place in trained if place.threat is not None)
+        kept = [place for place in trained if place.threat in (None, threat)]
+        others: dict[tuple[str, Conditions, Any], list[Place]] = defaultdict(list)
+        for place in places:
+            if training is not None and place.training != training:
+                others["trained", place.training, training].append(place)
+            elif place.threat is not None and place.threat != threat:
+                others["evaluated", place.threat, threat or f"attack {self.attack}"].append(place)
+        for (what, own, shown), group in others.items():
+            more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+            self.left_out.append(
+                f"{group[0].run.path}{more}: {what} with {own}; shown is what {' '.join(group[0].setting)} gave with "
+                f"{shown}: give --runs a folder that holds the others alone, or --attack where that is what differs"
+            )
+        return kept
 
     @classmethod
     def open(cls, folder: Path, batch_norm: BatchNormMode = "batch", attack: str | None = None) -> "Library":
@@ -226,8 +320,11 @@ class Library:
                 )
                 continue
             found[seed] = claims[0].run
-            self.used[claims[0].run.path] = claims[0]
+            self._use(claims[0], need)
         return found
+
+    def _use(self, place: Place, need: str) -> None:
+        self.used.setdefault(place.run.path, (place, set()))[1].add(need)
 
     def _dense(self, cell: Cell, need: str) -> dict[int, Run]:
         """The dense network of each seed: the same in many runs, so any of them, unless they differ."""
@@ -247,8 +344,13 @@ class Library:
                     "differ in accuracy or attack; the first is used"
                 )
             elif first is place.run:
-                self.used[place.run.path] = place
+                self._use(place, need)
         return found
+
+
+def _commonest(values: Iterable[Any]) -> Any:
+    """The first of the most frequent ones, None of none."""
+    return next((value for value, _ in Counter(values).most_common(1)), None)
 
 
 def in_words(place: Place) -> str:

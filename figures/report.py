@@ -14,14 +14,19 @@ from figures.grid import Grid, escape_markdown, to_latex, to_markdown
 from figures.matching import Library, Place, loss_differences
 from figures.tables import compare_arms, overheads, seconds
 from s2ap_core.runs import write_file
+from s2ap_diag.collect import Run
 from s2ap_diag.tables import to_csv
 
 TABLES = {"accuracy": compare_arms, "corruptions": compare_arms, "sharpness": compare_arms, "overhead": overheads}
 
-RESULTS = (
-    "run", "stage", "data", "network", "method", "arm", "sparsity", "flops_reduction", "gamma", "seed", "metric",
-    "value",
+KEY = (
+    "stage", "data", "network", "method", "arm", "sparsity", "flops_reduction", "gamma", "objective", "beta",
+    "train_eps", "train_step", "train_steps", "seed", "attack", "norm", "eps", "n", "metric",
 )  # fmt: skip
+"""Columns of ``results.csv`` that say what a value is of: no two rows agree in all of them. Empty where they do not
+apply; train_* is the objective's adversary, attack, norm, eps and n are those of an accuracy."""
+
+RESULTS = ("run", *KEY, "value")
 """Columns of ``results.csv``; accuracies in percent."""
 
 
@@ -55,8 +60,9 @@ def render(entries: Sequence[Entry], library: Library, out: Path, command: Seque
 def warnings(rendered: Sequence[Rendered], library: Library) -> list[str]:
     """One line for each run that was left out or is odd."""
     skipped = [f"skipped: {entry.path}: {_without(entry.reason, entry.path)}" for entry in library.skipped]
+    left_out = [f"left out: {line}" for line in library.left_out]
     conflicts = list(library.conflicts.values())
-    return list(dict.fromkeys([*skipped, *conflicts, *(note for part in rendered for note in part.notes)]))
+    return list(dict.fromkeys([*skipped, *left_out, *conflicts, *(note for part in rendered for note in part.notes)]))
 
 
 def listing(entries: Sequence[Entry], library: Library) -> list[list[Any]]:
@@ -75,29 +81,37 @@ def listing(entries: Sequence[Entry], library: Library) -> list[list[Any]]:
 
 
 def results(library: Library) -> pd.DataFrame:
-    """The results of the runs that were used, a row for each run, stage and metric."""
+    """What was read of the runs that were used, a row for each run, stage and metric."""
     rows = [
-        {
-            "run": str(path),
-            "data": place.cell.data,
-            "network": place.cell.network,
-            "method": place.cell.method,
-            "arm": place.arm,
-            "sparsity": place.cell.sparsity,
-            "flops_reduction": place.cell.flops_reduction,
-            "gamma": place.gamma,
-            "seed": place.seed,
-            **row,
-        }
-        for path, place in sorted(library.used.items())
-        for row in _results_of(place)
+        {"run": str(path), **_place_columns(place), **row}
+        for path, (place, needs) in sorted(library.used.items())
+        for row in _results_of(place.run, needs)
     ]
-    return pd.DataFrame(rows, columns=list(RESULTS))
+    return pd.DataFrame(rows, columns=list(RESULTS)).astype({"train_steps": "Int64", "n": "Int64"})
+
+
+def _place_columns(place: Place) -> dict[str, Any]:
+    cell, training = place.cell, place.training
+    return {
+        "data": cell.data,
+        "network": cell.network,
+        "method": cell.method,
+        "arm": place.arm,
+        "sparsity": cell.sparsity,
+        "flops_reduction": cell.flops_reduction,
+        "gamma": place.gamma,
+        "objective": training.objective,
+        "beta": training.beta,
+        "train_eps": training.eps,
+        "train_step": training.step,
+        "train_steps": training.steps,
+        "seed": place.seed,
+    }
 
 
 def page(rendered: Sequence[Rendered], library: Library, command: Sequence[str]) -> str:
     """``README.md``: what was rendered, from which code, and what was left out."""
-    commits = sorted({str(place.run.environment.get("commit")) for place in library.used.values()})
+    commits = sorted({str(place.run.environment.get("commit")) for place, _ in library.used.values()})
     parts = ["# Tables and figures from runs\n"]
     if command:
         parts.append(f"```\n{shlex.join(command)}\n```\n")
@@ -157,18 +171,20 @@ def _seeds(entry: Entry, library: Library, cell: Any, arm: str) -> int:
     return len(set.intersection(*seeds))
 
 
-def _results_of(place: Place) -> list[dict[str, Any]]:
-    """Stage, metric and value of everything that a run's results hold."""
-    run, rows = place.run, []
+def _results_of(run: Run, needs: set[str]) -> list[dict[str, Any]]:
+    """Stage, metric and value of what these needs read, and of an accuracy what it was measured under."""
+    rows: list[dict[str, Any]] = []
     for stage in run.config.evaluation.stages:
-        summary = run.results.get(f"evaluate-{stage}", {})
+        summary = run.results.get(f"evaluate-{stage}", {}) if f"evaluate-{stage}" in needs else {}
+        under = {name: summary.get(name) for name in ("attack", "norm", "eps", "n")}
         measured = [metric for metric in ("clean_accuracy", "robust_accuracy") if metric in summary]
-        rows += [{"stage": stage, "metric": metric, "value": 100 * summary[metric]} for metric in measured]
-    if "prune" in run.results:
+        rows += [{"stage": stage, **under, "metric": name, "value": 100 * summary[name]} for name in measured]
+    if "timing" in needs:
         rows.append({"stage": "prune", "metric": "hours", "value": seconds(run) / 3600})
+    if "curvature" in needs:
         rows += [{"stage": "prune", "metric": f"lambda_max_{mode}", "value": tracked.iloc[-1]}
                  for mode in ("batch", "running") if len(tracked := run.tracked(f"lambda_max_{mode}"))]  # fmt: skip
-    if run.sharpness is not None:
+    if "sharpness" in needs:
         rows += [{"stage": "prune", "metric": f"loss_difference at {rho:g}", "value": value}
                  for rho, value in loss_differences(run).items()]  # fmt: skip
     return rows

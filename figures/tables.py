@@ -10,7 +10,7 @@ import pandas as pd
 
 from figures.catalogue import ARMS, DATA, METHODS, NETWORKS, Cell, Entry
 from figures.grid import Grid, Text
-from figures.matching import Library, mixed_settings, paper_gamma
+from figures.matching import Library, mixed_settings, paper_gamma, training_of
 from figures.numbers import (
     Line,
     comparison,
@@ -276,6 +276,7 @@ def _caption(entry: Entry, lines: Sequence[Line], library: Library) -> list[str]
     """What the numbers are of, and the rules of the marks; of those alone that the table shows."""
     runs = [run for line in lines for by_arm in line.runs.values() for run in by_arm]
     said = []
+    said += trainings(runs)
     if entry.kind == "accuracy":
         said += attacks(entry, lines)
     if entry.kind == "corruptions" and entry.substitute not in (None, "cifar10"):
@@ -298,6 +299,12 @@ def _caption(entry: Entry, lines: Sequence[Line], library: Library) -> list[str]
         said.append("Δ = (clean − robust of Orig.) − (clean − robust of S2AP), recomputed.")
         said.append(f"{PAPER} the paper's gap does not follow from its accuracies.")
     return [*said, *substituted(entry), *gammas(entry, library)]
+
+
+def trainings(runs: Iterable[Run]) -> list[str]:
+    """What the runs were trained on."""
+    found = sorted({str(training_of(run.config)) for run in runs})
+    return [f"Trained with {'; with '.join(found)}."] if found else []
 
 
 def attacks(entry: Entry, lines: Iterable[Line]) -> list[str]:

@@ -304,6 +304,7 @@ def test_what_was_not_run_says_so(rendered):
 def test_captions_name_the_attack(rendered):
     said = (rendered / "table1.md").read_text().splitlines()[0]
     assert "pgd-50, Linf, eps 32/255, 30 test images" in said
+    assert "Trained with objective trades, beta 6.0, eps 32/255, step 16/255, steps 2." in said
     assert "pgd-50, Linf, eps 32/255, 30 test images" in (rendered / "README.md").read_text()
 
 
@@ -316,6 +317,72 @@ def test_results_of_the_runs_used(made, rendered):
     assert one(rendered / "results.csv", method="harp", arm="orig", seed=1, metric="hours")["gamma"] == ""
     commit = json.loads((made / "harp-orig-0" / "environment.json").read_text())["commit"]
     assert str(commit) in (rendered / "README.md").read_text()
+
+
+def test_no_two_results_share_a_key(runs, tmp_path):
+    """Clean runs beside adversarial ones, and a run in halves, an evaluation in each, of which neither gives hours."""
+    for arm in ("orig", "s2ap"):
+        clone(runs / f"hydra-{arm}-0", f"clean-{arm}", objective=('name = "trades"', 'name = "clean"'))
+    both = '    "prune",\n    "finetune",\n'
+    for stage in ("prune", "finetune"):
+        clone(runs / "harp-orig-0", f"half-{stage}", stages=(both, f'    "{stage}",\n'))
+    shutil.rmtree(runs / "harp-orig-0")
+    render(runs, tmp_path / "out", "table1", "table5", "table7", "table10", "table13", "fig8")
+    rows = cells(tmp_path / "out" / "results.csv")
+    keys = [tuple(value for name, value in row.items() if name not in ("run", "value")) for row in rows]
+    assert len(keys) == len(set(keys))
+    of_hydra = [row for row in rows if row["method"] == "hydra" and row["seed"] == "0" and row["metric"] == "hours"]
+    assert {row["objective"] for row in of_hydra} == {"trades"}  # Table 7 asks for no clean ones
+    wanted = {"method": "hydra", "arm": "orig", "seed": 0, "stage": "finetune", "metric": "clean_accuracy"}
+    trades, clean = (one(tmp_path / "out" / "results.csv", **wanted, objective=name) for name in ("trades", "clean"))
+    assert (trades["beta"], trades["train_eps"], trades["train_step"], trades["train_steps"]) == (
+        "6.0", "32/255", "16/255", "2"
+    )  # fmt: skip
+    assert [clean[name] for name in ("beta", "train_eps", "train_step", "train_steps")] == [""] * 4
+    assert (trades["attack"], trades["norm"], trades["eps"], trades["n"]) == ("pgd-50", "Linf", "32/255", "30")
+    of_harp = [row for row in rows if (row["method"], row["arm"], row["seed"]) == ("harp", "orig", "0")]
+    assert {row["metric"] for row in of_harp} == {"clean_accuracy", "robust_accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"beta": ("beta = 6.0", "beta = 2.0")}, ["trained with", "beta 2.0", "beta 6.0"]),
+        ({"objective": ('name = "trades"', 'name = "pgd-at"')}, ["trained with", "pgd-at", "trades"]),
+        ({"eps": ('eps = "32/255"', 'eps = "8/255"')}, ["trained with", "eps 8/255"]),
+        ({"step": ('step = "16/255"', 'step = "8/255"')}, ["trained with", "step 8/255"]),
+        ({"steps": ("steps = 2\n", "steps = 10\n")}, ["trained with", "steps 10"]),
+        ({"n": ("n = 30", "n = 20")}, ["evaluated with", "n 20", "n 30"]),
+        ({"norm": ('attack = "pgd-50"\nnorm = "Linf"', 'attack = "apgd"\nnorm = "L2"')}, ["evaluated with", "norm L2"]),
+        ({"radius": ("n = 30", 'n = 30\neps = "8/255"')}, ["evaluated with", "eps 8/255", "eps 32/255"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_runs_trained_or_evaluated_otherwise_are_in_no_cell_and_named(runs, tmp_path, changed, words):
+    clone(runs / "hydra-orig-0", "other", **changed)
+    shutil.rmtree(runs / "hydra-orig-0")
+    result = render(runs, tmp_path / "out", "table1", "table6")
+    row = one(tmp_path / "out" / "table1.csv", **HYDRA, arm="orig", metric="robust_accuracy")
+    expected = 100 * correct(runs, "hydra", "orig", 1, "finetune", "robust").mean()
+    assert (row["seeds"], float(row["measured"])) == ("1", pytest.approx(expected))
+    (line,) = result.stderr.splitlines()
+    assert all(word in line for word in [str(runs / "other"), *words])
+    assert "other" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_what_an_objective_does_not_read_does_not_set_runs_apart(runs, tmp_path):
+    """Clean training has no adversary, so its radius is that of nothing."""
+    for seed, eps in ((0, "32/255"), (1, "8/255")):
+        for arm in ("orig", "s2ap"):
+            clone(
+                runs / f"hydra-{arm}-{seed}",
+                f"clean-{arm}-{seed}",
+                objective=('name = "trades"', 'name = "clean"'),
+                attack=('attack = "pgd-50"', 'attack = "none"'),
+                eps=('eps = "32/255"', f'eps = "{eps}"'),
+            )
+    render(runs, tmp_path / "out", "table10")
+    assert one(tmp_path / "out" / "table10.csv", **HYDRA, arm="s2ap")["seeds"] == "2"
 
 
 def test_two_runs_of_one_place_are_both_left_out_and_named(runs, tmp_path):
@@ -461,10 +528,10 @@ def test_dense_networks_that_differ_are_complained_about(runs, tmp_path):
 
 def test_runs_that_were_not_made_alike_are_named(runs, tmp_path):
     config = runs / "hydra-orig-1" / "config.toml"
-    config.write_text(config.read_text().replace("beta = 6.0", "beta = 2.0"))
+    config.write_text(config.read_text().replace("momentum = 0.9", "momentum = 0.5"))
     result = render(runs, tmp_path / "out", "table1")
     (line,) = result.stderr.splitlines()
-    assert "objective.beta" in line
+    assert "prune.momentum" in line
     assert "hydra" in line
 
 
