@@ -46,7 +46,7 @@ class InMemory:
         if any(images.dtype != np.uint8 for images, _ in splits.values()):
             raise ValueError(f"data set {name}: images are kept as uint8, with scale for 1.0")
         self._splits: dict[Split, tuple[Tensor, Tensor]] = {
-            split: (torch.tensor(images).contiguous(), torch.tensor(labels, dtype=torch.int64))
+            split: (_row_major(images), torch.tensor(labels, dtype=torch.int64))
             for split, (images, labels) in splits.items()
         }
         _, self.channels, self.size, _ = next(iter(self._splits.values()))[0].shape
@@ -128,3 +128,13 @@ def crop_and_flip(x: Tensor, pad: int, shifts: Tensor, mirrored: Tensor) -> Tens
     image = torch.arange(batch, device=x.device)[:, None, None, None]
     channel = torch.arange(channels, device=x.device)[:, None, None]
     return F.pad(x, (pad,) * 4)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _row_major(images: np.ndarray) -> Tensor:
+    """A copy with the strides of [N, C, H, W], also where C is 1.
+
+    numpy gives an axis of length 1 any stride. torch takes grey images with a channel stride of 1 for channels last,
+    and oneDNN's channels-last 1x1 convolution of stride 2 writes past its buffer where there are fewer than eight
+    input channels and no AVX-512.
+    """
+    return torch.from_numpy(images).clone(memory_format=torch.contiguous_format)

@@ -134,6 +134,14 @@ def test_to_moves_a_copy(colours):
     assert colours.labels("train").device.type == "cpu"
 
 
+def test_grey_images_are_not_taken_for_channels_last():
+    """numpy leaves the one channel's stride at 1, with which torch would choose another convolution."""
+    images = np.zeros((3, 5, 4), dtype=np.uint8)[:, None]
+    assert torch.from_numpy(images).is_contiguous(memory_format=torch.channels_last)
+    (batch,) = InMemory("grey", 2, {"train": (images, np.arange(3))}).batches("train", 3)
+    assert batch.x.stride() == (20, 20, 4, 1)
+
+
 def test_missing_split_is_named(colours):
     with pytest.raises(InputError, match="colours has no test split, only train"):
         colours.count("test")
