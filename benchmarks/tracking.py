@@ -164,7 +164,7 @@ def _full_width(setting: Setting) -> Row:
     ours = search(model, next(data.batches("train", batch)).x)
     readings = Readings({"quarter": Tracked(batch // 4, ["running"])}, setting.device)
     settings = PruneSettings(lr=0.01, batch_size=batch)  # 0.1 would throw a barely trained network about
-    loop = Loop("prune", settings, model, ours.objective, ours.optimizer, data, 0, iterations, callbacks=[readings])
+    loop = Loop("prune", settings, model, ours.objective, ours.optimizer, data, 0, callbacks=[readings])
     loop.epoch = 1
     readings.mark = time.perf_counter()
     loop.train_epoch()

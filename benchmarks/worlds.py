@@ -1,6 +1,5 @@
 """The networks, images and searches that benchmarks measure on."""
 
-import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -52,9 +51,9 @@ def colour_digits(count: int, setting: Setting) -> Dataset:
 def pretrained(name: str, data: Dataset, batch: int, setting: Setting) -> nn.Module:
     """A network after one epoch of plain training; 0.1 would throw it to where logits lie hundreds apart."""
     model = network(name, setting)
-    settings, per_epoch = PretrainSettings(batch_size=batch, lr=0.01), math.ceil(data.count("train") / batch)
+    settings = PretrainSettings(batch_size=batch, lr=0.01)
     objective = build_objective(ObjectiveSettings(name="clean"))
-    loop = Loop("pretrain", settings, model, objective, sgd(list(model.parameters())), data, 0, per_epoch, epoch=1)
+    loop = Loop("pretrain", settings, model, objective, sgd(list(model.parameters())), data, 0, epoch=1)
     loop.train_epoch()
     return model
 
@@ -126,9 +125,8 @@ class Digits:
 
     def loop(self, stage: str, parameters: list[nn.Parameter]) -> Loop:
         """A stage on this network, ready for :meth:`Loop.train_epoch`."""
-        per_epoch = math.ceil(self.data.count("train") / self.settings.batch_size)
         objective = build_objective(self.objective)
-        return Loop(stage, self.settings, self.model, objective, sgd(parameters), self.data, 0, per_epoch)
+        return Loop(stage, self.settings, self.model, objective, sgd(parameters), self.data, 0)
 
 
 def digits(setting: Setting, *, epochs: int) -> Digits:

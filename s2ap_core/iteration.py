@@ -56,7 +56,7 @@ def iterate(
     share = Share(len(y)) if share is None else share
 
     def robust_loss(portion: float = 1.0) -> Tensor:
-        n = max(1, round(portion * share.count))
+        n = min(max(2, round(portion * share.count)), share.count)  # BatchNorm needs two
         own = share.first(n)
         return share.of_mean(objective.loss(model, x[:own], x_adv[:own], y[:own]), n)
 

@@ -18,7 +18,7 @@ from s2ap_core import lock
 from s2ap_core.checkpoints import build_network, describe, load_checkpoint, save_checkpoint
 from s2ap_core.config import PruneSettings, StageSettings
 from s2ap_core.data import Batch, Dataset
-from s2ap_core.data.base import Split
+from s2ap_core.data.base import Split, without_lone_image
 from s2ap_core.disk import check_space
 from s2ap_core.distributed import Share, Statistics, add_up, batch_statistics, rows, wait
 from s2ap_core.errors import InputError
@@ -119,7 +119,6 @@ class Loop:
     optimizer: torch.optim.Optimizer
     data: Dataset
     seed: int
-    iterations_per_epoch: int
     method: Method | None = None
     perturb: Callable[[int], Perturbation | None] = lambda epoch: None
     perturbation: Perturbation | None = None
@@ -130,6 +129,12 @@ class Loop:
     precision: str = "float32"
     loss: float = math.nan
     callbacks: Sequence[Callback] = field(default_factory=tuple)
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Number of batches that :meth:`train_epoch` makes."""
+        positions = torch.arange(self.data.count("train"))
+        return len(without_lone_image(positions.split(self.settings.batch_size)))
 
     def train_epoch(self) -> None:
         """One pass over the training images: Algorithm 1 or 2, iteration by iteration."""
@@ -144,7 +149,12 @@ class Loop:
         with train_mode(self.model, True), batch_statistics(self.model, self.statistics):
             for self.iteration, (batch, share) in enumerate(batches):
                 self.share = share
-                step = self._iterate(batch.x, batch.y, share)
+                try:
+                    step = self._iterate(batch.x, batch.y, share)
+                except ValueError as error:
+                    if share.count > 1:
+                        raise
+                    raise InputError(f"{self.stage}.batch_size: one image will not do ({error}); raise it") from error
                 losses.append(step.loss)
                 counts.append(share.count)
                 # Reading a loss waits for its iteration: on a GPU for the one before, while this one is under way.
@@ -191,9 +201,19 @@ class Loop:
 
 
 def shared_batches(data: Dataset, split: Split, batch_size: int, **options: Any) -> Iterator[tuple[Batch, Share]]:
-    """Of each batch what belongs to this process; ``options`` are those of :meth:`s2ap_core.data.Dataset.batches`."""
-    for index, batch in enumerate(data.batches(split, batch_size, part=rows, **options)):
-        yield batch, Share.own(min(batch_size, data.count(split) - index * batch_size))
+    """Of each batch what belongs to this process; ``options`` are those of :meth:`s2ap_core.data.Dataset.batches`.
+
+    Of the training images no last batch is one image alone, see :func:`s2ap_core.data.base.without_lone_image`.
+    """
+    counts: list[int] = []
+
+    def part(batches: Sequence[Tensor]) -> Sequence[Tensor]:
+        whole = without_lone_image(batches) if split == "train" else batches
+        counts.extend(map(len, whole))
+        return rows(whole)
+
+    for index, batch in enumerate(data.batches(split, batch_size, part=part, **options)):
+        yield batch, Share.own(counts[index])
 
 
 def robust_validation(
@@ -400,7 +420,6 @@ class Stages:
             optimizer,
             self.data,
             self.config.seed,
-            iterations_per_epoch=math.ceil(self.data.count("train") / settings.batch_size),
             callbacks=self.callbacks,
             statistics=self.config.distributed.batch_norm,
             precision=self.config.compute.precision,

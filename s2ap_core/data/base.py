@@ -75,8 +75,8 @@ class Dataset(Protocol):
             shuffle: seed of the order and of the augmentation; None keeps the split's own order.
             augment: augment as is usual for the data set; nothing happens where nothing is usual.
             limit: stop after this many images.
-            part: picks what is loaded here from the positions of each batch, [B] int64; None loads it all. See
-                :mod:`s2ap_core.distributed`. A batch may come out empty.
+            part: picks what is loaded here from the positions of each batch, [B] int64, and may join batches; None
+                loads it all. See :mod:`s2ap_core.distributed`. A batch may come out empty.
 
         Raises:
             InputError: if the data set has no such split.
@@ -99,6 +99,17 @@ def cut(visit: Tensor, batch_size: int, part: Part | None) -> Sequence[Tensor]:
     """The positions of each batch that is loaded here, given those of all images in the order of the visit."""
     batches = visit.split(batch_size)
     return batches if part is None else part(batches)
+
+
+def without_lone_image(batches: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The same images, a last batch of one joined to the one before it.
+
+    BatchNorm has no statistics of one image where its map is a pixel, and bad ones elsewhere. Batches that are all
+    of one image are meant so.
+    """
+    if len(batches) < 2 or len(batches[-1]) > 1 or len(batches[-2]) == 1:
+        return batches
+    return [*batches[:-2], torch.cat([batches[-2], batches[-1]])]
 
 
 def hold_out(labels: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -181,7 +181,7 @@ def searched(lr: float) -> dict[str, Tensor]:
     settings = PruneSettings(batch_size=128, lr=lr, epochs=2)
     perturbation = Perturbation(model, score_layers(model), gamma=0.01)
     loop = Loop(
-        "prune", settings, model, build_objective(ObjectiveSettings(**THREAT)), optimizer, data, 0, 4,
+        "prune", settings, model, build_objective(ObjectiveSettings(**THREAT)), optimizer, data, 0,
         method=method, perturb=lambda epoch: perturbation,
     )  # fmt: skip
     for loop.epoch in (1, 2):

@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from s2ap_core.data import DATASETS, InMemory, load
-from s2ap_core.data.base import hold_out
+from s2ap_core.data.base import hold_out, without_lone_image
 from s2ap_core.data.memory import crop_and_flip
 from s2ap_core.errors import InputError
 
@@ -184,3 +184,13 @@ def test_hold_out_takes_every_class_in_proportion(count):
         assert taken.min() >= 1
         assert np.abs(taken - count * np.array([100, 40, 7, 3]) / 150).max() < 1
     assert not np.array_equal(held, hold_out(labels, count, seed=1)[1])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+def test_a_last_batch_of_one_image_joins_the_one_before(size):
+    for count in range(1, 15):
+        found = [batch.tolist() for batch in without_lone_image(torch.arange(count).split(size))]
+        assert [position for batch in found for position in batch] == list(range(count))
+        lone = size > 1 and count > size and count % size == 1
+        sizes = [size] * (count // size) + [count % size] * (count % size > 0)
+        assert [len(batch) for batch in found] == ([*sizes[:-2], size + 1] if lone else sizes)

@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from s2ap_core import distributed
 from s2ap_core.checkpoints import load_checkpoint
 from s2ap_core.config import TrackingSettings
+from s2ap_core.data import InMemory
 from s2ap_core.errors import InputError
 from s2ap_core.methods.harp import Harp
 from s2ap_core.runs import RunDirectory, load_masks, load_tensors
 from s2ap_core.scores import masks
-from s2ap_core.stages import Callback, Loop, Selection, Stages, cosine_lr, robust_validation
+from s2ap_core.stages import Callback, Loop, Selection, Stages, cosine_lr, robust_validation, shared_batches
 from s2ap_diag.tracking import CurvatureTracker
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
@@ -204,6 +206,70 @@ def test_other_seeds_make_other_runs(prune):
     first, second = prune("0", seed=0), prune("1", seed=1)
     ours, theirs = (load_tensors(p / "ckpt" / "prune-epoch-003.safetensors")[0] for p in (first, second))
     assert not torch.equal(ours["conv1.scores"], theirs["conv1.scores"])
+
+
+# --- batches of one image ---
+
+ONE_PIXEL = {"network": {"name": "resnet18", "width": 4}, "minimizer": {"name": "s2ap", "warmup": 1, "subset": 0.01}}
+
+
+class Batches(Callback):
+    """Notes each batch that is trained on."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, int, int]] = []
+        self.expected: dict[str, int] = {}
+
+    def on_stage(self, loop):
+        self.expected[loop.stage] = loop.iterations_per_epoch
+
+    def on_iteration(self, loop, step):
+        self.seen.append((loop.stage, loop.epoch, loop.iteration, loop.share.count))
+
+
+def test_a_last_batch_of_one_image_joins_the_one_before_it(tmp_path, new_run, data):
+    first = next(data.batches("train", 33))
+    splits = {"train": first, "val": next(data.batches("val", 17)), "test": next(data.batches("test", 17))}
+    images = {name: ((255 * b.x).round().byte().numpy(), b.y.numpy()) for name, b in splits.items()}
+    odd, batches = InMemory("odd", 10, images), Batches()
+    Stages(new_run(tmp_path / "whole", **ONE_PIXEL), odd, callbacks=[batches]).all()
+    for stage, epochs in (("pretrain", 2), ("prune", 3), ("finetune", 2)):
+        expected = [(stage, epoch + 1, i, n) for epoch in range(epochs) for i, n in enumerate((16, 17))]
+        assert [seen for seen in batches.seen if seen[0] == stage] == expected
+        assert batches.expected[stage] == 2
+    run = new_run(tmp_path / "broken", **ONE_PIXEL)
+    with pytest.raises(Stop):
+        Stages(run, odd, callbacks=[Interrupt("prune", 3)]).all()
+    Stages(run, odd).all()
+    ours, theirs = contents(tmp_path / "broken"), contents(tmp_path / "whole")
+    assert all(ours[name] == theirs[name] for name in theirs)
+
+
+@pytest.mark.parametrize(("count", "size"), [(33, 16), (17, 4), (9, 3), (10, 3), (3, 2), (1, 4)])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_the_processes_shares_make_up_each_batch(data, monkeypatch, count, size, processes):
+    x, y, _ = next(data.batches("train", count))
+    few = InMemory("few", 10, {"train": ((255 * x).round().byte().numpy(), y.numpy())})
+    whole = [batch.index for batch, _ in shared_batches(few, "train", size, shuffle=1)]
+    assert torch.cat(whole).sort().values.tolist() == list(range(count))
+    hands = []
+    for rank in range(processes):
+        monkeypatch.setattr(distributed, "_group", distributed._Group(rank, processes))
+        hands.append(list(shared_batches(few, "train", size, shuffle=1)))
+    for index, positions in enumerate(whole):
+        for rank, hand in enumerate(hands):
+            batch, share = hand[index]
+            assert (share.count, share.rank, share.world) == (len(positions), rank, processes)
+            assert batch.index.tolist() == positions[rank::processes].tolist()
+            assert share.first(share.count) == len(batch.y)
+    assert {len(hand) for hand in hands} == {len(whole)}
+    assert min(map(len, whole)) > 1 or count == 1
+
+
+def test_batches_of_one_image_are_refused_where_batch_norm_cannot_have_them(tmp_path, new_run, data):
+    run = new_run(tmp_path / "run", **ONE_PIXEL, pretrain={"batch_size": 1})
+    with pytest.raises(InputError, match=r"pretrain\.batch_size: one image will not do"):
+        Stages(run, data).all()
 
 
 # --- losses that are not finite ---

@@ -44,8 +44,7 @@ def world() -> tuple[nn.Module, Objective, tuple[Tensor, Tensor, Tensor]]:
 def loop_of(model: nn.Module, objective: Objective, data: object, perturbation: Perturbation | None = None) -> Loop:
     optimizer = torch.optim.SGD(searched_parameters(model, PruneSettings()), lr=0.1)
     return Loop(
-        "prune", PruneSettings(), model, objective, optimizer, data, seed=0, iterations_per_epoch=4,
-        perturbation=perturbation,
+        "prune", PruneSettings(), model, objective, optimizer, data, seed=0, perturbation=perturbation,
     )  # fmt: skip
 
 
