@@ -1,5 +1,6 @@
 """The stages of a run, pretrain -> prune -> finetune -> evaluate, and the loop that three of them share."""
 
+import copy
 import logging
 import math
 import time
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from s2ap_core import lock
+from s2ap_core.batch_norm import reestimate_statistics
 from s2ap_core.checkpoints import build_network, describe, load_checkpoint, save_checkpoint
 from s2ap_core.config import PruneSettings, StageSettings
 from s2ap_core.data import Batch, Dataset
@@ -51,6 +53,9 @@ DIVERGED = 1000.0
 TRADES starts within a few log(classes), and an untrained network under a sparse mask within some tens. To get
 here the logits have to be wrong by hundreds.
 """
+
+STATISTICS_BATCHES = 16
+"""Training batches that the statistics of a mask that was cut are estimated on: a forward pass each, in an epoch."""
 
 Until = Literal["pretrain", "warmup", "prune", "end"]
 
@@ -195,9 +200,28 @@ class Loop:
         section = "minimizer" if self.stage == "prune" else "finetune"
         return f"{lower} or {section}.gamma ({self.perturbation.gamma})"
 
-    def validate(self) -> dict[str, float]:
-        """Robust loss, clean and robust accuracy on the validation split, in eval mode."""
-        return robust_validation(self.model, self.objective, self.data, self.settings.batch_size, self.seed)
+    def candidate(self) -> nn.Module:
+        """What this epoch has to offer: it is validated, and handed on if it is selected.
+
+        In the search, a copy of the network with the epoch's mask at exactly the budget. Where the cut changed
+        the mask, BatchNorm's running statistics belong to another one, as before the first epoch, when they are
+        still the dense network's: they are estimated anew on the same clean training images each time. A mask
+        that kept the budget all along keeps the statistics that the search gathered under it. The network being
+        trained stays as it is.
+        """
+        if self.method is None:
+            return self.model
+        cut = copy.deepcopy(self.model)
+        if self.method.cut_to_budget(cut) or self.epoch == 0:
+            size, order = self.settings.batch_size, derive_seed(self.seed, "statistics")
+            batches = shared_batches(self.data, "train", size, shuffle=order, limit=STATISTICS_BATCHES * size)
+            with batch_statistics(cut, "sync"):
+                reestimate_statistics(cut, (batch.x for batch, _ in batches))
+        return cut
+
+    def validate(self, candidate: nn.Module) -> dict[str, float]:
+        """Robust loss, clean and robust accuracy of a network on the validation split, in eval mode."""
+        return robust_validation(candidate, self.objective, self.data, self.settings.batch_size, self.seed)
 
 
 def shared_batches(data: Dataset, split: Split, batch_size: int, **options: Any) -> Iterator[tuple[Batch, Share]]:
@@ -442,31 +466,31 @@ class Stages:
             loop.epoch = epoch
             started = time.monotonic()
             loop.train_epoch()
-            if loop.method is not None:
-                loop.method.end_epoch(loop.model, loop.epoch - 1)
             self._end_epoch(loop, selection, seconds=time.monotonic() - started)
         if loop.epoch < loop.settings.epochs:
             return
         wait()
-        if stage == "prune":
-            self._settle_mask(loop, selection)
+        if selection.epoch is None:
+            raise InputError(f"{stage}: no epoch has a finite validation loss; {loop.remedy()}")
+        for warning in loop.method.warnings() if loop.method is not None else ():
+            log.warning("%s: %s", stage, warning)
         self.run.add_results(**{stage: {"epochs": loop.epoch, "selected_epoch": selection.epoch}})
 
     def _end_epoch(self, loop: Loop, selection: Selection, seconds: float) -> None:
-        """Validate, save the epoch, and commit it with the state that a resume starts from."""
-        validation = loop.validate()
-        if not math.isfinite(validation["val_loss"]):
-            raise InputError(
-                f"{loop.stage}: the validation loss is {validation['val_loss']} after epoch {loop.epoch}; "
-                f"{loop.remedy()}"
-            )
+        """Validate what the epoch offers, save it and the epoch, and commit both with the state for a resume."""
+        if not is_finite(loop.model):  # its last step may have been too far
+            raise InputError(f"{loop.stage}: the network holds nan or inf after epoch {loop.epoch}; {loop.remedy()}")
+        candidate = loop.candidate()
+        validation = loop.validate(candidate)
         header = describe(self.config, self.data, loop.stage, loop.epoch)
-        eligible = loop.method is None or loop.method.within_budget(loop.model)
-        if loop.stage == "prune":
+        if loop.method is not None:
+            if loop.epoch:
+                loop.method.end_epoch(loop.model, loop.epoch - 1)
             save_masks(self.run.masks(loop.epoch), masks(loop.model), header)
             save_checkpoint(self.run.checkpoint(f"prune-epoch-{loop.epoch:03d}"), loop.model, header)
-        if eligible and selection.offer(loop.epoch, validation["val_loss"], validation["val_robust_accuracy"]):
-            save_checkpoint(self.result(loop.stage), loop.model, header)
+        if selection.offer(loop.epoch, validation["val_loss"], validation["val_robust_accuracy"]):
+            offered = header if loop.method is None else {**header, "at_budget": True}
+            save_checkpoint(self.result(loop.stage), candidate, offered)
         rows: list[tuple[Any, ...]] = [("", name, value) for name, value in validation.items()]
         if loop.epoch:
             rows += [("", "train_loss", loop.loss), ("", "lr", loop.optimizer.param_groups[0]["lr"])]
@@ -486,17 +510,6 @@ class Stages:
             return
         for epoch in range(loop.epoch - self.keep_checkpoints + 1):
             self.run.checkpoint(f"prune-epoch-{epoch:03d}").unlink(missing_ok=True)
-
-    def _settle_mask(self, loop: Loop, selection: Selection) -> None:
-        """Hand on the selected scores (line 15), at exactly the method's budget."""
-        if selection.epoch is None:
-            log.warning("no epoch met the budget; the last scores are cut to it: raise method.penalty")
-            model, header = loop.model, describe(self.config, self.data, loop.stage, loop.epoch)
-        else:
-            best = load_checkpoint(self.result("prune"), self.device)
-            model, header = best.model, best.header
-        self.method.enforce_budget(model)
-        save_checkpoint(self.result("prune"), model, header)
 
     def _save_state(self, loop: Loop, selection: Selection, header: Mapping[str, Any], metrics: int) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in plain_state_dict(loop.model).items()}
@@ -581,6 +594,11 @@ def searched_parameters(model: nn.Module, settings: PruneSettings) -> list[nn.Pa
     for parameter in searched:
         parameter.requires_grad_(True)
     return searched
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Whether there is no NaN or infinity in a network's parameters and buffers."""
+    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
 
 
 def normalize_score_gradient(optimizer: torch.optim.Optimizer, tensors: Sequence[Tensor]) -> None:

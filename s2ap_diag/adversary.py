@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from s2ap_core.checkpoints import Checkpoint
 from s2ap_core.config import ObjectiveSettings, parse_config
@@ -61,13 +59,8 @@ class Adversary:
         ]
 
 
-def reestimate_statistics(model: nn.Module, batches: list[Any]) -> None:
-    """Set BatchNorm's running statistics, in place, to the average over these batches' clean images."""
-    with torch.no_grad():
-        update_bn([batch[0] for batch in batches], model)
-
-
 def needs_reestimation(checkpoint: Checkpoint, batch_norm: BatchNormMode) -> bool:
-    """Before the search the running statistics are still those of the dense network."""
-    before_search = checkpoint.header.get("stage") == "prune" and checkpoint.header.get("epoch") == 0
+    """Before the search its running statistics are still the dense network's; what it hands on has its own."""
+    header = checkpoint.header
+    before_search = header.get("stage") == "prune" and header.get("epoch") == 0 and not header.get("at_budget")
     return batch_norm == "running" and before_search

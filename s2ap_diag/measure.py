@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from s2ap_core.batch_norm import reestimate_statistics
 from s2ap_core.checkpoints import Checkpoint
 from s2ap_core.config import ObjectiveSettings
 from s2ap_core.data import Dataset
@@ -12,7 +13,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.objectives import build_objective
 from s2ap_core.scores import density as kept_fraction
 from s2ap_core.scores import score_masks
-from s2ap_diag.adversary import Adversary, describe_adversary, needs_reestimation, reestimate_statistics
+from s2ap_diag.adversary import Adversary, describe_adversary, needs_reestimation
 from s2ap_diag.hessian import BatchNormMode
 from s2ap_diag.loss_difference import LossDifference, Norm, loss_difference
 from s2ap_diag.spectrum import Curvature, Method, SpectralDensity, curvature, spectral_density, spread
@@ -135,7 +136,7 @@ def measure_sharpness(
     model, batch_norm = checkpoint.model, str(settings.batch_norm)
     batches = adversary.batches(model, data, settings.images, settings.batch_size)
     if needs_reestimation(checkpoint, settings.batch_norm):
-        reestimate_statistics(model, batches)
+        reestimate_statistics(model, [batch[0] for batch in batches])
         batches = adversary.batches(model, data, settings.images, settings.batch_size)
         batch_norm = "running (re-estimated under the mask)"
     loss = batch_loss(adversary.objective)

@@ -61,13 +61,14 @@ class Method(ABC):
     def end_epoch(self, model: nn.Module, epoch: int) -> None:
         """Called once after each epoch of the search."""
 
-    def within_budget(self, model: nn.Module) -> bool:
-        """Whether this mask may be the search's result as it is."""
+    def cut_to_budget(self, model: nn.Module) -> bool:
+        """Make the mask keep exactly the budget, in place, by its keep rates alone; returns whether that changed it."""
         del model
-        return True
+        return False
 
-    def enforce_budget(self, model: nn.Module) -> None:
-        """Change the selected scores' rates, in place, so that the budget is kept."""
+    def warnings(self) -> list[str]:
+        """What is to be said of a search that has ended, each with a remedy."""
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs to go on after an interruption; JSON types alone."""

@@ -124,20 +124,22 @@ class HydraChannels(ChannelMethod):
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
         del generator
         self._attach(model, lambda scores, group: ChannelMask(scores, 1.0, group))
-        self.enforce_budget(model)
+        self.cut_to_budget(model)
 
     def end_epoch(self, model: nn.Module, epoch: int) -> None:
-        self.enforce_budget(model)
+        self.cut_to_budget(model)
 
     @torch.no_grad()
-    def enforce_budget(self, model: nn.Module) -> None:
+    def cut_to_budget(self, model: nn.Module) -> bool:
         """Set k to the largest value at which the FLOPs do not exceed the target."""
         masks, flops_at = channel_masks(model), self._flops_at(model)
         keep = self._largest(
             lambda k: flops_at({name: mask.count(k) for name, mask in masks.items()}) <= self.target, 1.0
         )
+        changed = any(mask.count(keep) != mask.n_keep for mask in masks.values())
         for mask in masks.values():
             mask.nominal_keep.fill_(keep)
+        return changed
 
 
 class HarpChannels(ChannelMethod, Harp):
@@ -167,7 +169,7 @@ class HarpChannels(ChannelMethod, Harp):
         return self.flops(model) / self.target - 1
 
     @torch.no_grad()
-    def enforce_budget(self, model: nn.Module) -> None:
+    def cut_to_budget(self, model: nn.Module) -> bool:
         """Bring the FLOPs as close to the target as one channel allows, from below.
 
         All k are scaled by one factor, none below k_min, the largest at which the FLOPs do not exceed the
@@ -199,7 +201,10 @@ class HarpChannels(ChannelMethod, Harp):
 
         while (more := grown()) is not None:
             counts = more
+        if counts == {group: mask.n_keep for group, mask in groups.items()}:
+            return False
         for group, mask in groups.items():
             # In the middle between two counts, so that rounding r to float32 cannot change them.
             rate = rate_of(counts[group] / mask.scores.numel(), self.keep_min)
             mask.rate.copy_(rate)  # type: ignore[union-attr]
+        return True

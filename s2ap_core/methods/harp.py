@@ -28,7 +28,8 @@ class Harp(Method):
     """Learned keep rates ``k = k_min + (1 - k_min) * sigmoid(r)`` with ``k_min = 0.1 * target``.
 
     A penalty ``c * (epoch + 1) * max(kept / target - 1, 0)`` drives the network towards its target; its
-    factor stops growing once the target has been reached.
+    factor stops growing once the target has been reached, to four decimals. What an epoch offers to the selection
+    is its mask scaled to exactly the target, see :meth:`cut_to_budget`; the penalty goes by the search's own rates.
     """
 
     def __init__(self, settings: MethodSettings) -> None:
@@ -73,25 +74,27 @@ class Harp(Method):
         return self.settings.penalty * factor * self.excess(model).clamp_min(0)
 
     def end_epoch(self, model: nn.Module, epoch: int) -> None:
-        if self.reached is None and self.within_budget(model):
+        if self.reached is None and round(self.excess(model).item(), 4) <= 0:
             self.reached = epoch
 
-    def within_budget(self, model: nn.Module) -> bool:
-        """kept / target - 1 is at most 0 to four decimals, this epoch's own value."""
-        return round(self.excess(model).item(), 4) <= 0
-
     @torch.no_grad()
-    def enforce_budget(self, model: nn.Module) -> None:
+    def cut_to_budget(self, model: nn.Module) -> bool:
         """Scale all k by one factor, none below k_min, so that exactly the budget is kept."""
         layers = list(score_masks(model).values())
         sizes = [mask.scores.numel() for mask in layers]
         if sum(mask.n_keep for mask in layers) == sum(sizes) - n_dropped(sum(sizes), self.settings.keep):
-            return
+            return False
         counts = scaled_counts([mask.keep for mask in layers], sizes, self.settings.keep, self.keep_min)
         for mask, size, count in zip(layers, sizes, counts, strict=True):
             # Half an entry inside the count, so that rounding r to float32 cannot change it.
             rate = rate_of(1 - (size - count + 0.5) / size, self.keep_min)
             mask.rate.copy_(rate)  # type: ignore[union-attr]
+        return True
+
+    def warnings(self) -> list[str]:
+        if self.reached is not None:
+            return []
+        return ["the keep rates never came down to the budget, each epoch's mask was cut to it: raise method.penalty"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"reached": self.reached}

@@ -186,7 +186,17 @@ def searched(lr: float) -> dict[str, Tensor]:
     )  # fmt: skip
     for loop.epoch in (1, 2):
         loop.train_epoch()
-    return {**masks(model), "validation": torch.tensor(list(loop.validate().values()))}
+    return {**masks(model), "validation": torch.tensor(list(loop.validate(loop.candidate()).values()))}
+
+
+@double
+def candidate() -> list[Tensor]:
+    """What HARP offers before its search: BatchNorm's statistics under the cut mask, and what they validate to."""
+    model, method, optimizer = search("harp", size=8)
+    settings, objective = PruneSettings(batch_size=128), build_objective(ObjectiveSettings(**THREAT))
+    loop = Loop("prune", settings, model, objective, optimizer, digits(387), 0, 4, method=method)
+    cut = loop.candidate()
+    return [*cut.buffers(), torch.tensor(list(loop.validate(cut).values()))]
 
 
 def float32() -> dict[str, Tensor]:
@@ -223,6 +233,7 @@ SECTIONS = {
     "batch_norm": batch_norm,
     "iterations": iterations,
     "lone_image": lone_image,
+    "candidate": candidate,
     "float32": float32,
     "float64": float64,
 }

@@ -191,13 +191,13 @@ def test_harp_ends_one_channel_below_the_target(narrow, start, reduction):
     found = channel_masks(model)
     for index, mask in enumerate(found.values()):
         mask.rate.data.fill_(torch.tensor(start).logit() + 0.1 * (index % 5))
-    method.enforce_budget(model)
+    method.cut_to_budget(model)
 
     counts = {name: mask.n_keep for name, mask in found.items()}
     assert method.flops(model).item() <= Fraction(dense, reduction)
     assert all(counts[name] == counts[other] for name, other in SHORTCUTS.items())
     assert min(mask.keep for mask in found.values()) >= 0.1 / reduction
-    method.enforce_budget(model)
+    method.cut_to_budget(model)
     assert counts == {name: mask.n_keep for name, mask in found.items()}
     for mask in found.values():
         if mask.n_keep < mask.scores.numel():
@@ -222,9 +222,8 @@ def test_the_penalty_and_its_gradient_by_hand():
         expected = 0.5 * 3 * slope * 0.95 * sigmoid * (1 - sigmoid) / 11
         assert found[name].rate.grad.item() == pytest.approx(expected.item(), rel=1e-5)
         assert found[name].scores.grad is None
-    assert not method.within_budget(model)
-    method.enforce_budget(model)
-    assert method.within_budget(model)
+    assert method.cut_to_budget(model)
+    assert not method.cut_to_budget(model)
     assert method.penalty(model, 2).item() == 0
 
 
@@ -244,7 +243,7 @@ def test_what_cannot_be_pruned_is_refused_in_a_line(narrow, name):
         attached(narrow("vit"), name, flops_reduction=4)
     model = narrow("vgg16_bn")
     with pytest.raises(InputError, match=r"method\.flops_reduction = 1000: .* lower it"):
-        attached(model, name, flops_reduction=1000).enforce_budget(model)
+        attached(model, name, flops_reduction=1000).cut_to_budget(model)
 
 
 def test_a_loaded_checkpoint_has_the_same_masks_and_one_tensor_for_tied_rates(tmp_path, new_run, data):

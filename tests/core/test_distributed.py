@@ -178,6 +178,13 @@ def test_masks_do_not_depend_on_the_number_of_processes(one, two):
     torch.testing.assert_close(two[0]["float64"]["validation"], one["float64"]["validation"], rtol=1e-9, atol=1e-9)
 
 
+def test_what_an_epoch_offers_has_the_statistics_of_all_images(one, two):
+    for found in two:
+        assert len(found["candidate"]) == len(one["candidate"])
+        for ours, wanted in zip(found["candidate"], one["candidate"], strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-9)
+
+
 # --- diagnostics and evaluation ---
 
 

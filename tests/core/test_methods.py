@@ -147,12 +147,14 @@ def test_harps_factor_stays_where_the_target_was_first_reached(narrow):
     assert resumed.penalty(model, 9).item() == pytest.approx(0.01 * 3 * 3, rel=1e-5)
 
 
-@pytest.mark.parametrize(("excess", "within"), [(-0.3, True), (0.00004, True), (0.0002, False), (1.0, False)])
-def test_within_budget_is_this_epochs_own_excess_to_four_decimals(narrow, excess, within):
+@pytest.mark.parametrize(("excess", "reached"), [(-0.3, True), (0.00004, True), (0.0002, False), (1.0, False)])
+def test_the_target_is_reached_at_an_excess_of_zero_to_four_decimals(narrow, excess, reached):
     model = narrow().double()
     method = attached("harp", model, keep=0.1)
     set_keeps(method, model, [0.1 * (1 + excess)] * 3)
-    assert method.within_budget(model) is within
+    method.end_epoch(model, 5)
+    assert (method.reached == 5) is reached
+    assert (method.warnings() == []) is reached
 
 
 def bare_layers(sizes: list[int]) -> nn.Module:
@@ -162,12 +164,12 @@ def bare_layers(sizes: list[int]) -> nn.Module:
 
 
 def enforced(sizes: list[int], keeps: list[float], target: float) -> tuple[list[int], list[int], int]:
-    """What each layer keeps before and after ``enforce_budget``, and the budget."""
+    """What each layer keeps before and after ``cut_to_budget``, and the budget."""
     model = bare_layers(sizes)
     method = attached("harp", model, keep=target)
     set_keeps(method, model, [max(keep, method.keep_min) for keep in keeps])
     before = [int(mask.sum()) for mask in masks(model).values()]
-    method.enforce_budget(model)
+    method.cut_to_budget(model)
     budget = sum(sizes) - int((1 - target) * sum(sizes))
     return before, [int(mask.sum()) for mask in masks(model).values()], budget
 
@@ -216,7 +218,7 @@ def test_an_exact_budget_is_left_alone():
     method = attached("harp", model, keep=0.1)
     set_keeps(method, model, [(250 - 0.5) / 1000, (150 - 0.5) / 3000])
     before = [mask.rate.item() for mask in score_masks(model).values()]
-    method.enforce_budget(model)
+    assert not method.cut_to_budget(model)
     assert [mask.rate.item() for mask in score_masks(model).values()] == before
     assert [int(mask.sum()) for mask in masks(model).values()] == [250, 150]
 
@@ -225,7 +227,7 @@ def test_an_enforced_mask_survives_its_checkpoint(narrow, tiny_network, tmp_path
     model = narrow()
     method = attached("harp", model, keep=0.2)
     set_keeps(method, model, [0.9, 0.35, 0.1])
-    method.enforce_budget(model)
+    method.cut_to_budget(model)
     described = {"name": "tiny", "classes": 10, "width": 4, "input_size": 8, "input_channels": 1, "norm_affine": True}
     save_checkpoint(tmp_path / "mask", model, {"network": described, "keep": 0.2})
     again = load_checkpoint(tmp_path / "mask").model
@@ -289,7 +291,7 @@ def test_only_harp_has_a_rate(narrow):
         assert all((mask.rate is not None) is has_rate for mask in score_masks(model).values())
         if not has_rate:
             assert method.penalty(model, 5).item() == 0
-            assert method.within_budget(model)
+            assert not method.cut_to_budget(model)
 
 
 def test_scores_may_be_shared_by_the_weights_they_broadcast_to():

@@ -295,7 +295,7 @@ def test_a_loss_of_nan_stops_with_the_iteration_named(tmp_path, new_run, data, s
 @pytest.mark.parametrize("stage", ["pretrain", "prune"])
 def test_a_last_step_too_far_is_not_committed(tmp_path, new_run, data, stage):
     run = new_run(tmp_path / "run")
-    with pytest.raises(InputError, match=rf"{stage}: .*nan.* epoch \d"):
+    with pytest.raises(InputError, match=rf"{stage}: .*nan.* epoch 2"):
         Stages(run, data, callbacks=[Poison(stage, 2, 2)]).all()
     assert_last_good_epoch_is_kept(run, stage)
 
@@ -405,27 +405,6 @@ def test_saved_masks_are_those_of_the_checkpoints(prune):
         assert all(torch.equal(saved[n], m) for n, m in masks(model).items())
         for mask in saved.values():
             assert int(mask.sum()) == mask.numel() - int(0.7 * mask.numel())
-
-
-@pytest.mark.parametrize("penalty", [0.0, 5.0])
-def test_harp_ends_at_the_exact_budget(prune, penalty, caplog):
-    method = {"name": "harp", "keep": 0.1, "penalty": penalty, "rate_init": [0.9, 0.5, 0.4]}
-    run = prune("run", method=method)
-    found = masks(load_checkpoint(run / "ckpt" / "prune-best.safetensors").model)
-    n = sum(mask.numel() for mask in found.values())
-    assert sum(int(mask.sum()) for mask in found.values()) == n - int((1 - 0.1) * n)
-    selected = json.loads((run / "results.json").read_text())["prune"]["selected_epoch"]
-    if penalty:
-        # The epoch that was handed on was itself within the budget.
-        model = load_checkpoint(run / "ckpt" / f"prune-epoch-00{selected}.safetensors").model
-        assert sum(int(mask.sum()) for mask in masks(model).values()) <= n - int((1 - 0.1) * n) + 3
-        assert not caplog.messages
-    else:
-        assert selected is None
-        assert "no epoch met the budget" in caplog.text
-        last = load_checkpoint(run / "ckpt" / "prune-epoch-003.safetensors").model
-        best = load_checkpoint(run / "ckpt" / "prune-best.safetensors").model
-        assert torch.equal(last.conv1.parametrizations.weight[0].scores, best.conv1.parametrizations.weight[0].scores)
 
 
 def test_finetuning_keeps_the_mask_and_trains_the_weights(uninterrupted):
