@@ -18,7 +18,7 @@ from figures.tables import NOT_RUN, attacks, gammas
 from s2ap_diag import plots
 
 TEXT_WIDTH = 2.1 * plots.COLUMN
-DATA_COLUMNS = ("panel", "series", "x", "seed", "value")
+DATA_COLUMNS = ("panel", "series", "x", "seed", "value", "interval_low", "interval_high")
 H = "Hamming distance h"
 SERIES = {"orig": plots.look(0), "s2ap": plots.look(1)}
 
@@ -29,12 +29,12 @@ class Drawing:
 
     Attributes:
         caption: sentences.
-        data: every number drawn: panel, series, x, seed, value.
+        rows: every number drawn, by :data:`DATA_COLUMNS`; accuracies have their 95 % Wilson interval.
         notes: what a reader has to be warned of.
     """
 
     caption: list[str]
-    rows: list[tuple[str, str, Any, int, float]] = field(default_factory=list)
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -45,7 +45,12 @@ class Drawing:
         """Record curves, a column for each seed."""
         for seed in by_seed:
             drawn = by_seed[seed].dropna()
-            self.rows += [(panel, series, x, seed, y) for x, y in drawn.items()]
+            self.rows += [(panel, series, x, seed, y, None, None) for x, y in drawn.items()]
+
+    def add_reading(self, panel: str, series: str, x: Any, reading: Reading) -> None:
+        """Record one point or bar."""
+        for seed, value in reading.by_seed.items():
+            self.rows.append((panel, series, x, seed, value, *reading.intervals.get(seed, (None, None))))
 
 
 @dataclass(frozen=True)
@@ -249,7 +254,10 @@ FIGURES: dict[str, Renderer] = {
 
 
 def _drawing(entry: Entry, library: Library, said: str, *, with_gammas: bool = True) -> Drawing:
-    spread = "Bands and bars: one standard deviation over seeds."
+    spread = (
+        "Bands and error bars: one standard deviation over seeds; with one seed an accuracy has its 95 % Wilson "
+        "interval over images, all else none."
+    )
     return Drawing([said, spread, *(gammas(entry, library) if with_gammas else [])])
 
 
@@ -355,34 +363,31 @@ def _bars(
         plots.blank(panel, NOT_RUN)
         return
     arms = ("orig", "s2ap")
-    table = {
-        kind: pd.DataFrame(
-            [[getattr(found[arm], kind) if arm in found else np.nan for arm in arms] for found in measured.values()],
-            index=[cell.budget for cell in measured],
-            columns=[ARMS[arm] for arm in arms],
-            dtype=float,
-        )
-        for kind in ("mean", "std")
+    means = [[found[arm].mean if arm in found else np.nan for arm in arms] for found in measured.values()]
+    table = pd.DataFrame(means, [cell.budget for cell in measured], [ARMS[arm] for arm in arms], dtype=float)
+    unknown = (np.nan, np.nan)
+    errors = {
+        ARMS[arm]: np.array([found[arm].error if arm in found else unknown for found in measured.values()]).T
+        for arm in arms
     }
-    plots.bars(panel, table["mean"], ylabel=ylabel, errors=table["std"].fillna(0.0), numbers=numbers,
-               numbers_size=numbers_size)  # fmt: skip
+    plots.bars(panel, table, ylabel=ylabel, errors=errors, numbers=numbers, numbers_size=numbers_size)
     panel.legend().remove()
     for position, (cell, found) in enumerate(measured.items()):
         if not found:
             panel.text(position, 0, NOT_RUN, rotation=90, ha="center", va="bottom", color="0.4",
                        transform=panel.get_xaxis_transform())  # fmt: skip
         for arm, reading in found.items():
-            drawing.rows += [(name, arm, cell.budget, seed, value) for seed, value in reading.by_seed.items()]
+            drawing.add_reading(name, arm, cell.budget, reading)
 
 
 def _reading_curve(
     panel: Axes, readings: Mapping[float, Reading], label: str, drawing: Drawing, style: Mapping[str, Any]
 ) -> None:
     means = [reading.mean for reading in readings.values()]
-    spread = [0.0 if np.isnan(reading.std) else reading.std for reading in readings.values()]
-    panel.errorbar(list(readings), means, yerr=spread, label=label, capsize=2, elinewidth=0.7, **style)
+    errors = np.array([reading.error for reading in readings.values()]).T
+    panel.errorbar(list(readings), means, yerr=errors, label=label, capsize=2, elinewidth=0.7, **style)
     for gamma, reading in readings.items():
-        drawing.rows += [(label, "s2ap", gamma, seed, value) for seed, value in reading.by_seed.items()]
+        drawing.add_reading(label, "s2ap", gamma, reading)
 
 
 def _legend_below(panel: Axes) -> None:

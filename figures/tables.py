@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,9 @@ def _measured(entry: Entry, line: Line, arm: str, bold: bool, mark: str) -> Text
     digits = _digits(entry)
     readings = [line.readings[arm][metric] for metric in entry.metrics]
     text = " / ".join(f"{reading.mean:.{digits}f}" for reading in readings)
-    spread = readings[-1].std
+    spread, (low, high) = readings[-1].std, readings[-1].interval
+    if not math.isnan(low):
+        text = f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
     return Text(text if math.isnan(spread) else f"{text} ± {spread:.{digits}f}", bold, mark)
 
 
@@ -215,6 +218,7 @@ def _records(entry: Entry, line: Line, found: Comparison | None, library: Librar
         for metric in entry.metrics:
             value, std = printed(entry, line.cell, metric, _printed_arm(arm), line.rho)
             reading = line.readings.get(arm, {}).get(metric)
+            low, high = (math.nan, math.nan) if reading is None else reading.interval
             bold, mark = marks[arm] if metric == entry.metrics[-1] else (False, "")
             records.append(
                 _about(
@@ -227,6 +231,8 @@ def _records(entry: Entry, line: Line, found: Comparison | None, library: Librar
                     measured=None if reading is None else reading.mean,
                     std=None if reading is None else reading.std,
                     seeds=0 if reading is None else len(reading.by_seed),
+                    interval_low=low,
+                    interval_high=high,
                     mark="best" if bold else {TIE: "tie"}.get(mark, ""),
                     paper=value,
                     paper_std=std,
@@ -284,6 +290,8 @@ def _caption(entry: Entry, lines: Sequence[Line], library: Library) -> list[str]
     if entry.kind == "sharpness":
         said += _sharpness_conditions(runs)
     said.append("±: standard deviation over seeds.")
+    if entry.kind == "accuracy":
+        said.append("Brackets behind an accuracy: with one seed, its 95 % Wilson interval over images.")
     if len(entry.arms) > 1:
         said.append(
             f"Bold: the better arm, where mean ± std of the two do not overlap; {TIE} a tie: they do; unmarked: fewer "
@@ -366,25 +374,26 @@ def overheads(entry: Entry, library: Library) -> Grid:
     rows, records, devices = [], [], set()
     for setting in settings:
         cells = [c for c in entry.cells if (c.network, c.data, c.method, c.printed) == setting]
-        found = [[library.find(cell, arm, "timing") for arm in entry.arms] for cell in cells]
-        both = [arms for arms in found if all(arms)]
-        measured = _times(both)
-        devices |= {str(run.environment.get("device")) for arms in both for runs in arms for run in runs.values()}
+        by_cell = [_searches(library, cell, entry.arms) for cell in cells]
+        pairs = [pair for found in by_cell for pair in found.values()]
+        measured = _times(pairs)
+        devices |= {str(run.environment.get("device")) for pair in pairs for run in pair}
         cell = cells[0]
         paper = {
             "orig": printed(entry, cell, "hours", "orig")[0],
             "s2ap": printed(entry, cell, "hours", "s2ap")[0],
             "over_orig": printed(entry, cell, "overhead", None)[0],
         }
-        differences = {name: measured[name] - value for name, value in paper.items()} if cell.comparable else {}
+        differences = {name: measured[name].mean - value for name, value in paper.items()} if cell.comparable else {}
         marked = disagrees(entry, cell, "overhead")
-        shown = [Text(_hours(measured[name]) or NOT_RUN) for name in ("orig", "s2ap")]
-        shown += [Text(_signed(measured[name], 1)) for name in ("over_orig", "over_s2ap", "after_warmup")]
+        shown = [Text(measured[name].text(_hours) or NOT_RUN) for name in ("orig", "s2ap")]
+        shown += [Text(measured[name].text(_percent)) for name in ("over_orig", "over_s2ap", "after_warmup")]
+        shown.append(Text(str(len(pairs) or "")))
         shown += [Text(_hours(paper[name])) for name in ("orig", "s2ap")]
         shown.append(Text(_signed(paper["over_orig"]), mark=PAPER if marked else ""))
         if comparable:
             shown += [Text(_signed(differences[name])) for name in paper]
-        budgets = [c.budget for c, arms in zip(cells, found, strict=True) if all(arms)]
+        budgets = [c.budget for c, found in zip(cells, by_cell, strict=True) if found]
         rows.append([Text(NETWORKS[cell.network]), Text(DATA.get(cell.data, cell.data)), Text(METHODS[cell.method]),
                      Text(", ".join(budgets)), *shown])  # fmt: skip
         for name, value in measured.items():
@@ -393,8 +402,9 @@ def overheads(entry: Entry, library: Library) -> Grid:
                     **_about(entry, cell, arm=name if name in entry.arms else None),
                     "sparsity": None,
                     "metric": "hours" if name in entry.arms else f"overhead_{name}",
-                    "measured": value,
-                    "seeds": min((len(runs) for arms in both for runs in arms), default=0),
+                    "measured": value.mean,
+                    "std": value.std,
+                    "seeds": min((len(found) for found in by_cell if found), default=0),
                     "paper": paper.get(name),
                     "difference": differences.get(name),
                     "paper_disagrees": marked if name == "over_orig" else None,
@@ -402,11 +412,11 @@ def overheads(entry: Entry, library: Library) -> Grid:
             )
     paper_heads = ["Orig. (h)", "S2AP (h)", "Overhead (%)"]
     heads = [("", ["Network", "Data", "Method", "Sparsities"]),
-             ("measured", ["Orig. (h)", "S2AP (h)", "over Orig. (%)", "over S2AP (%)", "after warm-up (%)"]),
+             ("measured", ["Orig. (h)", "S2AP (h)", "over Orig. (%)", "over S2AP (%)", "after warm-up (%)", "Pairs"]),
              ("paper", paper_heads)]  # fmt: skip
     caption = [
-        "Time of the search's epochs, mean over the sparsities that both arms have and over seeds"
-        + (f", on {', '.join(sorted(devices))}." if devices else "."),
+        "Time of the search's epochs, mean ± standard deviation over pairs of searches, one of each arm, that share "
+        "sparsity and seed" + (f", on {', '.join(sorted(devices))}." if devices else "."),
         "Overhead: 100 (S2AP − Orig.) / Orig., and as a share of S2AP's time; after warm-up: over Orig., of the epochs "
         "without warm-up alone, as the paper times them.",
         f"{PAPER} the paper's overhead is not the one over Orig. that follows from its hours. The paper does not say "
@@ -422,23 +432,42 @@ def overheads(entry: Entry, library: Library) -> Grid:
     )
 
 
-def _times(both: Sequence[Sequence[dict[int, Run]]]) -> dict[str, float]:
-    """Hours of each arm and what the second adds in percent, over settings that both arms have."""
-    names = ("orig", "s2ap", "over_orig", "over_s2ap", "after_warmup")
-    if not both:
-        return dict.fromkeys(names, math.nan)
-    orig, s2ap = (np.mean([_mean_seconds(arms[i]) for arms in both]) for i in (0, 1))
+@dataclass(frozen=True)
+class _Spread:
+    """A mean with its standard deviation; NaN where there is none."""
+
+    mean: float
+    std: float
+
+    def text(self, shown: Callable[[float], str]) -> str:
+        return shown(self.mean) if math.isnan(self.std) else f"{shown(self.mean)} ± {shown(self.std).lstrip('+')}"
+
+
+def _searches(library: Library, cell: Cell, arms: Sequence[str]) -> dict[int, tuple[Run, Run]]:
+    """Both arms' runs of the seeds that both have."""
+    first, second = (library.find(cell, arm, "timing") for arm in arms)
+    return {seed: (first[seed], second[seed]) for seed in first if seed in second}
+
+
+def _times(pairs: Sequence[tuple[Run, Run]]) -> dict[str, _Spread]:
+    """Hours of each arm and what the second adds in percent: of the mean times, and its spread over the pairs."""
+    if not pairs:
+        return dict.fromkeys(("orig", "s2ap", "over_orig", "over_s2ap", "after_warmup"), _Spread(math.nan, math.nan))
+    whole = np.array([[seconds(run) for run in pair] for pair in pairs]).T
     # Both arms' epochs after S2AP's warm-up: Orig. has none, whatever its config says.
-    warmups = [next(iter(arms[1].values())).config.minimizer.warmup for arms in both]
-    later = [[_mean_seconds(arms[i], w) for arms, w in zip(both, warmups, strict=True)] for i in (0, 1)]
-    orig_later, s2ap_later = (np.mean(seconds) for seconds in later)
-    hours = (orig / SECONDS_PER_HOUR, s2ap / SECONDS_PER_HOUR)
-    shares = (s2ap / orig - 1, 1 - orig / s2ap, s2ap_later / orig_later - 1)
-    return dict(zip(names, [*map(float, hours), *(100 * float(share) for share in shares)], strict=True))
+    later = np.array([[seconds(run, pair[1].config.minimizer.warmup) for run in pair] for pair in pairs]).T
 
+    def spread(of: Callable[[Any, Any], Any], times: np.ndarray) -> _Spread:
+        std = float(np.std(of(*times), ddof=1)) if len(pairs) > 1 else math.nan
+        return _Spread(float(of(*times.mean(axis=1))), std)
 
-def _mean_seconds(runs: dict[int, Run], warmup: int = 0) -> float:
-    return float(np.mean([seconds(run, warmup) for run in runs.values()]))
+    return {
+        "orig": spread(lambda orig, s2ap: orig / SECONDS_PER_HOUR, whole),
+        "s2ap": spread(lambda orig, s2ap: s2ap / SECONDS_PER_HOUR, whole),
+        "over_orig": spread(lambda orig, s2ap: 100 * (s2ap / orig - 1), whole),
+        "over_s2ap": spread(lambda orig, s2ap: 100 * (1 - orig / s2ap), whole),
+        "after_warmup": spread(lambda orig, s2ap: 100 * (s2ap / orig - 1), later),
+    }
 
 
 def seconds(run: Run, warmup: int = 0) -> float:
@@ -449,3 +478,7 @@ def seconds(run: Run, warmup: int = 0) -> float:
 
 def _hours(hours: float) -> str:
     return "" if math.isnan(hours) else f"{hours:.2f}" if hours >= 0.1 else f"{hours:.2g}"
+
+
+def _percent(share: float) -> str:
+    return _signed(share, 1)

@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from s2ap_core.errors import InputError
 from s2ap_core.runs import write_file
@@ -213,20 +214,21 @@ def bars(
     values: pd.DataFrame,
     *,
     ylabel: str,
-    errors: pd.DataFrame | None = None,
+    errors: Mapping[str, np.ndarray] | None = None,
     numbers: str = "%.1f",
     numbers_size: float = 6,
 ) -> None:
     """Grouped bars: a group for each row, a bar for each column; hatched so as to differ in grey.
 
     Args:
+        errors: for each column how far its error bars reach below and above the values, [2, rows]; none where NaN.
         numbers, numbers_size: format of the values above the bars, and their font's size.
     """
     hatches = ("", "///", "...", "xxx")
     width = 0.8 / len(values.columns)
     for index, column in enumerate(values.columns):
         x = np.arange(len(values)) + (index - (len(values.columns) - 1) / 2) * width
-        yerr = None if errors is None else errors[column].to_numpy()
+        yerr = None if errors is None else errors[column]
         drawn = axes.bar(
             x, values[column], width, label=column, color=COLORS[index], alpha=0.85, hatch=hatches[index % 4],
             edgecolor="white", yerr=yerr, error_kw={"linewidth": 0.8, "capsize": 2},
@@ -238,6 +240,12 @@ def bars(
     axes.grid(visible=False, axis="x")
     axes.set_ylabel(ylabel)
     axes.legend(loc="lower center", ncols=len(values.columns), bbox_to_anchor=(0.5, 1.0))
+
+
+def reaches(values: ArrayLike, intervals: ArrayLike) -> np.ndarray:
+    """How far intervals [n, 2] reach below and above values [n], as :func:`bars` takes it: [2, n], at least 0."""
+    low, high = np.asarray(intervals, float).T
+    return np.maximum([np.subtract(values, low), np.subtract(high, values)], 0)
 
 
 def sharpness_by_rho(axes: Axes, readings: Sequence[tuple[str, Mapping[str, Mapping[str, float | None]]]]) -> None:

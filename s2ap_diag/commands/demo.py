@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pandas as pd
 
 from s2ap_core import lock
@@ -168,15 +169,13 @@ def verdict(records: list[dict[str, Any]]) -> str:
 def draw(runs: dict[str, RunDirectory], file: Path) -> None:
     """The three panels of the paper's Figure 1: accuracy, mask stability, sharpness over epochs."""
     orig, s2ap = (open_run(runs[arm].path) for arm in ARMS)
-    accuracy = pd.DataFrame(
-        {
-            arm: [accuracies(run.results, stage)[1] for stage in ("prune", "finetune")]
-            for arm, run in zip(ARMS, (orig, s2ap), strict=True)
-        },
-        index=["raw mask", "finetuned"],
-    )
+    accuracy, errors = pd.DataFrame(index=["raw mask", "finetuned"]), {}
+    for arm, run in zip(ARMS, (orig, s2ap), strict=True):
+        evaluated = [run.results[f"evaluate-{stage}"] for stage in ("prune", "finetune")]
+        accuracy[arm] = [100 * found["robust_accuracy"] for found in evaluated]
+        errors[arm] = plots.reaches(accuracy[arm], [100 * np.array(found["robust_interval"]) for found in evaluated])
     with plots.picture(file, 2.1 * plots.COLUMN, 2.3, panels=3) as (a, b, c):
-        plots.bars(a, accuracy, ylabel="robust accuracy (%)")
+        plots.bars(a, accuracy, ylabel="robust accuracy (%)", errors=errors)
         plots.difference_area(b, orig.stability - s2ap.stability, first="orig", second="s2ap")
         curves = {"orig": orig.tracked("lambda_max_batch"), "s2ap": s2ap.tracked("lambda_max_batch")}
         warmup = s2ap.config.minimizer.warmup

@@ -201,8 +201,11 @@ def _with_interval(record: dict[str, Any], kind: str) -> str:
 
 
 def draw(records: list[dict[str, Any]], file: Path) -> None:
-    """The accuracies of each checkpoint, or corruption."""
+    """The accuracies of each checkpoint, or corruption, with their intervals."""
     names = [r.get("corruption", Path(r["checkpoint"]).stem) for r in records]
-    columns = {kind: [100 * r[f"{kind}_accuracy"] for r in records] for kind in kinds(records[0])}
+    unknown = (np.nan, np.nan)  # of a mean over corruptions
+    columns = {kind: 100 * np.array([r[f"{kind}_accuracy"] for r in records]) for kind in kinds(records[0])}
+    intervals = {kind: 100 * np.array([r.get(f"{kind}_interval", unknown) for r in records]) for kind in columns}
+    errors = {kind: plots.reaches(columns[kind], intervals[kind]) for kind in columns}
     with plots.picture(file, plots.COLUMN, 2.4) as axes:
-        plots.bars(axes, pd.DataFrame(columns, index=names), ylabel="accuracy (%)")
+        plots.bars(axes, pd.DataFrame(columns, index=names), ylabel="accuracy (%)", errors=errors)

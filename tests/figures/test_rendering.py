@@ -4,23 +4,31 @@ import csv
 import json
 import re
 import shutil
+import statistics
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 from PIL import Image
+from scipy.stats import binomtest
 
 from figures.__main__ import command
 from figures.catalogue import choose, load_catalogue
 from figures.cheaper import command as cheaper
+from figures.drawings import FIGURES
+from figures.matching import Library
 from figures.reference import load
 from s2ap_core.checkpoints import load_checkpoint
 from s2ap_core.data.cifar10c import CORRUPTIONS
 from s2ap_core.models import NETWORKS
 from s2ap_core.runs import RunDirectory, load_masks
 from s2ap_core.stages import Stages
+from s2ap_diag import plots
 from s2ap_diag.measure import SharpnessSettings, measure_sharpness
 from s2ap_diag.tracking import build_trackers
 from tests.tiny import Tiny
@@ -221,6 +229,88 @@ def test_hours_and_both_overheads(made, rendered):
     assert measured(metric="overhead_over_s2ap") == pytest.approx(100 * (s2ap - orig) / s2ap)
     later = 100 * (hours("s2ap", 1) / hours("orig", 1) - 1)
     assert measured(metric="overhead_after_warmup") == pytest.approx(later)
+
+
+def test_table_7_has_the_spread_over_pairs_of_searches(runs, tmp_path):
+    """Two seeds at 90 % and one at 80 %; a search whose other arm is missing has no part in it."""
+    for arm in ("orig", "s2ap"):
+        clone(runs / f"harp-{arm}-0", f"dense-{arm}", keep=("keep = 0.1", "keep = 0.2"))
+    clone(runs / "harp-orig-0", "alone", keep=("keep = 0.1", "keep = 0.05"))
+    took = {"harp-orig-0": 10, "harp-s2ap-0": 12, "harp-orig-1": 11, "harp-s2ap-1": 12}
+    took |= {"dense-orig": 12, "dense-s2ap": 18, "alone": 500}
+    for name, minutes in took.items():
+        rows = "".join(f"prune,{epoch},{20 * minutes}\n" for epoch in (1, 2, 3))
+        (runs / name / "timing.csv").write_text(f"stage,epoch,seconds\n{rows}")
+    render(runs, tmp_path / "out", "table7")
+    wanted = {"data": "cifar10", "network": "resnet18", "method": "harp"}
+    over = one(tmp_path / "out" / "table7.csv", **wanted, metric="overhead_over_orig")
+    assert float(over["measured"]) == pytest.approx(100 * (42 / 33 - 1))
+    assert float(over["std"]) == pytest.approx(statistics.stdev([20, 100 / 11, 50]))
+    hours = one(tmp_path / "out" / "table7.csv", **wanted, arm="s2ap", metric="hours")
+    assert float(hours["measured"]) == pytest.approx(14 / 60)
+    assert float(hours["std"]) == pytest.approx(statistics.stdev([12, 12, 18]) / 60)
+    (row,) = [line for line in (tmp_path / "out" / "table7.md").read_text().splitlines() if "HARP | 80 %, 90 %" in line]
+    assert "| 0.18 ± 0.017 | 0.23 ± 0.058 | +27.3 ± 21.2 |" in row
+    assert "| 3 |" in row
+
+
+def wilson(correct):
+    """95 % Wilson interval in percent, by scipy."""
+    found = binomtest(int(correct.sum()), len(correct)).proportion_ci(method="wilson")
+    return 100 * found.low, 100 * found.high
+
+
+@pytest.fixture
+def one_seed(runs):
+    for run in runs.glob("*-1"):
+        shutil.rmtree(run)
+    return runs
+
+
+def test_one_seed_has_its_interval_over_images_in_tables(one_seed, rendered, tmp_path):
+    render(one_seed, tmp_path / "out", "table1", "table13")
+    row = one(tmp_path / "out" / "table1.csv", **HYDRA, arm="orig", metric="robust_accuracy")
+    low, high = wilson(correct(one_seed, "hydra", "orig", 0, "finetune", "robust"))
+    assert (float(row["interval_low"]), float(row["interval_high"])) == pytest.approx((low, high))
+    assert rf"\[{low:.2f}, {high:.2f}\]" in (tmp_path / "out" / "table1.md").read_text()
+    assert one(rendered / "table1.csv", **HYDRA, arm="orig", metric="robust_accuracy")["interval_low"] == ""
+    sharpness = one(tmp_path / "out" / "table13.csv", **HYDRA, arm="orig", rho="0.01")
+    assert (sharpness["seeds"], sharpness["std"], sharpness["interval_low"]) == ("1", "", "")
+
+
+def drawn_errors(runs, figure, monkeypatch):
+    """The error bars of a figure, (bottom, top) each, and its numbers."""
+    kept = Figure()
+
+    @contextmanager
+    def canvas(files, width, height):
+        yield kept
+
+    monkeypatch.setattr(plots, "canvas", canvas)
+    (entry,) = choose(load_catalogue(), [figure])
+    drawing = FIGURES[entry.kind](entry, Library.open(runs), [])
+    bars = [bar for axes in kept.axes for bar in axes.containers if isinstance(bar, ErrorbarContainer)]
+    segments = [segment for bar in bars for lines in bar.lines[2] for segment in lines.get_segments()]
+    return [(segment[0][1], segment[-1][1]) for segment in segments if len(segment)], drawing.data
+
+
+@pytest.mark.parametrize(("figure", "stage"), [("fig1", "finetune"), ("fig5", "prune")])
+def test_one_seed_is_drawn_with_its_interval_over_images(one_seed, monkeypatch, figure, stage):
+    errors, data = drawn_errors(one_seed, figure, monkeypatch)
+    arms = ("orig", "s2ap") if figure == "fig1" else ("s2ap",)
+    expected = [wilson(correct(one_seed, "harp", arm, 0, stage, "robust")) for arm in arms]
+    assert np.array(errors) == pytest.approx(np.array(expected))
+    written = data.dropna(subset="interval_low")[["interval_low", "interval_high"]].to_numpy(float)
+    assert written == pytest.approx(np.array(expected))
+
+
+def test_what_has_no_interval_is_drawn_without_an_error_bar_where_there_is_one_seed(runs, monkeypatch):
+    errors, data = drawn_errors(runs, "fig3", monkeypatch)
+    spread = data.groupby(["panel", "series"], sort=False)["value"].agg(["mean", "std"])
+    assert np.array(errors) == pytest.approx(np.array([(mean - std, mean + std) for mean, std in spread.to_numpy()]))
+    for run in runs.glob("*-1"):
+        shutil.rmtree(run)
+    assert drawn_errors(runs, "fig3", monkeypatch)[0] == []
 
 
 def test_loss_differences_by_rho(made, rendered):
