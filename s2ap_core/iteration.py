@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.distributed import Share, add_up_gradients
+from s2ap_core.dropout import repeated_dropout
 from s2ap_core.objectives import Objective
 from s2ap_core.scores import constant_mask, one_mask
 from s2ap_core.sharpness import Perturbation
@@ -41,6 +42,7 @@ def iterate(
     """Lines 3 to 11 of Algorithm 1 (S2AP); without ``perturbation`` those outside its orange box (Orig.).
 
     Args:
+        generator: of the attack's noise; the seed that it began with is dropout's, too.
         share: which part of the batch ``x`` and ``y`` are; None is all of it.
         perturbation: z and its ball; on scores for S2AP, on masked weights for AWP.
         penalty: what the method adds to the loss it steps on (HARP); it has no gradient in s.
@@ -58,7 +60,8 @@ def iterate(
     def robust_loss(portion: float = 1.0) -> Tensor:
         n = min(max(2, round(portion * share.count)), share.count)  # BatchNorm needs two
         own = share.first(n)
-        return share.of_mean(objective.loss(model, x[:own], x_adv[:own], y[:own]), n)
+        with repeated_dropout(x[:own], share, generator.initial_seed()):  # the same for z and the update
+            return share.of_mean(objective.loss(model, x[:own], x_adv[:own], y[:own]), n)
 
     # Lines 6 to 9: z <- the layer-wise projected ascent step on L(s + z), then s <- s + z.
     lr = optimizer.param_groups[0]["lr"]

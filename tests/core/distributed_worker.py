@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2ap_core import distributed
@@ -141,9 +142,12 @@ def iterations() -> Any:
     found = {}
     cases = [("hydra", 5, {"perturbs": score_layers}), ("harp", 3, {"perturbs": score_layers, "subset": 0.4})]
     cases += [("hydra", 7, {"perturbs": weight_layers, "subset": 0.1}), ("harp", 9, {}), ("hydra", 1, {})]
+    cases += [("hydra", 6, {"perturbs": score_layers, "subset": 0.5, "dropout": True})]
     for name, count, options in cases:
         model, method, optimizer = search(name)
         perturbs = options.pop("perturbs", None)
+        if options.pop("dropout", False):
+            model.layer3.register_forward_pre_hook(lambda layer, given: F.dropout(given[0], 0.3, layer.training))
         z = perturbs and Perturbation(model, perturbs(model), gamma=0.1, **options)
         x, y = images(count)
         share = distributed.Share.own(count)

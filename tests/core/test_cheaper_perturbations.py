@@ -25,7 +25,8 @@ def world(**options):
     def step():
         seen.clear()
         objective = Objective("plain", lambda model, x, y, generator: x, loss)
-        iterate(model, x, y, objective=objective, optimizer=optimizer, generator=None, perturbation=perturbation)
+        options = {"optimizer": optimizer, "generator": torch.Generator(), "perturbation": perturbation}
+        iterate(model, x, y, objective=objective, **options)
         return list(seen)
 
     return model, perturbation, step
