@@ -37,11 +37,14 @@ class _Settings(BaseModel):
 
 
 class DataSettings(_Settings):
-    """Which images: a name of :data:`s2ap_core.data.DATASETS`, the folder they lie in, its own options."""
+    """Which images: a name of :data:`s2ap_core.data.DATASETS`, the folder they lie in, its own options.
+
+    Those that are trained on have an option ``augment``, true or false, in the place of what is usual for them.
+    """
 
     name: str = "digits"
     root: Path | None = None
-    options: dict[str, int | str] = {}
+    options: dict[str, bool | int | str] = {}
 
 
 class NetworkSettings(_Settings):

@@ -24,6 +24,10 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 
 
+# What an option takes whose default is of such a type.
+EXPECTED = {bool: "true or false", int: "a whole number"}
+
+
 def load(name: str, root: Path | None = None, **options: Any) -> Dataset:
     """Load the data set ``name`` from the folder ``root``.
 
@@ -43,4 +47,8 @@ def load(name: str, root: Path | None = None, **options: Any) -> Dataset:
     except TypeError as error:
         known = ", ".join(p for p in signature.parameters if p != "root") or "none"
         raise InputError(f"data set {name}: {error}; its options: {known}") from None
+    for option, value in options.items():
+        default = signature.parameters[option].default if option in signature.parameters else None
+        if type(default) in EXPECTED and type(value) is not type(default):
+            raise InputError(f"data set {name}: {option} = {value!r}: give {EXPECTED[type(default)]}")
     return DATASETS[name](*arguments.args, **arguments.kwargs)

@@ -22,7 +22,7 @@ NAME, FOLDER = "cifar10", "cifar-10-batches-py"
 TRAIN, TEST = tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch"
 
 
-def load(root: Path | None = None, val: int = 1000) -> InMemory:
+def load(root: Path | None = None, val: int = 1000, augment: bool = True) -> InMemory:
     """CIFAR-10; padded by 4, cropped and flipped when augmented.
 
     The validation split is held out from the 50,000 training images, stratified by class and the same in
@@ -31,6 +31,7 @@ def load(root: Path | None = None, val: int = 1000) -> InMemory:
     Args:
         root: the folder of the batches, or the one that holds ``cifar-10-batches-py``.
         val: images held out from training.
+        augment: whether training pads, crops and flips.
 
     Raises:
         InputError: naming the file that is missing, truncated, mislabelled or not a batch.
@@ -47,8 +48,8 @@ def load(root: Path | None = None, val: int = 1000) -> InMemory:
             "val": (images[held], labels[held]),
             "test": read_batch(base / TEST),
         },
-        pad=4,
-        flip=True,
+        pad=4 if augment else 0,
+        flip=augment,
     )
 
 

@@ -11,13 +11,14 @@ from s2ap_core.data.memory import InMemory
 VAL, TEST = 200, 400
 
 
-def load(root: Path | None = None) -> InMemory:
-    """1,197 training, 200 validation and 400 test images, stratified by class; never augmented.
+def load(root: Path | None = None, augment: bool = False) -> InMemory:
+    """1,197 training, 200 validation and 400 test images, stratified by class.
 
     The split is fixed: it does not depend on the seed of a run. Pixels are k / 16 for integer k.
 
     Args:
         root: not used, nothing is read from disk.
+        augment: whether training pads by 1, an eighth of the size as on CIFAR-10, crops and flips.
     """
     del root
     from sklearn.datasets import load_digits  # takes a second to import
@@ -36,4 +37,6 @@ def load(root: Path | None = None) -> InMemory:
             "test": (images[test], labels[test]),
         },
         scale=16,
+        pad=1 if augment else 0,
+        flip=augment,
     )

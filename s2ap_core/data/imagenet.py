@@ -35,7 +35,7 @@ SAMPLED = 1000
 """Files of a split whose size is part of its checksum."""
 
 
-def load(root: Path | None = None, size: int = 224, workers: int | None = None) -> ImageFolders:
+def load(root: Path | None = None, size: int = 224, workers: int | None = None, augment: bool = True) -> ImageFolders:
     """ImageNet, or any images in the same layout; the classes are the folder names in sorted order.
 
     ``val/`` is published with labels and is the test split here. The validation split is held out from
@@ -50,6 +50,7 @@ def load(root: Path | None = None, size: int = 224, workers: int | None = None) 
         size: height and width in pixels; the short side is first resized to 256 / 224 of it.
         workers: processes that decode; None takes one per core, at most 8 and of several processes of a run
             each its part of them; 0 decodes in this process.
+        augment: whether training crops at random and flips, instead of cutting out the centre.
 
     Raises:
         InputError: if a folder is missing or empty, or if the classes of ``train`` and ``val`` differ.
@@ -60,7 +61,7 @@ def load(root: Path | None = None, size: int = 224, workers: int | None = None) 
         raise InputError(f"workers = {workers}: give 0 or more")
     base = folder(NAME, root, FOLDER)
     cores = max(1, (os.cpu_count() or 1) // processes_here())
-    return ImageFolders(base, size, min(8, cores) if workers is None else workers)
+    return ImageFolders(base, size, min(8, cores) if workers is None else workers, augment)
 
 
 def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
@@ -124,8 +125,8 @@ class ImageFolders:
 
     name, channels = NAME, 3
 
-    def __init__(self, base: Path, size: int, workers: int) -> None:
-        self.base, self.size, self.workers = base, size, workers
+    def __init__(self, base: Path, size: int, workers: int, augment: bool) -> None:
+        self.base, self.size, self.workers, self.augment = base, size, workers, augment
         self.device = torch.device("cpu")
         self.names = class_names(base / "val")
         self.classes = len(self.names)
@@ -166,7 +167,8 @@ class ImageFolders:
         each of a million files minutes.
         """
         path, files, labels = self._split(split)
-        digest = hashlib.sha256(f"{self.size}".encode())
+        plain = split == "train" and not self.augment
+        digest = hashlib.sha256(f"{self.size}{' never augmented' * plain}".encode())
         digest.update(b"\0".join(files.tolist()))
         digest.update(labels.astype(np.int64).data)
         for position in np.unique(np.linspace(0, len(files) - 1, SAMPLED).astype(int)):
@@ -197,7 +199,7 @@ class ImageFolders:
         path, files, labels = self._split(split)
         positions = cut(order(len(labels), shuffle, limit, augment), batch_size, part)
         loader = DataLoader(
-            Decoder(path, files, self.size, shuffle if augment else None),
+            Decoder(path, files, self.size, shuffle if augment and self.augment else None),
             batch_size=None,  # the sampler's items are whole batches
             sampler=[index.tolist() for index in positions],
             num_workers=self.workers,

@@ -65,8 +65,9 @@ class InMemory:
         return self._split(split)[1]
 
     def checksum(self, split: Split) -> str:
-        """SHA-256, 16 digits of it, of all bytes and classes of ``split``."""
-        digest = hashlib.sha256(f"{self.classes} {self.scale} {self.pad} {self.flip}".encode())
+        """SHA-256, 16 digits of it, of all bytes and classes of ``split``, and of how training augments them."""
+        pad, flip = (self.pad, self.flip) if split == "train" else (0, False)
+        digest = hashlib.sha256(f"{self.classes} {self.scale} {pad} {flip}".encode())
         for tensor in self._split(split):
             digest.update(f"{list(tensor.shape)}".encode())
             digest.update(tensor.cpu().numpy().data)

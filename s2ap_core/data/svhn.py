@@ -21,8 +21,10 @@ NAME, FOLDER = "svhn", "svhn"
 TRAIN, TEST = "train_32x32.mat", "test_32x32.mat"
 
 
-def load(root: Path | None = None, val: int = 1000) -> InMemory:
-    """SVHN, never augmented; a digit is its own class (the files write 10 for the digit 0).
+def load(root: Path | None = None, val: int = 1000, augment: bool = True) -> InMemory:
+    """SVHN; a digit is its own class (the files write 10 for the digit 0).
+
+    HYDRA and HARP train it padded by 4, cropped and flipped, as CIFAR-10, and so do we.
 
     The validation split is held out from the 73,257 training images, stratified by class and the same in
     every run: ``val`` images, at most a tenth of those that are there.
@@ -30,6 +32,7 @@ def load(root: Path | None = None, val: int = 1000) -> InMemory:
     Args:
         root: the folder of the two files, or the one that holds them in ``svhn``.
         val: images held out from training.
+        augment: whether training pads, crops and flips.
 
     Raises:
         InputError: naming the file that is missing, truncated, mislabelled or of another format.
@@ -45,6 +48,8 @@ def load(root: Path | None = None, val: int = 1000) -> InMemory:
             "val": (images[held], labels[held]),
             "test": read_mat(base / TEST),
         },
+        pad=4 if augment else 0,
+        flip=augment,
     )
 
 

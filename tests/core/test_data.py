@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from s2ap_core.config import read_config
 from s2ap_core.data import DATASETS, InMemory, load
 from s2ap_core.data.base import hold_out, without_lone_image
 from s2ap_core.data.memory import crop_and_flip
@@ -112,6 +113,18 @@ def test_augmentation_draws_every_shift_and_both_sides_evenly():
     assert (columns.bincount(minlength=8) / 4000 - expected).abs().max() < 0.03
 
 
+def test_digits_are_augmented_when_asked_to():
+    data = load("digits", augment=True)
+    plain, augmented = (next(data.batches("train", 400, shuffle=1, augment=a)).x for a in (False, True))
+    same = augmented == plain
+    # One of nine places and one of two sides is the image itself; blank margins make some more of them so.
+    assert 1 / 18 - 0.04 < same.flatten(1).all(1).float().mean() < 1 / 18 + 0.1
+    padded = torch.nn.functional.pad(plain, (1,) * 4)
+    views = [padded[:, :, r : r + 8, c : c + 8] for r in range(3) for c in range(3)]
+    found = torch.stack([(augmented == v).flatten(1).all(1) for view in views for v in (view, view.flip(3))])
+    assert found.any(0).all()
+
+
 def test_without_a_usual_augmentation_nothing_is_changed():
     plain = gather(load("digits").batches("val", 64, shuffle=1))
     augmented = gather(load("digits").batches("val", 64, shuffle=1, augment=True))
@@ -150,10 +163,27 @@ def test_missing_split_is_named(colours):
 def test_unknown_data_set_and_option_are_named():
     with pytest.raises(InputError, match=r"unknown data set 'mnist'.*digits.*cifar10"):
         load("mnist")
-    with pytest.raises(InputError, match=r"data set digits.*colour.*options: none"):
+    with pytest.raises(InputError, match=r"data set digits.*colour.*options: augment"):
         load("digits", colour=True)
     with pytest.raises(InputError, match=r"data set cifar10c.*corruption.*options: corruption, severity"):
         load("cifar10c")
+
+
+@pytest.mark.parametrize("value", ["off", 0, 1, "true"])
+def test_an_option_of_another_type_is_refused_with_what_it_takes(value):
+    with pytest.raises(InputError, match=rf"data set digits: augment = {value!r}: give true or false"):
+        load("digits", augment=value)
+    with pytest.raises(InputError, match=r"data set cifar10: val = '5': give a whole number"):
+        load("cifar10", val="5")
+
+
+def test_a_config_turns_augmentation_off_and_keeps_it_so(tmp_path):
+    config = read_config("digits", ("data.options.augment=false", "data.options.val=3"))
+    assert config.data.options == {"augment": False, "val": 3}
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    again = read_config(tmp_path / "config.toml").data.options
+    assert [type(value) for value in again.values()] == [bool, int]
+    assert again == config.data.options
 
 
 @pytest.mark.parametrize("name", ["cifar10", "svhn", "imagenet"])

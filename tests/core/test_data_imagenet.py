@@ -92,6 +92,18 @@ def test_images_of_one_batch_are_cropped_differently(folder):
     assert len(batch.x.flatten(1).unique(dim=0)) == len(batch.x) == 12
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_without_augmentation_training_sees_the_centre(folder, workers):
+    for path in (folder / "train").glob("*/*"):
+        Image.linear_gradient("L").save(path)
+    data = load("imagenet", folder, size=14, workers=workers, augment=False)
+    (plain,), (batch,) = (data.batches("train", 12, shuffle=1, augment=a) for a in (False, True))
+    assert torch.equal(batch.x, plain.x)
+    augmented = load("imagenet", folder, size=14, workers=0)
+    assert data.checksum("train") != augmented.checksum("train")
+    assert data.checksum("test") == augmented.checksum("test")
+
+
 def test_centre_crop_is_the_middle_of_the_image_at_256_to_224():
     # A linear ramp stays one under bilinear resizing: pixel values tell where the crop lies.
     ramp = np.tile(np.arange(0, 250, dtype=np.uint8), (100, 1))

@@ -126,6 +126,12 @@ def test_cifar10_augments_by_crops_of_the_padded_image_and_their_mirrors(cifar):
     assert [set(values) for values in zip(*drawn, strict=True)] == [set(range(9)), set(range(9)), {False, True}]
 
 
+def test_cifar10_without_augmentation_is_as_it_was_read(cifar):
+    data = load("cifar10", cifar[0], augment=False)
+    (plain,), (batch,) = (data.batches("train", 180, shuffle=5, augment=a) for a in (False, True))
+    assert torch.equal(batch.x, plain.x)
+
+
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_cifar10_batches_rewritten_by_python_3_are_read(cifar, protocol):
     data, labels = cifar[1]["test_batch"]
@@ -256,10 +262,22 @@ def test_svhn_images_are_the_files_and_label_ten_is_zero(svhn):
     assert sorted(bytes(i) for i in (seen * 255).round().byte().numpy()) == sorted(bytes(i) for i in expected)
 
 
-def test_svhn_is_never_augmented(svhn):
-    data = load("svhn", svhn[0])
+def test_svhn_is_padded_by_4_cropped_and_flipped_unless_told_otherwise(svhn):
+    data, off = (load("svhn", svhn[0], **options) for options in ({}, {"augment": False}))
     plain, augmented = (next(data.batches("train", 54, shuffle=1, augment=a)) for a in (False, True))
-    assert torch.equal(plain.x, augmented.x)
+    seen = set()
+    for image, found in zip(plain.x, augmented.x, strict=True):
+        padded = torch.nn.functional.pad(image, (4, 4, 4, 4))
+        crops = {
+            (row, column, mirrored): padded[:, row : row + 32, column : column + 32].flip(2 if mirrored else ())
+            for row in range(9) for column in range(9) for mirrored in (False, True)
+        }  # fmt: skip
+        (place,) = (place for place, crop in crops.items() if torch.equal(crop, found))
+        seen.add(place)
+    assert [len({place[axis] for place in seen}) for axis in range(3)] == [9, 9, 2]
+    assert torch.equal(next(off.batches("train", 54, shuffle=1, augment=True)).x, plain.x)
+    assert data.checksum("train") != off.checksum("train")
+    assert data.checksum("test") == off.checksum("test")
 
 
 def test_svhn_is_found_in_its_own_folder(svhn):
