@@ -8,7 +8,7 @@ as consumers of all of them, so that nothing is ever left out that an output dep
 
 import operator
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,17 +23,18 @@ from s2ap_core.scores import MASKABLE, maskable_layers
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 CHANNELWISE_MODULES = (
-    *(nn.Identity, nn.Dropout, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU),
+    *(nn.Identity, nn.Dropout, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.GELU, nn.SiLU, nn.Hardswish),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
 )
 CHANNELWISE = {
     *("relu", "relu_", "contiguous"),
-    *(F.relu, torch.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.dropout),
+    *(F.relu, torch.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.hardswish, F.dropout),
     *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
 }
 SUMS = {"add", "add_", operator.add, operator.iadd, torch.add}
+FLATTENS = {"flatten", torch.flatten, "view", "reshape", torch.reshape}
 
-Kind = Literal["layer", "norm", "channelwise", "sum", "flatten", "opaque"]
+Kind = Literal["layer", "norm", "channelwise", "sum", "flatten", "size", "opaque"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class ChannelGraph:
         image_shape: (C, H, W) of the images it takes.
 
     Raises:
-        InputError: if the network cannot be traced, as where its forward pass depends on its input's values.
+        InputError: if the network cannot be traced, as where its forward pass depends on its input's values; if a
+            layer's weight is used elsewhere, where nothing counts what it costs.
 
     Attributes:
         trace: the traced network, whose modules are those of ``model``.
@@ -88,7 +90,8 @@ class ChannelGraph:
         self.trace.graph.eliminate_dead_code()
         self.nodes = list(self.trace.graph.nodes)
         costs = _propagate(model, self.trace, image_shape)
-        self._calls = Counter(node.target for node in self.nodes if node.op == "call_module")
+        _refuse_parameters_used_elsewhere(model, self.nodes, costs)
+        self._uses = uses(self.nodes)
         self.kinds = {node: self._kind(node) for node in self.nodes}
 
         reads_image = _before_any_layer(self.trace, self.nodes)
@@ -157,7 +160,7 @@ class ChannelGraph:
         kind = self.kinds[node]
         for source in node.all_input_nodes:
             width = channels(source)
-            if width is None:
+            if width is None or kind == "size":
                 continue
             if kind == "layer" and str(node.target) in kept:
                 yield source, kept[str(node.target)]
@@ -169,30 +172,38 @@ class ChannelGraph:
                 yield source, needed[node]
 
     def _kind(self, node: fx.Node) -> Kind:
+        if _reads_shape(node) and _serves_flattening(node):
+            return "size"
+        if _is_call(node, FLATTENS) and _makes_rows(node):
+            return "flatten"
         width, sources = channels(node), [channels(source) for source in node.all_input_nodes]
         if width is None or not sources or None in sources:
             return "opaque"
         if node.op == "call_module":
             module = self.module(node)
-            once = self._calls[node.target] == 1
+            once = self._uses[str(node.target)] == 1
             if isinstance(module, MASKABLE):
                 # Other layers' channels are not those of dimension 1, or are tied in groups.
                 plain = weight_of(module).dim() == len(shape(node)) and getattr(module, "groups", 1) == 1
                 return "layer" if plain and once else "opaque"
-            if isinstance(module, NORMS):
+            if isinstance(module, NORMS) or (isinstance(module, nn.PReLU) and module.num_parameters > 1):
                 return "norm" if once else "opaque"
             if isinstance(module, CHANNELWISE_MODULES):
                 return "channelwise"
-            if not isinstance(module, nn.Flatten):
-                return "opaque"
+            if isinstance(module, nn.Flatten) and _makes_rows(node):
+                return "flatten"
         elif node.target in CHANNELWISE and len(sources) == 1:
             return "channelwise"
         elif node.target in SUMS and all(shape(source) == shape(node) for source in node.all_input_nodes):
             return "sum"
-        elif node.target not in ("flatten", torch.flatten):
-            return "opaque"
-        (source,) = node.all_input_nodes
-        return "flatten" if len(shape(node)) == 2 and width == shape(source)[1:].numel() else "opaque"
+        return "opaque"
+
+
+def uses(nodes: Iterable[fx.Node]) -> Counter[str]:
+    """How often each module of a trace is called, or one of its tensors read, by its name."""
+    called = [str(node.target) for node in nodes if node.op == "call_module"]
+    read = [str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"]
+    return Counter([*called, *read])
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -209,6 +220,59 @@ def channels(node: fx.Node) -> int | None:
     """The size of a traced tensor's dimension 1; None for what is no tensor or has no such dimension."""
     meta = node.meta.get("tensor_meta")
     return meta.shape[1] if isinstance(meta, TensorMetadata) and len(meta.shape) > 1 else None
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("tensor_meta"), TensorMetadata)
+
+
+def _is_call(node: fx.Node, targets: Container[object]) -> bool:
+    """Whether a node calls one of these functions or methods; a module may have a method's name."""
+    return node.op in ("call_function", "call_method") and node.target in targets
+
+
+def _makes_rows(node: fx.Node) -> bool:
+    """Whether a node that keeps the order of entries makes [1, F] of a tensor; sizes may be among its inputs."""
+    source, *sizes = node.all_input_nodes
+    width = channels(source)
+    if width is None or any(map(_is_tensor, sizes)):
+        return False
+    return len(shape(node)) == 2 and shape(node)[1] == width * shape(source)[2:].numel()
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    """Whether a node asks a tensor for its shape: ``x.shape``, ``x.size()``, ``x.size(dim)``."""
+    return _is_call(node, {"size"}) or (_is_call(node, {getattr}) and node.args[1] == "shape")
+
+
+def _serves_flattening(size: fx.Node) -> bool:
+    """Whether a shape, or what is computed of it, is the number of images, or is used to flatten and nothing else."""
+    if _is_call(size, {"size"}) and size.args[1:] == (0,):
+        return True
+    if _is_call(size, {operator.getitem}) and size.args[1] == 0 and _reads_shape(size.all_input_nodes[0]):
+        return True
+    return size.op != "output" and all(
+        _is_call(user, FLATTENS) and _makes_rows(user) if _is_tensor(user) else _serves_flattening(user)
+        for user in size.users
+    )
+
+
+def _refuse_parameters_used_elsewhere(model: nn.Module, nodes: list[fx.Node], costs: Mapping[str, int]) -> None:
+    """Raise InputError if a layer's parameter is used outside its own call, where no hook counts the cost."""
+    targets = {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
+    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    for name, layer in model.named_modules():
+        if not isinstance(layer, MASKABLE):
+            continue
+        own = [p for n, p in layer.named_parameters() if n.startswith(("weight", "parametrizations.weight.original"))]
+        read = any(target.startswith(f"{name}.") for target in targets)
+        # torch's own modules, such as MultiheadAttention, take the weights of layers within and do not call them.
+        taken = name not in costs and any(name.startswith(f"{target}.") for target in targets)
+        if read or taken or any(owners[id(weight)] > 1 for weight in own):
+            raise InputError(
+                f"a parameter of {name} is used outside that layer, where FLOPs are not counted: "
+                "channel pruning takes networks that call their layers and share no weights; give another"
+            )
 
 
 class _Tracer(fx.Tracer):
@@ -247,6 +311,6 @@ def _before_any_layer(trace: fx.GraphModule, nodes: list[fx.Node]) -> set[fx.Nod
     found: set[fx.Node] = set()
     for node in nodes:
         layer = node.op == "call_module" and isinstance(trace.get_submodule(str(node.target)), MASKABLE)
-        if node.op == "placeholder" or (not layer and not found.isdisjoint(node.all_input_nodes)):
+        if node.op == "placeholder" or (not layer and _is_tensor(node) and not found.isdisjoint(node.all_input_nodes)):
             found.add(node)
     return found

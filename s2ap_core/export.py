@@ -61,7 +61,7 @@ def shrink(model: nn.Module, image_shape: tuple[int, int, int], kept: Mapping[st
         kept: the input channels that each layer keeps, [C_in] boolean; a layer that is not named keeps all.
 
     Returns:
-        A module of smaller Conv2d, Linear and BatchNorm2d, whose logits are those of ``model`` with all
+        A module of smaller Conv2d, Linear, BatchNorm2d and PReLU, whose logits are those of ``model`` with all
         other channels' weights zero. The channels that consumers gather are no part of its state dict.
 
     Raises:
@@ -110,11 +110,14 @@ def shrink(model: nn.Module, image_shape: tuple[int, int, int], kept: Mapping[st
                 for source in node.all_input_nodes:
                     gather(node, source, held[node])
             case "flatten":
-                (source,) = node.all_input_nodes
+                source = node.all_input_nodes[0]
+                if node.op != "call_module":  # a view may name the full number of features
+                    node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (source, 1), {}
                 area = shape(source)[2:].numel()
                 held[node] = (held[source][:, None] * area + torch.arange(area)).flatten()
             case "opaque" if width is not None:
                 held[node] = torch.arange(width)
+    graph.trace.graph.eliminate_dead_code()  # sizes that a view named
     graph.trace.recompile()
     return graph.trace
 
@@ -131,9 +134,10 @@ def _slice_layer(layer: nn.Module, outputs: Tensor, inputs: Tensor) -> None:
 
 
 def _slice_norm(norm: nn.Module, kept: Tensor) -> None:
-    norm.num_features = len(kept)  # type: ignore[assignment]
+    """Keep some channels of a BatchNorm or PReLU, in place."""
+    setattr(norm, "num_parameters" if isinstance(norm, nn.PReLU) else "num_features", len(kept))
     for name in ("weight", "bias", "running_mean", "running_var"):
-        tensor = getattr(norm, name)
+        tensor = getattr(norm, name, None)
         if tensor is not None:
             sliced = tensor.detach()[kept.to(tensor.device)]
             setattr(norm, name, nn.Parameter(sliced) if isinstance(tensor, nn.Parameter) else sliced)

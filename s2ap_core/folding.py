@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from s2ap_core.channel_graph import uses
+
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
@@ -51,13 +53,14 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
 
 def _fold(traced: fx.GraphModule) -> None:
     """Fold, in place, each BatchNorm into the convolution before it, if that is used there and nowhere else."""
+    used = uses(traced.graph.nodes)
     for node in traced.graph.nodes:
         norm = _module(traced, node, nn.BatchNorm2d)
         if norm is None or norm.running_mean is None:
             continue
         (source,) = node.all_input_nodes
         conv = _module(traced, source, nn.Conv2d)
-        if conv is None or len(source.users) > 1 or _uses(traced, str(source.target)) > 1:
+        if conv is None or len(source.users) > 1 or used[str(source.target)] > 1:
             continue
         parent, _, name = str(source.target).rpartition(".")
         setattr(traced.get_submodule(parent), name, fuse_conv_bn_eval(conv, norm))
@@ -70,9 +73,3 @@ def _module(traced: fx.GraphModule, node: fx.Node, kind: type[M]) -> M | None:
     """The module that a node calls, if it is exactly of this class."""
     called = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
     return called if type(called) is kind else None
-
-
-def _uses(traced: fx.GraphModule, name: str) -> int:
-    """How often a module is called, or one of its tensors read."""
-    targets = [str(node.target) for node in traced.graph.nodes if node.op in ("call_module", "get_attr")]
-    return sum(target == name or target.startswith(f"{name}.") for target in targets)

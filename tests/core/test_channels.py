@@ -144,6 +144,136 @@ def test_dense_flops_are_those_that_torch_counts(narrow, name):
     assert ChannelGraph(model, IMAGE).dense_flops == measured_flops(model)
 
 
+class Between(nn.Module):
+    """4 channels of 2x2 pixels on [B, 1, 2, 2] images, some operations, and a head."""
+
+    def __init__(self, *between: nn.Module, flatten=lambda image, x: x.flatten(1)) -> None:
+        super().__init__()
+        self.first, self.between = nn.Conv2d(1, 4, 1), nn.Sequential(*between)
+        self.second = nn.Conv2d(4, 3, 1)
+        self.head, self.flatten = nn.Linear(12, 2), flatten
+
+    def forward(self, image):
+        return self.head(self.flatten(image, self.second(self.between(self.first(image)))))
+
+
+class Calls(nn.Module):
+    """A function as a module that fx looks into."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def unpacked(image, x):
+    b, c, h, w = x.shape
+    return x.view(b, c * h * w)
+
+
+def sizes_unpacked(image, x):
+    b, c, _, _ = x.size()
+    return x.reshape(b, 4 * c)
+
+
+FLATTENS = {
+    "size": lambda image, x: x.view(x.size(0), -1),
+    "shape": lambda image, x: x.view(x.shape[0], x.shape[1] * x.shape[2] * x.shape[3]),
+    "images": lambda image, x: x.reshape(image.size(0), -1),
+    "constant": lambda image, x: x.view(-1, 12),
+    "function": lambda image, x: torch.reshape(x, (x.shape[0], -1)),
+    "numel": lambda image, x: x.view(-1, x.shape[1:].numel()),
+    "unpacked": unpacked,
+    "sizes_unpacked": sizes_unpacked,
+}
+ACTIVATIONS = [nn.PReLU(), nn.PReLU(4), nn.Hardswish(), Calls(nn.functional.hardswish)]
+
+
+@pytest.mark.parametrize("between", ACTIVATIONS)
+def test_activations_let_channels_through(between):
+    graph = ChannelGraph(Between(between), (1, 2, 2))
+    # The first layer makes the two channels that the second reads, the second what the head reads: channels 0 and 2.
+    chosen = {"second": kept(4, 1, 3), "head": kept(12, 0, 3, 9)}
+    assert graph.flops(chosen).item() == 4 * 1 * 2 + 4 * 2 * 2 + 3 * 2
+
+
+@pytest.mark.parametrize("flatten", FLATTENS)
+def test_a_flat_vector_lets_channels_through(flatten):
+    graph = ChannelGraph(Between(flatten=FLATTENS[flatten]), (1, 2, 2))
+    chosen = {"second": kept(4, 1, 3), "head": kept(12, 0, 3, 9)}
+    assert graph.flops(chosen).item() == 4 * 1 * 2 + 4 * 2 * 2 + 3 * 2
+    assert graph.layers["head"].prunable
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda image, x: x.flatten(1) / x.size(1),
+        lambda image, x: x.view(x.size(0), 3, -1).softmax(1).view(x.size(0), -1),
+        lambda image, x: (x + x.shape[1]).flatten(1),
+    ],
+)
+def test_a_number_of_channels_that_is_computed_with_needs_them_all(other):
+    graph = ChannelGraph(Between(flatten=other), (1, 2, 2))
+    assert graph.flops({"head": kept(12, 0)}).item() == 4 * 4 + 4 * 4 * 3 + 1 * 2
+
+
+class ReadsAWeight(Between):
+    def forward(self, image):
+        x = self.second(self.first(image))
+        return self.head(nn.functional.conv2d(x, self.second.weight.transpose(0, 1))[:, :3].flatten(1))
+
+
+class KeepsAWeight(Between):
+    def __init__(self) -> None:
+        super().__init__()
+        self.also = self.second.weight
+
+    def forward(self, image):
+        return super().forward(image) + self.also.sum()
+
+
+class SharesAWeight(Between):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+        self.second = nn.Conv2d(4, 3, 1)
+        self.between[1].weight = self.between[0].weight
+
+
+class Attends(nn.Module):
+    """torch's attention multiplies by the weight of its ``out_proj`` without calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = x.flatten(2)
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (ReadsAWeight, "second"),
+        (KeepsAWeight, "second"),
+        (SharesAWeight, r"between\.0"),
+        (Attends, r"attention\.out_proj"),
+    ],
+)
+def test_a_weight_that_is_used_outside_its_layer_is_refused_by_name(make, name):
+    with pytest.raises(InputError, match=rf"a parameter of {name} is used outside that layer"):
+        ChannelGraph(make(), (1, 2, 2))
+
+
+def test_a_masked_weight_that_is_used_outside_its_layer_is_refused_too():
+    model = attach_masks(ReadsAWeight(), lambda name, layer: ChannelMask(channel_scores(layer.weight), 0.5, 0))
+    with pytest.raises(InputError, match="a parameter of second is used outside that layer"):
+        ChannelGraph(model, (1, 2, 2))
+
+
 def test_a_network_with_control_flow_is_refused():
     class Undecided(nn.Sequential):
         def forward(self, x):

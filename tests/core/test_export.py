@@ -16,6 +16,7 @@ from s2ap_core.modes import train_mode
 from s2ap_core.scores import ChannelMask, attach, attach_masks, bake, fix_masks
 from s2ap_core.stages import Stages
 from s2ap_diag.commands import main
+from tests.core.test_channels import ACTIVATIONS, FLATTENS, Between
 
 IMAGE = (1, 8, 8)
 HEADER = {"network": {"name": "tiny", "classes": 10, "width": 4, "input_size": 8, "input_channels": 1}, "keep": 0.1}
@@ -113,6 +114,25 @@ def test_a_network_of_other_operations():
         kept = kept_channels(pruned)
         assert kept.keys() == {"wide", "again", "inner", "head"}
         check(pruned)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [{"between": [a]} for a in ACTIVATIONS]
+    + [{"flatten": f} for f in FLATTENS.values()]
+    + [{"between": [nn.Conv2d(4, 4, 1), ACTIVATIONS[1]], "flatten": FLATTENS["constant"]}],
+)
+def test_activations_and_flat_views_shrink_with_their_layers(made):
+    torch.manual_seed(0)
+    model = Between(*made.get("between", ()), **{k: v for k, v in made.items() if k == "flatten"})
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    for seed in range(3):
+        smaller = check(prune_at_random(bake(model), (1, 2, 2), seed), (1, 2, 2))
+        batch = torch.export.Dim("batch")
+        program = torch.export.export(smaller, (torch.zeros(2, 1, 2, 2),), dynamic_shapes=({0: batch},)).module()
+        x = torch.rand(3, 1, 2, 2)
+        torch.testing.assert_close(program(x), smaller(x))
 
 
 @pytest.fixture
