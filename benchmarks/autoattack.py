@@ -6,8 +6,8 @@ from pyautoattack import AutoAttack
 from benchmarks.measure import Row, Setting, at_most, interleaved
 from benchmarks.worlds import digits
 from s2ap_core.config import EvaluationSettings
-from s2ap_core.evaluation import Evaluation, evaluate
 from s2ap_core.seeds import derive_seed
+from s2ap_core.training.evaluation import Evaluation, evaluate
 
 
 def run(setting: Setting) -> list[Row]:

@@ -9,10 +9,12 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from benchmarks.measure import Row, Setting, timed
 from benchmarks.worlds import images, network, search
-from s2ap_core.distributed import Share, Statistics, add_up, batch_statistics, device_of, process_group
-from s2ap_core.iteration import iterate
-from s2ap_core.scores import scores
-from s2ap_core.sharpness import Perturbation, score_layers
+from s2ap_core.distributed.batch_norm import Statistics, batch_statistics
+from s2ap_core.distributed.group import add_up, device_of, process_group
+from s2ap_core.distributed.share import Share
+from s2ap_core.masks.masking import scores
+from s2ap_core.training.iteration import iterate
+from s2ap_core.training.perturbation import Perturbation, score_layers
 
 BATCH = {"cpu": 16, "cuda": 128}
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Row, Setting, at_most, interleaved
-from s2ap_core.runs import save_masks
+from s2ap_core.files.tensors import save_masks
 from s2ap_core.seeds import generator
-from s2ap_diag.sources import open_packed_masks
+from s2ap_diag.reading.files import open_packed_masks
 from s2ap_diag.stability import trajectory
 
 MASKS = 20

@@ -8,8 +8,8 @@ from benchmarks.peak import Peak, peak
 from benchmarks.sharpness import pyhessian_peer
 from benchmarks.worlds import Search, bare, bare_passes, images, network, search
 from s2ap_core.config import ObjectiveSettings
-from s2ap_diag.hessian import ScoreHessian
-from s2ap_diag.tracking import batch_loss
+from s2ap_diag.curvature.hessian import ScoreHessian
+from s2ap_diag.curvature.tracking import batch_loss
 
 SHORT = ObjectiveSettings(steps=2)  # further steps of the attack take the same memory again
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.measure import Row, Setting, at_most, interleaved
 from benchmarks.worlds import images, network, search
-from s2ap_core.sharpness import Perturbation, score_layers
+from s2ap_core.training.perturbation import Perturbation, score_layers
 
 SERVES = 4
 """Iterations that one z serves in the variant ``every``."""

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Rounds, Row, Setting, at_most, interleaved, timed
 from benchmarks.worlds import TRADES, bare, colour_digits, pretrained, search
-from s2ap_core.scores import scores
+from s2ap_core.masks.masking import scores
 from s2ap_core.seeds import generator
-from s2ap_diag.hessian import Loss, ScoreHessian, batch_norm_mode
+from s2ap_diag.curvature.eigen import lambda_max
+from s2ap_diag.curvature.hessian import Loss, ScoreHessian, batch_norm_mode
+from s2ap_diag.curvature.tracking import batch_loss
 from s2ap_diag.loss_difference import loss_difference
-from s2ap_diag.spectrum import lambda_max
-from s2ap_diag.tracking import batch_loss
 
 Batch = tuple[Tensor, Tensor, Tensor]
 

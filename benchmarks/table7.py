@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.measure import Row, Setting, interleaved
 from benchmarks.worlds import images, network, search
-from s2ap_core.sharpness import Perturbation, score_layers
+from s2ap_core.training.perturbation import Perturbation, score_layers
 from s2ap_diag.sweep.estimate import size_of
 
 # Hours in the paper, on one A6000: Orig. and S2AP.

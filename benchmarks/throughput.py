@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from matplotlib.axes import Axes
 
-from s2ap_diag import plots
+from s2ap_diag.output import plots
 
 FLOP_PER_IMAGE = 33 * 1.1e9
 """An S2AP iteration of ResNet-18 at 32x32: 21 forward passes for the attack, 6 for each pass with its gradient."""

@@ -10,13 +10,14 @@ from torch import Tensor
 from benchmarks.measure import Row, Setting, at_most, timed
 from benchmarks.worlds import Digits, colour_digits, digits, pretrained, search
 from s2ap_core.config import PruneSettings, TrackingSettings
-from s2ap_core.iteration import Step
 from s2ap_core.methods import MethodSettings, build_method
 from s2ap_core.seeds import generator
-from s2ap_core.stages import Callback, Loop, searched_parameters
-from s2ap_diag.hessian import BatchNormMode, ScoreHessian
-from s2ap_diag.spectrum import lanczos, power_iteration
-from s2ap_diag.tracking import CurvatureTracker, batch_loss
+from s2ap_core.training.iteration import Step
+from s2ap_core.training.loop import Callback, Loop
+from s2ap_core.training.optimization import searched_parameters
+from s2ap_diag.curvature.eigen import lanczos, power_iteration
+from s2ap_diag.curvature.hessian import BatchNormMode, ScoreHessian
+from s2ap_diag.curvature.tracking import CurvatureTracker, batch_loss
 
 Batch = tuple[Tensor, Tensor, Tensor]
 # One reading in both modes of BatchNorm: (lambda_max, HVPs) by mode.

@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from benchmarks.measure import Setting
-from s2ap_core.config import ObjectiveSettings, PretrainSettings, PruneSettings, StageSettings, read_config
+from s2ap_core.config import ObjectiveSettings, PretrainSettings, PruneSettings, StageSettings
 from s2ap_core.data import Dataset, InMemory, load
-from s2ap_core.iteration import iterate
+from s2ap_core.masks.masking import bake
 from s2ap_core.methods import MethodSettings, build_method
 from s2ap_core.models import build
-from s2ap_core.objectives import Objective, build_objective
-from s2ap_core.scores import bake
+from s2ap_core.presets.read import read_config
 from s2ap_core.seeds import generator
-from s2ap_core.sharpness import Perturbation
-from s2ap_core.stages import Loop, searched_parameters
+from s2ap_core.training.iteration import iterate
+from s2ap_core.training.loop import Loop
+from s2ap_core.training.objectives import Objective, build_objective
+from s2ap_core.training.optimization import searched_parameters
+from s2ap_core.training.perturbation import Perturbation
 
 KEEP = 0.1
 TRADES = ObjectiveSettings()  # PGD-10, eps 8/255, step 2/255, beta 6

@@ -12,7 +12,7 @@ from figures.report import listing, render, warnings
 from s2ap_core.errors import InputError
 from s2ap_diag.commands import refuse
 from s2ap_diag.commands._common import EXISTING, make_table, show_table
-from s2ap_diag.hessian import BatchNormMode
+from s2ap_diag.curvature.hessian import BatchNormMode
 
 
 class Only(click.Command):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from s2ap_core.errors import InputError
-from s2ap_core.presets import groups
+from s2ap_core.presets.compose import groups
 
 DATA = {"cifar10": "CIFAR-10", "svhn": "SVHN", "imagenet": "ImageNet"}
 NETWORKS = {

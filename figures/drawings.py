@@ -15,7 +15,7 @@ from figures.catalogue import ARMS, DATA, METHODS, NETWORKS, Cell, Entry
 from figures.matching import Library, mixed_settings
 from figures.numbers import Line, Reading, accuracy, evaluations_of, loss_difference_at
 from figures.tables import NOT_RUN, attacks, gammas
-from s2ap_diag import plots
+from s2ap_diag.output import plots
 
 TEXT_WIDTH = 2.1 * plots.COLUMN
 DATA_COLUMNS = ("panel", "series", "x", "seed", "value", "interval_low", "interval_high")

@@ -14,11 +14,11 @@ from figures.catalogue import Cell
 from s2ap_core.config import Config
 from s2ap_core.data.cifar10c import CORRUPTIONS
 from s2ap_core.errors import InputError
-from s2ap_core.evaluation import Evaluation, load_evaluation
 from s2ap_core.methods import METHODS
-from s2ap_core.presets import compose, groups
-from s2ap_diag.collect import SHARPNESS, Run, Skipped, collect
-from s2ap_diag.hessian import BatchNormMode
+from s2ap_core.presets.compose import compose, groups
+from s2ap_core.training.evaluation import Evaluation, load_evaluation
+from s2ap_diag.curvature.hessian import BatchNormMode
+from s2ap_diag.reading.results import SHARPNESS, Run, Skipped, collect
 
 FREE = ("title", "seed", "tracking", "data.root", "pretrain.checkpoint", "evaluation.stages", "evaluation.batch_size")
 """Settings in which the runs of one arm may differ."""

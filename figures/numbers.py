@@ -13,9 +13,9 @@ from figures import reference
 from figures.catalogue import Cell, Entry
 from figures.matching import Library, corruption_accuracy, loss_differences
 from s2ap_core.errors import InputError
-from s2ap_core.evaluation import Evaluation, wilson
-from s2ap_diag import plots
-from s2ap_diag.collect import Run
+from s2ap_core.training.evaluation import Evaluation, wilson
+from s2ap_diag.output import plots
+from s2ap_diag.reading.results import Run
 from s2ap_diag.statistics import Comparison, Kind, compare
 
 Verdict = Literal["first", "second", "tie"]

@@ -21,7 +21,7 @@ from figures.numbers import (
     measured_gap,
     printed,
 )
-from s2ap_diag.collect import Run
+from s2ap_diag.reading.results import Run
 from s2ap_diag.statistics import Comparison
 
 RECORD = (

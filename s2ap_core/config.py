@@ -1,6 +1,5 @@
-"""A run's settings: typed, checked, read from TOML and written back."""
+"""A run's settings: typed, checked, written as TOML."""
 
-import difflib
 import re
 import tomllib
 from fractions import Fraction
@@ -11,8 +10,29 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from s2ap_core.errors import InputError
-from s2ap_core.methods import MethodSettings
-from s2ap_core.presets import presets
+
+
+class MethodSettings(BaseModel):
+    """Settings of a method; those that a method does not read have no effect on it.
+
+    Attributes:
+        keep: fraction of the maskable weights that stays.
+        penalty: HARP's c, the factor of its penalty on keeping too much.
+        rate_init: where HARP's layer-wise keep rates start: ``uniform`` at the larger of 0.1 and ``keep``
+            (the published ``010_uni``), ``target`` at ``keep``, or one keep rate for each layer; none above 0.99.
+        init: RLTH's untrained weights: ``signed-constant`` or ``kaiming``.
+        flops_reduction: how many times fewer FLOPs channel pruning leaves, instead of ``keep``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: str = "hydra"
+    keep: float = Field(default=0.1, gt=0, le=1)
+    penalty: float = Field(default=0.01, ge=0)
+    rate_init: Literal["uniform", "target"] | list[Annotated[float, Field(gt=0, le=1)]] = "uniform"
+    init: Literal["signed-constant", "kaiming"] = "signed-constant"
+    flops_reduction: float | None = Field(default=None, gt=1, allow_inf_nan=False)
+
 
 _LARGEST_EXPONENT = 308
 """Of a radius, as of a float: an exact fraction of 1e999999999 would take all memory."""
@@ -116,7 +136,7 @@ class MinimizerSettings(_Settings):
         warmup: epochs without perturbation at the start.
         eta_z: ascent step: ``inf`` puts each layer on its sphere; ``lr`` or a number is line 6 as printed.
         carry: keep z from one iteration to the next, the literal reading of line 6.
-        single_step, subset, every: cheaper ways to z, see :class:`s2ap_core.sharpness.Perturbation`.
+        single_step, subset, every: cheaper ways to z, see :class:`s2ap_core.training.perturbation.Perturbation`.
         update: ``method`` steps with the method's optimizer, ``normalized`` divides the scores' gradient by
             its norm and steps without momentum and decay, which is line 10 as printed.
     """
@@ -169,7 +189,7 @@ class TrackingSettings(_Settings):
     """What is read while the search runs.
 
     Attributes:
-        metrics: names of :data:`s2ap_diag.tracking.TRACKERS`.
+        metrics: names of :data:`s2ap_diag.curvature.tracking.TRACKERS`.
         every: iterations from one reading to the next; 0 reads nothing.
         recipe: ``paper`` starts each reading anew and makes ``hvps`` products; ``warm`` starts from the last
             eigenvector and stops at a residual of ``tolerance``.
@@ -231,28 +251,6 @@ class Config(_Settings):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def read_config(source: str | Path, overrides: tuple[str, ...] = ()) -> Config:
-    """The settings of a TOML file or preset, with ``a.b=value`` overrides on top.
-
-    Args:
-        source: path of a TOML file, or a preset's name.
-        overrides: TOML assignments by dotted key; a value that is no TOML is taken as a string.
-
-    Raises:
-        InputError: if there is no such file or preset, it is not TOML, or a key or value does not fit.
-    """
-    path, known = Path(source), presets()
-    if path.is_file():
-        settings = _read_toml(path)
-    elif str(source) in known:
-        settings = known[str(source)].settings
-    else:
-        close = difflib.get_close_matches(str(source), known, cutoff=0.8)
-        hint = f"did you mean {', '.join(close)}" if close else "`s2ap-diag run --list` shows the presets"
-        raise InputError(f"{source}: neither a file nor a preset; {hint}")
-    return override(parse_config(settings, str(source)), overrides, str(source))
-
-
 def override(config: Config, overrides: tuple[str, ...], source: str) -> Config:
     """A config with ``a.b=value`` overrides on top, as in :func:`read_config`.
 
@@ -263,15 +261,6 @@ def override(config: Config, overrides: tuple[str, ...], source: str) -> Config:
     for assignment in overrides:
         _override(settings, assignment)
     return parse_config(settings, source)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error}); give a TOML config") from error
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and nesting as deep
-        raise InputError(f"{path}: not valid TOML: {error}") from error
 
 
 def parse_config(settings: dict[str, Any], source: str) -> Config:

@@ -2,7 +2,7 @@
 
 Each layer keeps the input channels of its mask and the output channels that some consumer needs; BatchNorm
 follows. Where a tensor has channels that one of several consumers does not want, that consumer gathers its
-own. See :mod:`s2ap_core.channel_graph`.
+own. See :mod:`s2ap_core.masks.channel_graph`.
 """
 
 import copy
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from s2ap_core.channel_graph import ChannelGraph, channels, shape, weight_of
-from s2ap_core.checkpoints import Checkpoint, build_network
 from s2ap_core.errors import InputError
-from s2ap_core.runs import load_tensors, save_tensors, write_file
-from s2ap_core.scores import bake, masks
+from s2ap_core.files.tensors import load_tensors, save_tensors, write_file
+from s2ap_core.masks.channel_graph import ChannelGraph, channels, shape, weight_of
+from s2ap_core.masks.masking import bake, masks
+from s2ap_core.runs.checkpoints import Checkpoint, build_network
 
 SUFFIXES = (".safetensors", ".pt2")
 

@@ -9,10 +9,7 @@
 True
 """
 
-from s2ap_diag.hessian import ScoreHessian
-from s2ap_diag.hessian import ScoreHessian as score_hessian
-from s2ap_diag.loss_difference import LossDifference, loss_difference
-from s2ap_diag.spectrum import (
+from s2ap_diag.curvature.eigen import (
     Curvature,
     Eigenpair,
     LambdaMax,
@@ -23,6 +20,9 @@ from s2ap_diag.spectrum import (
     spectral_density,
     trace,
 )
+from s2ap_diag.curvature.hessian import ScoreHessian
+from s2ap_diag.curvature.hessian import ScoreHessian as score_hessian
+from s2ap_diag.loss_difference import LossDifference, loss_difference
 from s2ap_diag.stability import Hamming, PackedMasks, hamming, score_margins, trajectory
 
 __all__ = [

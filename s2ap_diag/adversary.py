@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from s2ap_core.checkpoints import Checkpoint
 from s2ap_core.config import ObjectiveSettings, parse_config
 from s2ap_core.data import Dataset
-from s2ap_core.distributed import collected, dealt
-from s2ap_core.objectives import Objective
+from s2ap_core.distributed.share import collected, dealt
+from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.seeds import generator
-from s2ap_diag.hessian import BatchNormMode
+from s2ap_core.training.objectives import Objective
+from s2ap_diag.curvature.hessian import BatchNormMode
 
 AdversarialBatch = tuple[Tensor, Tensor, Tensor]
 

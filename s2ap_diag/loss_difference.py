@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from s2ap_core.distributed import collected, dealt, gather
+from s2ap_core.distributed.group import gather
+from s2ap_core.distributed.share import collected, dealt
 from s2ap_core.errors import InputError
 from s2ap_core.seeds import generator
-from s2ap_diag.hessian import (
+from s2ap_diag.curvature.eigen import standard_deviation, standard_error
+from s2ap_diag.curvature.hessian import (
     BatchNormMode,
     Loss,
     batch_norm_mode,
@@ -30,7 +32,6 @@ from s2ap_diag.hessian import (
     scores_at,
     unflatten,
 )
-from s2ap_diag.spectrum import standard_deviation, standard_error
 
 Norm = Literal["linf", "l2"]
 MOMENTUM = 0.75

@@ -29,9 +29,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
-from s2ap_core.runs import RunDirectory, write_file
-from s2ap_diag.collect import SHARPNESS, Run, Skipped, collect
-from s2ap_diag.sources import open_packed_masks
+from s2ap_core.files.tensors import write_file
+from s2ap_core.runs.directory import RunDirectory
+from s2ap_diag.reading.files import open_packed_masks
+from s2ap_diag.reading.results import SHARPNESS, Run, Skipped, collect
 from s2ap_diag.stability import Hamming, hamming
 
 COLOUR_MAP = "cividis"

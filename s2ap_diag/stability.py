@@ -1,7 +1,7 @@
 """Mask stability: Hamming distances on packed bits (Eq. 13), and how far scores are from flipping.
 
 Masks are mappings from a layer's weight name to a binary array or tensor of any shape, as
-:func:`s2ap_core.scores.masks` gives them, or the same packed.
+:func:`s2ap_core.masks.masking.masks` gives them, or the same packed.
 """
 
 import math
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
-from s2ap_diag.hessian import chosen_masks
+from s2ap_diag.curvature.hessian import chosen_masks
 
 
 @dataclass(frozen=True, eq=False)

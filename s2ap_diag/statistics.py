@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from s2ap_core.errors import InputError
-from s2ap_core.evaluation import Evaluation
+from s2ap_core.training.evaluation import Evaluation
 
 Kind = Literal["clean", "robust"]
 

@@ -7,9 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from s2ap_core.checkpoints import Checkpoint
+from s2ap_core.masks.layers import mask_of, masked_layers, score_masks
+from s2ap_core.masks.masking import masks
+from s2ap_core.masks.parametrization import FixedMask, ScoreMask
+from s2ap_core.masks.topk import n_dropped
 from s2ap_core.methods.harp import keep_floor
-from s2ap_core.scores import FixedMask, ScoreMask, mask_of, masked_layers, masks, n_dropped, score_masks
+from s2ap_core.runs.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from s2ap_core.config import Config, parse_config
 from s2ap_core.data import InMemory
 from s2ap_core.models import NETWORKS, build
-from s2ap_core.runs import RunDirectory
+from s2ap_core.runs.directory import RunDirectory
 from tests.tiny import Tiny
 
 # The worlds are too small for threads, and one thread makes sums come out the same everywhere.

@@ -7,17 +7,18 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from torch import nn
 
-from s2ap_core.attacks import pgd, uniform_start
-from s2ap_core.checkpoints import load_checkpoint
 from s2ap_core.data import DATASETS, InMemory
+from s2ap_core.files.tensors import load_masks
+from s2ap_core.masks.masking import attach_masks
+from s2ap_core.masks.parametrization import ScoreMask
 from s2ap_core.methods import METHODS, Method
 from s2ap_core.models import NETWORKS
-from s2ap_core.objectives import OBJECTIVES, Objective
-from s2ap_core.runs import load_masks
-from s2ap_core.scores import ScoreMask, attach_masks
-from s2ap_core.stages import Callback
+from s2ap_core.runs.checkpoints import load_checkpoint
+from s2ap_core.training.attacks import pgd, uniform_start
+from s2ap_core.training.loop import Callback
+from s2ap_core.training.objectives import OBJECTIVES, Objective
 from s2ap_diag.commands import main
-from s2ap_diag.tracking import TRACKERS
+from s2ap_diag.curvature.tracking import TRACKERS
 
 
 class Magnitude(Method):

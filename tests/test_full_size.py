@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors import safe_open
 from scipy.io import savemat
 
-from s2ap_core.checkpoints import save_checkpoint
+from s2ap_core.files.tensors import load_masks
 from s2ap_core.models import build
-from s2ap_core.runs import load_masks
+from s2ap_core.runs.checkpoints import save_checkpoint
 from s2ap_diag.commands import main
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "state_dicts.json").read_text())

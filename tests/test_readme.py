@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from s2ap_core.presets import presets
+from s2ap_core.presets.compose import presets
 from s2ap_diag.commands import COMMANDS, main
 
 TEXTS = {path.name: path.read_text() for path in (Path("README.md"), Path("docs/guide.md"))}

@@ -7,11 +7,12 @@ from fractions import Fraction
 import pytest
 from click.testing import CliRunner
 
-from s2ap_core.config import parse_config, read_config
+from s2ap_core.config import parse_config
+from s2ap_core.files.tensors import load_masks
 from s2ap_core.models import NETWORKS, build
-from s2ap_core.presets import presets
+from s2ap_core.presets.compose import presets
+from s2ap_core.presets.read import read_config
 from s2ap_core.presets.scale import scale_to_digits
-from s2ap_core.runs import load_masks
 from s2ap_diag.commands import main
 
 SHORT = ("objective.steps=1", 'evaluation.attack="pgd-50"', "evaluation.n=8")

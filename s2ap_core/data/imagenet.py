@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from s2ap_core.data.base import Batch, Part, Split, cut, folder, hold_out, order, reason
-from s2ap_core.distributed import processes_here
+from s2ap_core.distributed.group import processes_here
 from s2ap_core.errors import InputError
 from s2ap_core.seeds import derive_seed
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from s2ap_core.arrays import RATIO, UNPACKED
 from s2ap_core.data.base import check_images, check_labels, folder, hold_out, reason, remedy, validation_count
 from s2ap_core.data.memory import InMemory
 from s2ap_core.errors import InputError
+from s2ap_core.files.arrays import RATIO, UNPACKED
 
 NAME, FOLDER = "svhn", "svhn"
 TRAIN, TEST = "train_32x32.mat", "test_32x32.mat"

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
+from s2ap_core.config import MethodSettings
 from s2ap_core.errors import InputError
-from s2ap_core.methods.base import Method, MethodSettings
+from s2ap_core.methods.base import Method
 from s2ap_core.methods.channels import HarpChannels, HydraChannels
 from s2ap_core.methods.harp import Harp
 from s2ap_core.methods.hydra import Hydra

@@ -1,33 +1,12 @@
 """What a pruning method decides; the search itself is the same for all."""
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-
-class MethodSettings(BaseModel):
-    """Settings of a method; those that a method does not read have no effect on it.
-
-    Attributes:
-        keep: fraction of the maskable weights that stays.
-        penalty: HARP's c, the factor of its penalty on keeping too much.
-        rate_init: where HARP's layer-wise keep rates start: ``uniform`` at the larger of 0.1 and ``keep``
-            (the published ``010_uni``), ``target`` at ``keep``, or one keep rate for each layer; none above 0.99.
-        init: RLTH's untrained weights: ``signed-constant`` or ``kaiming``.
-        flops_reduction: how many times fewer FLOPs channel pruning leaves, instead of ``keep``.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    name: str = "hydra"
-    keep: float = Field(default=0.1, gt=0, le=1)
-    penalty: float = Field(default=0.01, ge=0)
-    rate_init: Literal["uniform", "target"] | list[Annotated[float, Field(gt=0, le=1)]] = "uniform"
-    init: Literal["signed-constant", "kaiming"] = "signed-constant"
-    flops_reduction: float | None = Field(default=None, gt=1, allow_inf_nan=False)
+from s2ap_core.config import MethodSettings
 
 
 class Method(ABC):

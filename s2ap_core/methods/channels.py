@@ -2,7 +2,7 @@
 
 The budget is a share of the dense network's FLOPs (multiply-accumulates of Conv2d and Linear layers for
 one image), counted on the network that remains: what a layer's mask drops is removed from the layers that
-produce it, if no other consumer keeps it. See :mod:`s2ap_core.channel_graph`.
+produce it, if no other consumer keeps it. See :mod:`s2ap_core.masks.channel_graph`.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,11 +10,15 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from s2ap_core.channel_graph import ChannelGraph
+from s2ap_core.config import MethodSettings
 from s2ap_core.errors import InputError
-from s2ap_core.methods.base import Method, MethodSettings
+from s2ap_core.masks.channel_graph import ChannelGraph
+from s2ap_core.masks.layers import score_masks
+from s2ap_core.masks.masking import attach_masks
+from s2ap_core.masks.parametrization import ChannelMask
+from s2ap_core.masks.topk import topk_mask
+from s2ap_core.methods.base import Method
 from s2ap_core.methods.harp import LARGEST_START, Harp, keep_floor, rate_of
-from s2ap_core.scores import ChannelMask, attach_masks, score_masks, topk_mask
 
 
 def channel_scores(weight: Tensor) -> Tensor:

@@ -5,17 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s2ap_core.config import MethodSettings
 from s2ap_core.errors import InputError
-from s2ap_core.methods.base import Method, MethodSettings
-from s2ap_core.scores import (
-    ScoreMask,
-    attach_masks,
-    check_keep,
-    maskable_layers,
-    n_dropped,
-    scaled_scores,
-    score_masks,
-)
+from s2ap_core.masks.layers import maskable_layers, score_masks
+from s2ap_core.masks.masking import attach_masks, scaled_scores
+from s2ap_core.masks.parametrization import ScoreMask, check_keep
+from s2ap_core.masks.topk import n_dropped
+from s2ap_core.methods.base import Method
 
 # Distance of the sigmoid from 0 and 1 that a rate in float32 still resolves.
 LEAST = 1e-9

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from s2ap_core.masks.masking import attach
 from s2ap_core.methods.base import Method
-from s2ap_core.scores import attach
 
 
 class Hydra(Method):

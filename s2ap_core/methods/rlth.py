@@ -5,8 +5,10 @@ import math
 import torch
 from torch import nn
 
+from s2ap_core.masks.layers import MASKABLE, maskable_layers
+from s2ap_core.masks.masking import attach_masks
+from s2ap_core.masks.parametrization import ScoreMask, check_keep
 from s2ap_core.methods.base import Method
-from s2ap_core.scores import MASKABLE, ScoreMask, attach_masks, check_keep, maskable_layers
 
 
 class Rlth(Method):

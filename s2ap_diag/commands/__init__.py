@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from s2ap_core.errors import InputError
-from s2ap_diag.commands._signals import INTERRUPTED, TERMINATED, Terminated, terminable
+from s2ap_diag.execution.signals import INTERRUPTED, TERMINATED, Terminated, terminable
 
 COMMANDS = (
     "demo",
@@ -114,7 +114,7 @@ def joined() -> AbstractContextManager[None]:
     """Under torchrun, the group of its processes."""
     if not under_torchrun():
         return nullcontext()
-    from s2ap_core.distributed import process_group
+    from s2ap_core.distributed.group import process_group
 
     return process_group()
 

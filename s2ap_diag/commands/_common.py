@@ -18,15 +18,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from s2ap_core import distributed
-from s2ap_core.checkpoints import Checkpoint
 from s2ap_core.config import DataSettings
 from s2ap_core.data import Dataset, load
 from s2ap_core.errors import InputError
-from s2ap_core.iteration import Step
-from s2ap_core.runs import RunDirectory, write_file
-from s2ap_core.stages import Callback, Loop
-from s2ap_diag.sources import open_checkpoint
-from s2ap_diag.tables import to_csv
+from s2ap_core.files.tensors import write_file
+from s2ap_core.runs.checkpoints import Checkpoint
+from s2ap_core.runs.directory import RunDirectory
+from s2ap_core.training.iteration import Step
+from s2ap_core.training.loop import Callback, Loop
+from s2ap_diag.output.tables import to_csv
+from s2ap_diag.reading.files import open_checkpoint
 
 EXISTING = click.Path(path_type=Path)
 

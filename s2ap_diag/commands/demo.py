@@ -8,13 +8,12 @@ import click
 import numpy as np
 import pandas as pd
 
-from s2ap_core import lock
-from s2ap_core.checkpoints import load_checkpoint
-from s2ap_core.config import read_config
 from s2ap_core.data import load
-from s2ap_core.runs import RunDirectory, write_file
-from s2ap_diag import plots
-from s2ap_diag.collect import open_run, save_sharpness
+from s2ap_core.files import lock
+from s2ap_core.files.tensors import write_file
+from s2ap_core.presets.read import read_config
+from s2ap_core.runs.checkpoints import load_checkpoint
+from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.commands._common import (
     EXISTING,
     Output,
@@ -24,10 +23,12 @@ from s2ap_diag.commands._common import (
     make_table,
     output_options,
 )
-from s2ap_diag.commands._signals import resumable
 from s2ap_diag.commands.run import accuracies, execute, start
-from s2ap_diag.measure import Sharpness, SharpnessSettings, measure_sharpness
+from s2ap_diag.execution.signals import resumable
+from s2ap_diag.output import plots
+from s2ap_diag.reading.results import open_run, save_sharpness
 from s2ap_diag.report import write_report
+from s2ap_diag.sharpness import Sharpness, SharpnessSettings, measure_sharpness
 
 ARMS = {
     "orig": ("evaluation.n=64",),

@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from s2ap_core.checkpoints import Checkpoint
 from s2ap_core.config import EvaluationSettings, parse_config
 from s2ap_core.data import Dataset, load
 from s2ap_core.data.cifar10c import CORRUPTIONS
-from s2ap_core.evaluation import evaluate
-from s2ap_diag import plots
+from s2ap_core.runs.checkpoints import Checkpoint
+from s2ap_core.training.evaluation import evaluate
 from s2ap_diag.adversary import own_objective
 from s2ap_diag.commands._common import (
     EXISTING,
@@ -31,7 +30,8 @@ from s2ap_diag.commands._common import (
     seed_option,
     source_options,
 )
-from s2ap_diag.sources import expand
+from s2ap_diag.output import plots
+from s2ap_diag.reading.files import expand
 
 log = logging.getLogger(__name__)
 

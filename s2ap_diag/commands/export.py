@@ -12,12 +12,11 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from s2ap_core.checkpoints import load_checkpoint
 from s2ap_core.errors import InputError
 from s2ap_core.export import check_suffix, exported_flops, image_shape, kept_channels, save_exported, shrink
-from s2ap_core.runs import RunDirectory
-from s2ap_core.scores import bake
-from s2ap_diag import plots
+from s2ap_core.masks.masking import bake
+from s2ap_core.runs.checkpoints import load_checkpoint
+from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.commands._common import (
     EXISTING,
     Output,
@@ -28,6 +27,7 @@ from s2ap_diag.commands._common import (
     make_table,
     output_options,
 )
+from s2ap_diag.output import plots
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest logit where that exceeds 1."""

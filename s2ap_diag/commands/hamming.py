@@ -10,9 +10,9 @@ import pandas as pd
 from rich.table import Table
 
 from s2ap_core.errors import InputError
-from s2ap_diag import plots
 from s2ap_diag.commands._common import EXISTING, Output, counting, make_table, output_options
-from s2ap_diag.sources import epoch_of, expand, open_masks, open_packed_masks
+from s2ap_diag.output import plots
+from s2ap_diag.reading.files import epoch_of, expand, open_masks, open_packed_masks
 from s2ap_diag.stability import Hamming, PackedMasks, hamming
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from s2ap_core.scores import density, masks, score_masks
-from s2ap_diag import plots
+from s2ap_core.masks.layers import score_masks
+from s2ap_core.masks.masking import density, masks
 from s2ap_diag.commands._common import (
     EXISTING,
     Output,
@@ -15,7 +15,8 @@ from s2ap_diag.commands._common import (
     output_options,
     source_options,
 )
-from s2ap_diag.sources import expand
+from s2ap_diag.output import plots
+from s2ap_diag.reading.files import expand
 
 
 @click.command(name="inspect")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from s2ap_diag.collect import run_folders
 from s2ap_diag.commands._common import EXISTING, counting, quiet_option
+from s2ap_diag.reading.results import run_folders
 from s2ap_diag.report import write_report
 
 log = logging.getLogger(__name__)

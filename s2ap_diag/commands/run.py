@@ -10,19 +10,24 @@ import click
 import torch
 from rich.table import Table
 
-from s2ap_core import distributed, lock
-from s2ap_core.checkpoints import build_network, describe, load_checkpoint
-from s2ap_core.config import Config, override, read_config
+from s2ap_core import distributed
+from s2ap_core.config import Config, override
 from s2ap_core.data import Dataset, load
 from s2ap_core.errors import InputError
-from s2ap_core.identity import accept_changes, differences, refusal
-from s2ap_core.iteration import Step
+from s2ap_core.files import lock
+from s2ap_core.files.tensors import write_file
 from s2ap_core.methods import build_method
-from s2ap_core.objectives import build_objective
-from s2ap_core.presets import Preset, groups, presets
+from s2ap_core.presets.compose import Preset, groups, presets
+from s2ap_core.presets.read import read_config
 from s2ap_core.presets.scale import scale_to_digits
-from s2ap_core.runs import RunDirectory, environment, write_file
-from s2ap_core.stages import Callback, Loop, Stages, Until
+from s2ap_core.runs.checkpoints import build_network, describe, load_checkpoint
+from s2ap_core.runs.course import Until
+from s2ap_core.runs.directory import RunDirectory, environment
+from s2ap_core.runs.identity import accept_changes, differences, refusal
+from s2ap_core.training.iteration import Step
+from s2ap_core.training.loop import Callback, Loop
+from s2ap_core.training.objectives import build_objective
+from s2ap_core.training.stages import Stages
 from s2ap_diag.commands._common import (
     EXISTING,
     StageProgress,
@@ -33,10 +38,10 @@ from s2ap_diag.commands._common import (
     quiet_option,
     show_table,
 )
-from s2ap_diag.commands._launch import arguments, launch
-from s2ap_diag.commands._run_log import run_log
-from s2ap_diag.commands._signals import heed, resumable
-from s2ap_diag.tracking import build_trackers
+from s2ap_diag.curvature.tracking import build_trackers
+from s2ap_diag.execution.launch import arguments, launch
+from s2ap_diag.execution.run_log import run_log
+from s2ap_diag.execution.signals import heed, resumable
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +136,7 @@ def resolve(config: str, scale: str | None, overrides: tuple[str, ...], seed: in
     """The settings of a run: the config's, scaled, and what the user sets on top.
 
     Raises:
-        InputError: as :func:`s2ap_core.config.read_config`.
+        InputError: as :func:`s2ap_core.presets.read.read_config`.
     """
     settings = read_config(config)
     if scale:

@@ -5,10 +5,9 @@ from typing import Any, Literal
 
 import click
 
-from s2ap_core.checkpoints import Checkpoint
 from s2ap_core.config import ObjectiveSettings, parse_config
-from s2ap_core.scores import score_masks
-from s2ap_diag import plots
+from s2ap_core.masks.layers import score_masks
+from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_diag.adversary import own_objective
 from s2ap_diag.commands._common import (
     EXISTING,
@@ -22,9 +21,10 @@ from s2ap_diag.commands._common import (
     seed_option,
     source_options,
 )
-from s2ap_diag.measure import RHOS, SharpnessSettings, measure_sharpness
-from s2ap_diag.sources import expand
-from s2ap_diag.spectrum import SpectralDensity, standard_error
+from s2ap_diag.curvature.eigen import SpectralDensity, standard_error
+from s2ap_diag.output import plots
+from s2ap_diag.reading.files import expand
+from s2ap_diag.sharpness import RHOS, SharpnessSettings, measure_sharpness
 
 
 @click.command(name="sharpness")

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from s2ap_core.errors import InputError
 from s2ap_diag.commands._common import check_device, device_option, make_table, plain_progress, quiet_option, show_table
-from s2ap_diag.commands._signals import resumable
 from s2ap_diag.commands.run import check_given, prepare
+from s2ap_diag.execution.signals import resumable
 from s2ap_diag.sweep.executors import LocalExecutor, RayExecutor, fitting_workers, memory_of
 from s2ap_diag.sweep.grid import expand, grids, read_grid
 from s2ap_diag.sweep.plan import Task, plan

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from s2ap_core.checkpoints import Checkpoint, load_checkpoint
+from s2ap_core.runs.checkpoints import Checkpoint, load_checkpoint
 from s2ap_diag.commands._common import EXISTING, Output, Source, make_table, output_options, source_options
-from s2ap_diag.sources import expand
+from s2ap_diag.reading.files import expand
 from s2ap_diag.verification import Finding, verify
 
 

@@ -19,7 +19,7 @@ from s2ap_core.config import Config, StageSettings
 from s2ap_core.errors import InputError
 from s2ap_core.methods import build_method
 from s2ap_core.models import build
-from s2ap_core.stages import TRAINED_STAGES
+from s2ap_core.runs.course import TRAINED_STAGES
 from s2ap_diag.sweep.plan import Task
 
 SIZES = {

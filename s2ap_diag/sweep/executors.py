@@ -16,10 +16,10 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from s2ap_core.checkpoints import build_network, describe
 from s2ap_core.config import Config
 from s2ap_core.data import Dataset
 from s2ap_core.errors import InputError
+from s2ap_core.runs.checkpoints import build_network, describe
 
 PROCESS = 0.6 * 2**30
 """Bytes of a process that has imported everything and holds small data."""

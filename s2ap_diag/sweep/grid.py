@@ -11,13 +11,13 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from s2ap_core import presets as preset_files
-from s2ap_core.config import Config, override, read_config
+from s2ap_core.config import Config, override
 from s2ap_core.errors import InputError
-from s2ap_core.presets import presets
+from s2ap_core.presets.compose import presets
+from s2ap_core.presets.read import read_config
 from s2ap_core.presets.scale import scale_to_digits
-from s2ap_core.shared import fingerprint
-from s2ap_diag.measure import RHOS
+from s2ap_core.runs.course import fingerprint
+from s2ap_diag.sharpness import RHOS
 
 TABLES = tuple(f"table{number}" for number in (1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12))
 """Tables of the paper that are made of runs; 7 and 13 are read from the same ones."""
@@ -31,7 +31,7 @@ class _Settings(BaseModel):
 
 
 class Measurement(_Settings):
-    """How the selected scores' sharpness is measured after a run, see :class:`s2ap_diag.measure.SharpnessSettings`."""
+    """How to measure the selected scores after a run, see :class:`s2ap_diag.sharpness.SharpnessSettings`."""
 
     images: int = Field(default=1024, ge=1)
     batch_size: int = Field(default=128, ge=1)
@@ -171,7 +171,7 @@ def _assignment(key: str, value: Any) -> str:
 
 
 def _folder() -> Any:
-    return resources.files(preset_files) / "grids"
+    return resources.files("s2ap_core.presets") / "grids"
 
 
 def _parse(text: str, source: str) -> Grid:

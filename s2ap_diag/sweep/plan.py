@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from s2ap_core.config import Config
 from s2ap_core.methods import build_method
-from s2ap_core.shared import BEGINNINGS, fingerprint
-from s2ap_core.stages import TRAINED_STAGES, Until
-from s2ap_diag.collect import SHARED
+from s2ap_core.runs.course import BEGINNINGS, TRAINED_STAGES, Until, fingerprint
+from s2ap_diag.reading.results import SHARED
 from s2ap_diag.sweep.grid import Measurement, PlannedRun
 
 

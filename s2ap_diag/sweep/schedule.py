@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import fsspec
 
-from s2ap_core import lock
 from s2ap_core.errors import InputError
+from s2ap_core.files import lock
 from s2ap_diag.sweep.estimate import work
 from s2ap_diag.sweep.plan import Task
 from s2ap_diag.sweep.tasks import Outcome, Place, is_done, log_file, run_task

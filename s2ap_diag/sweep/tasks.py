@@ -13,14 +13,15 @@ from pathlib import Path
 import fsspec
 import torch
 
-from s2ap_core import lock
-from s2ap_core.checkpoints import load_checkpoint
 from s2ap_core.errors import InputError
-from s2ap_core.runs import RunDirectory, write_file
-from s2ap_core.shared import continue_from
-from s2ap_diag.collect import SHARPNESS, save_sharpness
+from s2ap_core.files import lock
+from s2ap_core.files.tensors import write_file
+from s2ap_core.runs.beginnings import continue_from
+from s2ap_core.runs.checkpoints import load_checkpoint
+from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.commands.run import execute, prepare, start
-from s2ap_diag.measure import SharpnessSettings, measure_sharpness
+from s2ap_diag.reading.results import SHARPNESS, save_sharpness
+from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
 from s2ap_diag.sweep.grid import Measurement
 from s2ap_diag.sweep.plan import Task
 

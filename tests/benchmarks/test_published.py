@@ -8,13 +8,13 @@ from torch import nn
 
 from benchmarks import published
 from s2ap_core.config import ObjectiveSettings, PruneSettings
-from s2ap_core.iteration import iterate
+from s2ap_core.masks.masking import masks, scores
 from s2ap_core.methods import MethodSettings, build_method
 from s2ap_core.models import build
-from s2ap_core.objectives import build_objective
-from s2ap_core.scores import masks, scores
 from s2ap_core.seeds import generator
-from s2ap_core.stages import searched_parameters
+from s2ap_core.training.iteration import iterate
+from s2ap_core.training.objectives import build_objective
+from s2ap_core.training.optimization import searched_parameters
 
 KEEP = 0.3
 THREAT = published.Trades(eps=32 / 255, step=8 / 255, steps=3, beta=6.0)

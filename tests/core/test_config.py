@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from s2ap_core.config import Config, parse_config, presets, read_config
+from s2ap_core.config import Config, parse_config
 from s2ap_core.errors import InputError
+from s2ap_core.presets.compose import presets
+from s2ap_core.presets.read import read_config
 
 
 @pytest.mark.parametrize(

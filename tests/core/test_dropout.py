@@ -6,15 +6,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2ap_core.config import ObjectiveSettings, PruneSettings
-from s2ap_core.distributed import Share
+from s2ap_core.distributed.share import Share
 from s2ap_core.dropout import repeated_dropout
-from s2ap_core.iteration import iterate
+from s2ap_core.files.tensors import load_tensors
+from s2ap_core.masks.masking import attach
 from s2ap_core.models import NETWORKS
-from s2ap_core.objectives import build_objective
-from s2ap_core.runs import load_tensors
-from s2ap_core.scores import attach
-from s2ap_core.sharpness import Perturbation, score_layers
-from s2ap_core.stages import Callback, Loop, Stages, searched_parameters
+from s2ap_core.training.iteration import iterate
+from s2ap_core.training.loop import Callback, Loop
+from s2ap_core.training.objectives import build_objective
+from s2ap_core.training.optimization import searched_parameters
+from s2ap_core.training.perturbation import Perturbation, score_layers
+from s2ap_core.training.stages import Stages
 from tests.tiny import Tiny
 
 

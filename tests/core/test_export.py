@@ -5,18 +5,19 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from tests.core.test_channels import ACTIVATIONS, FLATTENS, Between
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2ap_core.channel_graph import ChannelGraph
-from s2ap_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from s2ap_core.errors import InputError
 from s2ap_core.export import kept_channels, load_exported, save_exported, shrink
+from s2ap_core.masks.channel_graph import ChannelGraph
+from s2ap_core.masks.masking import attach, attach_masks, bake, fix_masks
+from s2ap_core.masks.parametrization import ChannelMask
 from s2ap_core.modes import train_mode
-from s2ap_core.scores import ChannelMask, attach, attach_masks, bake, fix_masks
-from s2ap_core.stages import Stages
+from s2ap_core.runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from s2ap_core.training.stages import Stages
 from s2ap_diag.commands import main
-from tests.core.test_channels import ACTIVATIONS, FLATTENS, Between
 
 IMAGE = (1, 8, 8)
 HEADER = {"network": {"name": "tiny", "classes": 10, "width": 4, "input_size": 8, "input_channels": 1}, "keep": 0.1}

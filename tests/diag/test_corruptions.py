@@ -8,9 +8,9 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from s2ap_core.checkpoints import save_checkpoint
 from s2ap_core.data.cifar10c import CORRUPTIONS
 from s2ap_core.models import NETWORKS
+from s2ap_core.runs.checkpoints import save_checkpoint
 from s2ap_diag.commands import main
 
 EACH = 6

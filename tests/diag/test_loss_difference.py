@@ -11,9 +11,9 @@ from pyautoattack.autopgd_base import APGDAttack
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-import s2ap_core.scores
+import s2ap_core.masks.topk
 from s2ap_core.errors import InputError
-from s2ap_core.scores import attach, masks, scores
+from s2ap_core.masks.masking import attach, masks, scores
 from s2ap_diag.loss_difference import auto_pgd, checkpoints, loss_difference
 from s2ap_diag.stability import score_margins
 
@@ -252,7 +252,7 @@ def test_every_point_evaluated_lies_in_the_ball_and_the_first_is_s(norm: str, sc
 def test_a_step_costs_one_forward_one_backward_and_one_selection(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batches = network()
     counts = {"selections": 0, "forward": 0, "backward": 0}
-    select = s2ap_core.scores.topk_mask
+    select = s2ap_core.masks.topk.topk_mask
 
     def counted(magnitude: Tensor, n_keep: int) -> Tensor:
         counts["selections"] += 1
@@ -265,7 +265,7 @@ def test_a_step_costs_one_forward_one_backward_and_one_selection(monkeypatch: py
             value.register_hook(lambda g: counts.update(backward=counts["backward"] + 1))
         return value
 
-    monkeypatch.setattr(s2ap_core.scores, "topk_mask", counted)
+    monkeypatch.setattr(s2ap_core.masks.topk, "topk_mask", counted)
     found = loss_difference(model, loss, batches[:2], rho=0.1, steps=20, restarts=2, draws=3)
     assert counts["forward"] == found.forward_passes == 2 * (2 * 21 + 3)
     assert counts["backward"] == found.backward_passes == 2 * 2 * 21

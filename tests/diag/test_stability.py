@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from s2ap_core.errors import InputError
-from s2ap_core.scores import attach, masks, scores
+from s2ap_core.masks.masking import attach, masks, scores
 from s2ap_diag.stability import PackedMask, PackedMasks, hamming, score_margins, trajectory
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from s2ap_core.errors import InputError
-from s2ap_core.evaluation import Evaluation
+from s2ap_core.training.evaluation import Evaluation
 from s2ap_diag.statistics import compare, mcnemar, paired_bootstrap
 
 

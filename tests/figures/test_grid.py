@@ -9,7 +9,7 @@ import pytest
 
 from figures.grid import Grid, Text, to_latex, to_markdown
 from figures.numbers import Reading, gap, judge
-from s2ap_diag.tables import to_csv
+from s2ap_diag.output.tables import to_csv
 
 
 def reading(*values):

@@ -23,14 +23,15 @@ from figures.cheaper import command as cheaper
 from figures.drawings import FIGURES
 from figures.matching import Library
 from figures.reference import load
-from s2ap_core.checkpoints import load_checkpoint
 from s2ap_core.data.cifar10c import CORRUPTIONS
+from s2ap_core.files.tensors import load_masks
 from s2ap_core.models import NETWORKS
-from s2ap_core.runs import RunDirectory, load_masks
-from s2ap_core.stages import Stages
-from s2ap_diag import plots
-from s2ap_diag.measure import SharpnessSettings, measure_sharpness
-from s2ap_diag.tracking import build_trackers
+from s2ap_core.runs.checkpoints import load_checkpoint
+from s2ap_core.runs.directory import RunDirectory
+from s2ap_core.training.stages import Stages
+from s2ap_diag.curvature.tracking import build_trackers
+from s2ap_diag.output import plots
+from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
 from tests.tiny import Tiny
 
 IDS = [f"table{n}" for n in range(1, 14)] + [f"fig{n}" for n in range(1, 18)]

@@ -18,7 +18,7 @@ import numpy as np
 from click.testing import CliRunner
 from PIL import Image
 
-from s2ap_core.runs import load_tensors
+from s2ap_core.files.tensors import load_tensors
 from s2ap_diag.commands import main
 
 # HARP, S2AP with a carried z, AWP in finetuning: everything that a resume must bring back.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import s2ap_diag.commands.run as run_command
 from s2ap_core.errors import InputError
-from s2ap_core.runs import load_masks, load_tensors, save_tensors
+from s2ap_core.files.tensors import load_masks, load_tensors, save_tensors
 
 pytestmark = pytest.mark.usefixtures("tiny_network", "prototypes_registered")
 

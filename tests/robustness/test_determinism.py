@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from s2ap_core.config import override, read_config
+from s2ap_core.config import override
 from s2ap_core.data import InMemory, load
+from s2ap_core.files.tensors import load_masks
+from s2ap_core.presets.read import read_config
 from s2ap_core.presets.scale import scale_to_digits
-from s2ap_core.runs import RunDirectory, load_masks
-from s2ap_core.shared import continue_from
-from s2ap_core.stages import Stages
+from s2ap_core.runs.beginnings import continue_from
+from s2ap_core.runs.directory import RunDirectory
+from s2ap_core.training.stages import Stages
 
 # Each method, minimizer and family of networks once or more.
 PRESETS: dict[str, tuple[str, ...]] = {

@@ -14,9 +14,9 @@ from pathlib import Path
 import processes
 import pytest
 
-import s2ap_core.stages
+import s2ap_core.training.stages
 from s2ap_core.errors import InputError
-from s2ap_diag.commands._signals import Terminated, resumable, terminable
+from s2ap_diag.execution.signals import Terminated, resumable, terminable
 
 LATEST = processes.EPOCHS + processes.BATCHES - 5
 """Units after which a fault comes before the end of the run on a busy machine too."""
@@ -108,7 +108,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 
 def unforeseen() -> None:
     """Let a run begin on a disk that is too small, as if it had been filled since."""
-    s2ap_core.stages.check_space = lambda *arguments: None
+    s2ap_core.training.stages.check_space = lambda *arguments: None
 
 
 def test_the_disk_is_full(fault_table):

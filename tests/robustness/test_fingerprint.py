@@ -10,15 +10,15 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-import s2ap_core.identity
+import s2ap_core.runs.identity
 from s2ap_core.config import EvaluationSettings
 from s2ap_core.data import InMemory, load
 from s2ap_core.errors import InputError
-from s2ap_core.evaluation import evaluate, load_evaluation
-from s2ap_core.identity import differences, source_checksum
-from s2ap_core.runs import RunDirectory
-from s2ap_core.shared import continue_from
-from s2ap_core.stages import Stages
+from s2ap_core.runs.beginnings import continue_from
+from s2ap_core.runs.directory import RunDirectory
+from s2ap_core.runs.identity import differences, source_checksum
+from s2ap_core.training.evaluation import evaluate, load_evaluation
+from s2ap_core.training.stages import Stages
 from s2ap_diag.commands import main
 
 
@@ -74,7 +74,7 @@ def test_other_images_are_refused(begun, spoil, words):
 
 def test_other_code_is_refused_unless_forced_which_is_written_down(begun, monkeypatch):
     _, config, run = begun
-    monkeypatch.setattr(s2ap_core.identity, "source_checksum", lambda: "f00d")
+    monkeypatch.setattr(s2ap_core.runs.identity, "source_checksum", lambda: "f00d")
     refused(resume(config, run), run, f"code.source = {source_checksum()}, now f00d")
     assert resume(config, run, "--force").exit_code == 0
     (forced,) = json.loads((run / "environment.json").read_text())["forced"]

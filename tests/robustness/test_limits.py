@@ -12,10 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from s2ap_core.data import load
-from s2ap_core.disk import bytes_of_run
 from s2ap_core.errors import InputError
-from s2ap_core.runs import RunDirectory, load_tensors
-from s2ap_core.stages import DIVERGED, Callback, Stages
+from s2ap_core.files.tensors import load_tensors
+from s2ap_core.runs.directory import RunDirectory
+from s2ap_core.runs.disk import bytes_of_run
+from s2ap_core.training.loop import DIVERGED, Callback
+from s2ap_core.training.stages import Stages
 from s2ap_diag.commands import main
 from s2ap_diag.commands._common import Once
 

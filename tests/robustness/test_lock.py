@@ -11,10 +11,11 @@ import processes
 import psutil
 import pytest
 
-from s2ap_core import lock
 from s2ap_core.errors import InputError
-from s2ap_core.runs import write_file
-from s2ap_core.stages import Callback, Stages
+from s2ap_core.files import lock
+from s2ap_core.files.tensors import write_file
+from s2ap_core.training.loop import Callback
+from s2ap_core.training.stages import Stages
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 

@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from contract import Outcome
 from torch import Tensor, nn
 
-from s2ap_core.checkpoints import load_checkpoint, save_checkpoint
 from s2ap_core.errors import InputError
-from s2ap_core.interop import read_foreign
-from s2ap_core.runs import load_tensors, save_tensors
-from s2ap_core.scores import FixedMask, ScoreMask, attach, attach_masks, masks, n_dropped, scores, topk_mask
+from s2ap_core.files.tensors import load_tensors, save_tensors
+from s2ap_core.foreign.network import read_foreign
+from s2ap_core.masks.masking import attach, attach_masks, masks, scores
+from s2ap_core.masks.parametrization import FixedMask, ScoreMask
+from s2ap_core.masks.topk import n_dropped, topk_mask
+from s2ap_core.runs.checkpoints import load_checkpoint, save_checkpoint
 from s2ap_diag import hamming, lambda_max, loss_difference, score_hessian
 from s2ap_diag.stability import score_margins
 

@@ -23,9 +23,9 @@ from contract import Outcome
 
 from s2ap_core.data.cifar10 import read_batch
 from s2ap_core.errors import InputError
-from s2ap_core.evaluation import load_evaluation
-from s2ap_core.interop import read_state
-from s2ap_core.runs import load_masks, load_tensors
+from s2ap_core.files.tensors import load_masks, load_tensors
+from s2ap_core.foreign.formats import read_state
+from s2ap_core.training.evaluation import load_evaluation
 
 pytestmark = pytest.mark.usefixtures("tiny_network", "prototypes_registered")
 

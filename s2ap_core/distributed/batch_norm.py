@@ -1,0 +1,129 @@
+"""BatchNorm over the batch of all processes, or over each one's own images."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from s2ap_core.distributed.group import add_up, world
+
+Statistics = Literal["sync", "local"]
+
+
+@contextmanager
+def batch_statistics(model: nn.Module, mode: Statistics) -> Iterator[None]:
+    """For the block, let BatchNorm in train mode normalise by what several processes see.
+
+    Args:
+        mode: ``sync`` takes mean and variance over all of them; ``local`` over each one's own images, and at
+            the end of the block the running statistics become the mean of all processes'.
+    """
+    norms = [m for m in model.modules() if type(m) in _SYNCED] if world() > 1 else []
+    classes = _SYNCED if mode == "sync" else _LOCAL
+    for norm in norms:
+        norm.__class__ = classes[type(norm)]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.__class__ = type(norm).__mro__[2]
+    if mode == "local":
+        tracked = [b for norm in norms for b in (norm.running_mean, norm.running_var) if isinstance(b, Tensor)]
+        for buffer, total in zip(tracked, add_up(tracked) if tracked else (), strict=True):
+            buffer.copy_(total / world())
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; so is its gradient, and its gradient's."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        return _Sum.apply(grad)
+
+
+class _Synced(_BatchNorm):
+    """BatchNorm over the batch of all processes, by one all-reduce of sums.
+
+    torch's SyncBatchNorm knows GPUs alone, weights unequal parts alike, and has no second derivative.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        self._check_input_dim(x)
+        axes, channels = [0, *range(2, x.dim())], x.shape[1]
+        # From the running mean, where no digits cancel between the sum of squares and the squared sum.
+        origin = x.new_zeros(channels) if self.running_mean is None else self.running_mean.clone()
+        centred = x - _per_channel(origin, x)
+        images = centred.new_full((1,), x.numel() / channels)
+        sums = _Sum.apply(torch.cat([centred.sum(axes), centred.square().sum(axes), images]))
+        total, squares, count = sums.split([channels, channels, 1])
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp_min(0)
+        if self.track_running_stats and self.running_mean is not None:
+            self._track(origin + mean.detach(), variance.detach() * (count / (count - 1).clamp_min(1)).detach())
+        scale = (variance + self.eps).rsqrt()
+        shift = -mean * scale
+        if self.affine:
+            scale, shift = scale * self.weight, shift * self.weight + self.bias
+        return torch.addcmul(_per_channel(shift, x), centred, _per_channel(scale, x))
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance, momentum)
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(1, -1, *(1,) * (x.dim() - 2))
+
+
+class _Local(_BatchNorm):
+    """BatchNorm over this process's images alone; by the running statistics where they are too few for any."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() < 2 * x.shape[1] and self.running_mean is not None:
+            if self.track_running_stats and self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+class _SyncedBatchNorm1d(_Synced, nn.BatchNorm1d):
+    pass
+
+
+class _SyncedBatchNorm2d(_Synced, nn.BatchNorm2d):
+    pass
+
+
+class _LocalBatchNorm1d(_Local, nn.BatchNorm1d):
+    pass
+
+
+class _LocalBatchNorm2d(_Local, nn.BatchNorm2d):
+    pass
+
+
+# What a network's BatchNorm is for as long as several processes train it; the old class is the second base.
+_SYNCED: dict[type, type] = {nn.BatchNorm1d: _SyncedBatchNorm1d, nn.BatchNorm2d: _SyncedBatchNorm2d}
+
+
+_LOCAL: dict[type, type] = {nn.BatchNorm1d: _LocalBatchNorm1d, nn.BatchNorm2d: _LocalBatchNorm2d}

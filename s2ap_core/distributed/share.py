@@ -1,0 +1,87 @@
+"""The part of a batch that a process works on, and its terms of the batch's mean."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from s2ap_core.distributed.group import gather, rank, world
+from s2ap_core.seeds import derive_seed
+
+T = TypeVar("T")
+
+
+def dealt(items: Sequence[T]) -> Sequence[T]:
+    """The items that this process works on, such as whole batches: every world-th."""
+    return items[rank() :: world()]
+
+
+def collected(own: Sequence[T]) -> list[T]:
+    """What all processes made of the items that they were :func:`dealt`, in the items' order."""
+    hands = gather(list(own))
+    return [hands[i % world()][i // world()] for i in range(sum(map(len, hands)))]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's part of a batch of ``count`` images: every ``world``-th, from its own number on.
+
+    The first images of a batch are therefore spread over the processes as evenly as all of them.
+    """
+
+    count: int
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def own(cls, count: int) -> "Share":
+        """This process's part."""
+        return cls(count, rank(), world())
+
+    def first(self, n: int) -> int:
+        """How many of the batch's first ``n`` images are here; they are the first ones here, too."""
+        return len(range(self.rank, n, self.world))
+
+    def of_mean(self, mean: Tensor, n: int) -> Tensor:
+        """This part's term of the mean over the batch's first ``n`` images; the terms of all add up to it.
+
+        Args:
+            mean: over those of them that are here; NaN and without effect where there are none.
+        """
+        return term(mean, self.first(n) / n)
+
+    def generator(self, device: torch.device | str, seed: int, *parts: str | int) -> torch.Generator:
+        """As :func:`s2ap_core.seeds.generator`; :func:`draw` draws this part of the whole batch's noise by it."""
+        found = _BatchGenerator(device=device)
+        found.share = self
+        return found.manual_seed(derive_seed(seed, *parts))
+
+
+def term(mean: Tensor, weight: float) -> Tensor:
+    """What one process adds to a mean over all: ``weight * mean``; 0 where it has nothing to add, and no mean."""
+    if weight == 1:
+        return mean
+    # 0, but still a function of the network: its BatchNorm waits for every process in the backward pass.
+    return mean * weight if weight else mean.nan_to_num(0.0) * 0.0
+
+
+class _BatchGenerator(torch.Generator):
+    share: Share
+
+
+def draw(sample: Callable[..., Tensor], x: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise for images ``x`` [B, C, H, W] that does not depend on how their batch is spread over processes.
+
+    Args:
+        sample: ``torch.rand`` or ``torch.randn``.
+    """
+    share = getattr(generator, "share", Share(len(x)))
+    noise = sample((share.count, *x.shape[1:]), generator=generator, device=x.device, dtype=x.dtype)
+    return noise[share.rank :: share.world]
+
+
+def rows(batches: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Of each batch, given by its images' positions, this process's :class:`Share`."""
+    return [positions[rank() :: world()] for positions in batches]

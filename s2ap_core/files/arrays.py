@@ -1,0 +1,53 @@
+"""numpy's .npz and .npy files, read without trusting what they declare."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+UNPACKED = 256 << 20
+"""Bytes that a packed file may hold whatever its own size."""
+
+
+RATIO = 100
+"""What it may hold at most for each of its bytes; masks of a tenth kept pack to a twentieth at best."""
+
+
+def check_unpacked_size(path: Path) -> None:
+    """Refuse an archive that unpacks to far more than it takes; what is no archive passes.
+
+    Raises:
+        ValueError: saying how large it would be.
+        OSError: if the file cannot be read.
+        zipfile.BadZipFile: if the archive is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > max(UNPACKED, RATIO * os.path.getsize(path)):
+        raise ValueError(f"it unpacks to {unpacked:,} bytes, over {RATIO} times its size")
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file by name, or the one of a .npy file under the name ``weight``; no objects.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, no such file, holds objects, or unpacks to far more than it takes.
+    """
+    try:
+        check_unpacked_size(path)
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"weight": loaded}
+        with loaded:
+            arrays = dict(loaded)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged archives make zipfile and numpy raise nearly anything
+        raise ValueError(f"no arrays of numpy: {error}") from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ValueError("it holds members that are no arrays")
+    return arrays

@@ -1,0 +1,145 @@
+"""Recognise who wrote a state dict, and bring it under our plain names."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from s2ap_core.errors import InputError
+from s2ap_core.foreign.pickles import _is_usual, _read_safetensors, _unpickle, is_safetensors
+
+T = TypeVar("T")
+
+
+PREFIXES = ("module.basic_model.", "basic_model.", "module.")
+
+
+SCORES = {"hydra": "popup_scores", "harp": "popup_scores", "rlth": "scores"}
+"""What each tool calls a layer's scores."""
+
+
+_PLAIN = {"popup_scores": "scores", "k_score": "rate"}
+
+
+_LAYER_TENSORS = ("weight", "weight_orig", "weight_mask", "popup_scores", "scores", "k_score")
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """What another tool's file holds.
+
+    Attributes:
+        format: hydra, harp, rlth, torch-prune, or dense: plain tensors alone.
+        method: the format, for a dense file what wrote it, None where nothing says so.
+        tensors: under our plain names: ``conv1.weight``, ``.scores``, ``.rate``, ``.mask``.
+        epoch: as the file says it, else None.
+    """
+
+    path: Path
+    format: str
+    method: str | None
+    tensors: dict[str, Tensor]
+    epoch: int | None
+
+
+def read_state(path: Path) -> StateDict:
+    """The tensors of a file and its format, before any network is asked for.
+
+    Raises:
+        InputError: if the file is missing, damaged, holds more than tensors and plain values, or no tensors;
+            if only some of its keys carry a prefix, or a mask is incomplete.
+    """
+    content = _read_safetensors(path) if is_safetensors(path) else _unpickle(path)
+    envelope = content if isinstance(content, Mapping) else {}
+    inner = envelope.get("state_dict", envelope)
+    inner = inner if isinstance(inner, Mapping) else {}
+    raw = {key: t for key, t in inner.items() if isinstance(key, str) and isinstance(t, Tensor)}
+    if not raw:
+        raise InputError(f"{path}: holds no state dict; give a file with named tensors")
+    if unusual := [key for key, tensor in raw.items() if not _is_usual(tensor)]:
+        raise InputError(f"{path}: {unusual[0]} is no plain tensor of real numbers; save it dense, on the CPU")
+    try:
+        raw = without_prefix({key: t.float() if t.is_floating_point() else t for key, t in raw.items()})
+        form = _format(raw)
+        tensors = _plain(raw, form)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    learned = {n: t for n, t in tensors.items() if n.rpartition(".")[2] in ("scores", "rate")}
+    for name, tensor in learned.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            raise InputError(f"{path}: {_file_name(name, form)} holds no real numbers; give another file")
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {_file_name(name, form)} holds NaN or infinity; give an earlier epoch")
+    method: str | None = form
+    if form == "dense":
+        # HARP's writer leaves the rates in its dense file. "sharpness" must not count as a hint.
+        of_harp = _has(raw, "k_score") or re.search(r"(?<![a-z])harp(?![a-z])", str(path).lower())
+        method = "harp" if of_harp else "hydra" if "arch" in envelope else None
+    epoch = envelope.get("epoch")
+    return StateDict(path, form, method, tensors, epoch if isinstance(epoch, int) else None)
+
+
+def without_prefix(raw: Mapping[str, T]) -> dict[str, T]:
+    """The entries without the prefix that wrappers put before every name of the network.
+
+    Raises:
+        InputError: if only some layers carry it.
+    """
+    prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in raw)), "")
+    bare = [key for key in raw if not key.startswith(prefix) and key.rpartition(".")[2] in _LAYER_TENSORS]
+    if bare:
+        raise InputError(f"some keys start with {prefix!r}, {bare[0]} does not; save one network's state dict")
+    return {key.removeprefix(prefix): entry for key, entry in raw.items() if key.startswith(prefix)}
+
+
+def _has(raw: Mapping[str, Tensor], kind: str) -> bool:
+    return any(key.rpartition(".")[2] == kind for key in raw)
+
+
+def _format(raw: Mapping[str, Tensor]) -> str:
+    if _has(raw, "weight_orig"):
+        return "torch-prune"
+    if _has(raw, "popup_scores"):
+        return "harp" if _has(raw, "k_score") else "hydra"
+    return "rlth" if _has(raw, "scores") else "dense"
+
+
+def _plain(raw: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
+    plain: dict[str, Tensor] = {}
+    for key, tensor in raw.items():
+        layer, dot, last = key.rpartition(".")
+        if form == "torch-prune" and last.endswith(("_orig", "_mask")):
+            parameter = key.removesuffix("_orig").removesuffix("_mask")
+            if parameter not in plain:
+                plain |= _pruned(raw, parameter)
+        elif not (form == "dense" and last == "k_score"):
+            plain[f"{layer}{dot}{_PLAIN.get(last, last)}"] = tensor
+    return plain
+
+
+def _pruned(raw: Mapping[str, Tensor], parameter: str) -> dict[str, Tensor]:
+    """What torch.nn.utils.prune made of one parameter: a mask for a weight matrix or filter, else its product."""
+    original, mask = f"{parameter}_orig", f"{parameter}_mask"
+    for there, absent in ((original, mask), (mask, original)):
+        if absent not in raw:
+            raise InputError(f"has {there} but no {absent}; save the whole state dict")
+    if raw[mask].shape != raw[original].shape or not is_binary(raw[mask]):
+        raise InputError(f"{mask} is not a mask of 0 and 1 of the shape of {original}; save it again")
+    if parameter.endswith("weight") and raw[original].ndim in (2, 4):
+        return {parameter: raw[original], f"{parameter.removesuffix('weight')}mask": raw[mask].bool()}
+    return {parameter: raw[original] * raw[mask]}
+
+
+def is_binary(tensor: Tensor) -> bool:
+    """Whether all entries are 0 or 1."""
+    return tensor.dtype == torch.bool or bool(((tensor == 0) | (tensor == 1)).all())
+
+
+def _file_name(key: str, form: str) -> str:
+    layer, dot, last = key.rpartition(".")
+    names = {"scores": SCORES.get(form, ""), "rate": "k_score", "mask": "weight_mask"}
+    return f"{layer}{dot}{names.get(last, last)}"

@@ -1,0 +1,273 @@
+"""Checkpoints of HYDRA, HARP, robust scratch tickets (RLTH) and torch.nn.utils.prune, as they are.
+
+The format is recognised from the keys. Files are pickles of a state dict, alone or under ``state_dict``,
+or safetensors without our header; a pickle may hold tensors and plain values, and nothing that could run.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from statistics import mode
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s2ap_core.errors import InputError
+from s2ap_core.foreign.formats import SCORES, StateDict, _file_name, read_state
+from s2ap_core.masks.layers import maskable_layers
+from s2ap_core.masks.masking import masks
+from s2ap_core.masks.parametrization import ScoreMask, check_keep
+from s2ap_core.models import NETWORKS
+from s2ap_core.runs.checkpoints import Checkpoint, build_network, fill
+
+log = logging.getLogger(__name__)
+
+
+def read_foreign(
+    path: Path,
+    *,
+    network: str | None = None,
+    dataset: str | None = None,
+    keep: float | None = None,
+    width: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Checkpoint:
+    """A model from another tool's checkpoint, with its masks, in eval mode.
+
+    Scores become score masks, with HARP's rates where there are; ``weight_mask`` becomes a fixed mask, and
+    so do the nonzero weights of a dense file.
+
+    Args:
+        path: the file.
+        network: a key of NETWORKS, for a file whose keys fit none or several of them.
+        dataset: goes into the header.
+        keep: fraction kept; files with scores do not say it.
+        width: of the network; None takes it from the shapes.
+        device: where the model is put.
+
+    Raises:
+        InputError: if the file is missing, damaged, holds more than tensors and plain values, does not say
+            what it must, or does not fit its network; the line names the first tensor that does not.
+    """
+    found = read_state(path)
+    try:
+        described, state = _fit(found, network, width)
+        header = _header(found, state, described, keep) | {"dataset": dataset}
+        model = build_network(described)
+        fill(model, state, header["keep"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return Checkpoint(path, model.to(device).eval(), header)
+
+
+def foreign_masks(
+    found: StateDict, *, network: str | None = None, keep: float | None = None, width: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Boolean masks by weight name (``conv1.weight``) and the header, without building the network.
+
+    Where no network is named and none is recognised, every layer with scores or a mask counts.
+
+    Raises:
+        InputError: as :func:`read_foreign`.
+    """
+    try:
+        if network is None and recognise(found.tensors) is None and found.format != "dense":
+            header = _header(found, found.tensors, None, keep)
+            return _masks_of_any(found.tensors, header["keep"]), header
+        described, state = _fit(found, network, width)
+        header = _header(found, state, described, keep)
+        return masks_without_weights(described, state, header["keep"]), header
+    except InputError as error:
+        raise InputError(f"{found.path}: {error}") from error
+
+
+def masks_without_weights(described: Mapping[str, Any], state: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
+    """The boolean masks of a state dict under plain names, in the order of the network that a header describes.
+
+    Raises:
+        InputError: if names or shapes do not fit the network, or scores hold NaN.
+    """
+    with torch.device("meta"):
+        model = build_network(described)
+    selecting = (".scores", ".rate", ".keep", ".group", ".mask")
+    fill(model, {n: t if n.endswith(selecting) else t.to("meta") for n, t in state.items()}, keep)
+    return masks(model)
+
+
+def recognise(tensors: Mapping[str, Tensor]) -> str | None:
+    """The one network with nearly all of its names, and no other layers, among these; else None."""
+    fitting = []
+    for name in NETWORKS:
+        model = _on_meta(name, norm_affine=False)
+        names = model.state_dict().keys()
+        if len(names & tensors.keys()) >= 0.9 * len(names) and not _unknown_layers(model, tensors):
+            fitting.append(name)
+    return fitting[0] if len(fitting) == 1 else None
+
+
+# --- from plain names to a network ---
+def _on_meta(name: str, **options: Any) -> nn.Module:
+    """The network without memory for its tensors: names and shapes alone; not to be changed."""
+    return _cached_on_meta(name, NETWORKS.get(name), tuple(options.items()))
+
+
+@lru_cache(maxsize=64)
+def _cached_on_meta(name: str, factory: object, options: tuple[tuple[str, Any], ...]) -> nn.Module:
+    del factory  # a part of the key: a name may be registered anew
+    with torch.device("meta"):
+        return build_network({"name": name, **dict(options)})
+
+
+def _unknown_layers(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Layers within the network's own parts that it lacks. Parts it has not at all (``sub_block1``) are extras."""
+    parts = {name for name, _ in model.named_children()}
+    known = {name for name, _ in model.named_modules()}
+    layers = (key.removesuffix(".weight") for key in tensors if key.endswith(".weight"))
+    return [layer for layer in layers if layer.partition(".")[0] in parts and layer not in known]
+
+
+def _fit(found: StateDict, network: str | None, width: int | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header's description of the network, and the tensors that belong to it, names and shapes checked."""
+    name = network or recognise(found.tensors)
+    if name is None:
+        raise InputError(f"does not say its network; give --network, one of {', '.join(NETWORKS)}")
+    bare = _on_meta(name, norm_affine=False)
+    tensors = _with_linear_head(found.tensors, bare) if found.format == "rlth" else found.tensors
+    if unknown := _unknown_layers(bare, tensors):
+        raise InputError(f"{name} has no layer {unknown[0]}; give another --network")
+    affine = _on_meta(name).state_dict().keys() - bare.state_dict().keys()
+    described: dict[str, Any] = {
+        "name": name,
+        "classes": _size(name, "classes", (10, 20), tensors, 10),
+        "width": width or _size(name, "width", (48, 96), tensors, None),
+        "input_size": None,
+        "input_channels": _size(name, "input_channels", (3, 6), tensors, 3),
+        "norm_affine": bool(affine & tensors.keys()),
+    }
+    model = _on_meta(**described)
+    tensors = _with_masks(found, tensors, model)
+    shapes = _expected(found.format, tensors, model)
+    for key, shape in shapes.items():
+        theirs = _file_name(key, found.format)
+        if key not in tensors:
+            raise InputError(f"lacks {theirs}, which {name} has; give a whole checkpoint or another --network")
+        if tuple(tensors[key].shape) != shape:
+            raise InputError(
+                f"{theirs} has shape {list(tensors[key].shape)}, {name} has {list(shape)}; "
+                "give another --network or a file of this network"
+            )
+    return described, {key: tensors[key] for key in shapes}
+
+
+def _with_masks(found: StateDict, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors with a mask for each layer that has one, and for no layer that the network keeps dense."""
+    layers = maskable_layers(model)
+    if found.format == "dense":
+        if found.method == "harp":
+            log.warning(
+                "%s: HARP cuts its dense file uniformly at the global keep rate, not at the learned ones, so "
+                "this is not HARP's mask; give its checkpoint.pth.tar with --keep",
+                found.path,
+            )
+        weights = {layer: tensors.get(f"{layer}.weight") for layer in layers}
+        return tensors | {f"{layer}.mask": w != 0 for layer, w in weights.items() if w is not None}
+    if found.format == "torch-prune":
+        masked = [key.removesuffix(".mask") for key in tensors if key.endswith(".mask")]
+        dense = [layer for layer in masked if layer not in layers]
+        return tensors | {f"{n}.weight": tensors[f"{n}.weight"] * tensors[f"{n}.mask"] for n in dense}
+    return tensors
+
+
+def _expected(form: str, tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a file of this format and network must have."""
+    shapes = {key: tuple(t.shape) for key, t in model.state_dict().items()}
+    for layer in maskable_layers(model):
+        weight = shapes[f"{layer}.weight"]
+        if form in SCORES:
+            # An option of RLTH's code leaves the last layer dense.
+            if form != "rlth" or layer != _head(model) or f"{layer}.scores" in tensors:
+                shapes[f"{layer}.scores"] = weight
+            if form == "harp":
+                shapes[f"{layer}.rate"] = ()
+        elif f"{layer}.mask" in tensors:
+            shapes[f"{layer}.mask"] = weight
+    return shapes
+
+
+def _size(
+    name: str, option: str, probes: tuple[int, int], tensors: Mapping[str, Tensor], default: int | None
+) -> int | None:
+    """The value of a size option that most of the tensors agree on; the default where none depends on it.
+
+    Two networks that differ in this option alone tell which dimensions grow with it.
+    """
+    small, large = (_on_meta(name, norm_affine=False, **{option: n}).state_dict() for n in probes)
+    votes = []
+    for key, tensor in small.items():
+        there = tensors.get(key)
+        if there is None or there.ndim != tensor.ndim:
+            continue
+        for first, second, actual in zip(tensor.shape, large[key].shape, there.shape, strict=True):
+            ratio, rest = divmod(first, probes[0])
+            if first != second and rest == 0 and second == ratio * probes[1] and actual % ratio == 0:
+                votes.append(actual // ratio)
+    return mode(votes) if votes else default
+
+
+def _head(model: nn.Module) -> str:
+    """The last Linear layer, which gives the logits."""
+    return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1]
+
+
+def _with_linear_head(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """RLTH's code ends its networks in a 1x1 convolution ``fc`` without bias: the same as a Linear layer."""
+    weight = tensors.get("fc.weight")
+    if weight is None or weight.shape[2:] != (1, 1):
+        return dict(tensors)
+    head = _head(model)
+    renamed = {re.sub(r"^fc\.", f"{head}.", key): tensor for key, tensor in tensors.items()}
+    kinds = [kind for kind in ("weight", "scores") if f"fc.{kind}" in tensors and tensors[f"fc.{kind}"].dim() > 1]
+    flat = {f"{head}.{kind}": tensors[f"fc.{kind}"].flatten(1) for kind in kinds}
+    return {f"{head}.bias": weight.new_zeros(len(weight)), **renamed, **flat}
+
+
+def _header(
+    found: StateDict, state: Mapping[str, Tensor], described: Mapping[str, Any] | None, keep: float | None
+) -> dict[str, Any]:
+    if keep is not None:
+        check_keep(keep)
+    elif found.format in SCORES:
+        raise InputError("does not say its keep rate; give --keep, the fraction of weights kept")
+    else:
+        bits = [t for name, t in state.items() if name.rpartition(".")[2] == "mask"]
+        if not bits:
+            raise InputError("masks no Conv2d or Linear layer; give a pruned network")
+        keep = sum(int(m.sum()) for m in bits) / sum(m.numel() for m in bits)
+    return {
+        "network": described,
+        "dataset": None,
+        "method": found.method,
+        "keep": keep,
+        "stage": "prune",
+        "epoch": found.epoch,
+        "format": found.format,
+    }
+
+
+def _masks_of_any(tensors: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
+    """The masks of a network that is not known, in the order of the file."""
+    found = {}
+    for name, tensor in tensors.items():
+        layer, dot, last = name.rpartition(".")
+        weight, rate = f"{layer}{dot}weight", tensors.get(f"{layer}{dot}rate")
+        if last == "mask":
+            found[weight] = tensor
+        elif last == "scores":
+            if weight not in tensors or tensors[weight].shape != tensor.shape:
+                raise InputError(f"the scores of {layer} do not have the shape of its weight; give another file")
+            parameter, keep_min = (None, 0.0) if rate is None else (nn.Parameter(rate), 0.1 * keep)
+            found[weight] = ScoreMask(tensor, keep, parameter, keep_min).mask().detach().bool()
+    return found

@@ -1,0 +1,89 @@
+"""Open other tools' pickles without running what they hold."""
+
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.serialization import safe_globals
+
+from s2ap_core.errors import InputError
+from s2ap_core.files.arrays import check_unpacked_size
+
+T = TypeVar("T")
+
+
+def _number_type(name: object, *_: object) -> np.dtype[Any]:
+    """``numpy.dtype`` for numbers alone: ``V2000000000`` would be a type of two gigabytes."""
+    if not (isinstance(name, str) and re.fullmatch(r"[<>|=]?[biuf]\d", name)):
+        raise pickle.UnpicklingError(f"a numpy type that is no number: {name!r:.40}")
+    return np.dtype(name)
+
+
+# The published schedulers leave a numpy float in the optimizer's lr, under the name of their numpy's time.
+_SCALAR = np.float64(0).__reduce__()[0]
+
+
+ALLOWED: list[Any] = [
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_number_type, "numpy.dtype"),
+    np.dtypes.Float64DType,
+]
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the file is a safetensors file by its name or by its first bytes.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a checkpoint file") from error
+
+
+# --- from the file to plain names ---
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: truncated, or not a safetensors file; copy or make it again") from error
+
+
+def _unpickle(path: Path) -> object:
+    try:
+        check_unpacked_size(path)
+        with safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickle protocols: they load, or are refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+        refused = re.search(r"(?:GLOBAL|<class|<built-in function|<function) '?([\w.]+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and refused:
+            raise InputError(
+                f"{path}: refused, the pickle asks for {refused[1]}, which is neither a tensor nor a plain "
+                "value; save the state dict alone"
+            ) from error
+        raise InputError(
+            f"{path}: truncated, or not a checkpoint that torch.load reads; copy or make it again"
+        ) from error
+
+
+def _is_usual(tensor: Tensor) -> bool:
+    """Whether a tensor is dense, real, in memory, and of no more entries than its file has numbers for."""
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_nested or tensor.is_quantized or tensor.is_complex())
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )

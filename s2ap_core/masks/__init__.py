@@ -1,0 +1,1 @@
+"""Masks by importance scores, and the layers that carry them."""

@@ -1,0 +1,104 @@
+"""Top-k straight-through masks, as parametrizations of a layer's weight.
+
+A masked layer computes with ``w * M(s, k)``: the mask M keeps the entries of largest ``|s|`` (Eq. 3 of
+the paper). Any ``nn.Module`` with Conv2d or Linear layers can be masked; its classes and its forward
+pass stay as they are.
+
+>>> import torch
+>>> from torch import nn
+>>> layer = attach(nn.Linear(4, 2, bias=False), keep=0.25)
+>>> masks(layer)["weight"].sum().item()
+2
+"""
+
+from collections.abc import Callable, Container
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from s2ap_core.errors import InputError
+from s2ap_core.masks.layers import _register, is_masked, mask_of, maskable_layers, score_masks, unmask
+from s2ap_core.masks.parametrization import FixedMask, Mask, ScoreMask, check_keep
+
+
+def attach_masks(
+    model: nn.Module, make: Callable[[str, nn.Module], Mask], only: Container[str] | None = None
+) -> nn.Module:
+    """Mask ``model`` in place: each maskable layer (or those in ``only``) with ``make(name, layer)``.
+
+    Raises:
+        InputError: if a layer is masked already, or if there is nothing to mask.
+    """
+    layers = {n: layer for n, layer in maskable_layers(model).items() if only is None or n in only}
+    if not layers:
+        raise InputError("the network has no Conv2d or Linear layer to mask")
+    for name, layer in layers.items():
+        if parametrize.is_parametrized(layer, "weight"):
+            raise InputError(f"layer {name or '(root)'} is masked already: bake the masks first")
+    made = {name: make(name, layer) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        _register(layer, made[name])
+    return model
+
+
+def attach(model: nn.Module, keep: float) -> nn.Module:
+    """Mask ``model`` in place with HYDRA's initial scores, keep rate ``keep`` in every layer.
+
+    Raises:
+        InputError: if ``keep`` is not in (0, 1], or a layer is masked already.
+    """
+    check_keep(keep)
+    return attach_masks(model, lambda name, layer: ScoreMask(scaled_scores(layer.weight), keep))  # type: ignore[arg-type]
+
+
+def scaled_scores(weight: Tensor) -> Tensor:
+    """Scores of HYDRA and HARP at the start: ``sqrt(6 / fan_in) * w / max|w|``, of the weight's shape."""
+    fan_in = weight[0].numel()
+    largest = weight.detach().abs().max().clamp_min(torch.finfo(weight.dtype).tiny)
+    return (6 / fan_in) ** 0.5 * weight.detach() / largest
+
+
+@torch.no_grad()
+def masks(model: nn.Module) -> dict[str, Tensor]:
+    """The boolean mask of every masked layer, by weight name (``conv1.weight``), of the weight's shape."""
+    found = {}
+    for name, layer in model.named_modules():
+        if is_masked(layer):
+            bits = mask_of(layer).mask().bool()
+            found[f"{name}.weight".removeprefix(".")] = bits.expand(layer.parametrizations.weight.original.shape)
+    return found
+
+
+def scores(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The score tensor of every masked layer, by score name (``conv1.scores``)."""
+    return {f"{name}.scores".removeprefix("."): mask.scores for name, mask in score_masks(model).items()}
+
+
+def density(model: nn.Module) -> float:
+    """Kept weights over maskable weights, in [0, 1]."""
+    found = masks(model)
+    return sum(int(m.sum()) for m in found.values()) / sum(m.numel() for m in found.values())
+
+
+def fix_masks(model: nn.Module) -> nn.Module:
+    """Replace, in place, each score mask by the fixed mask it selects; pruned weights become zero."""
+    current = masks(model)
+    for name, layer in list(model.named_modules()):
+        if is_masked(layer):
+            bits = current[f"{name}.weight".removeprefix(".")]
+            unmask(layer)
+            layer.weight.requires_grad_(True)
+            _register(layer, FixedMask(bits.clone()))
+    return model
+
+
+def bake(model: nn.Module) -> nn.Module:
+    """A plain copy of ``model`` whose weights are ``w * m``; without masks, a plain copy."""
+    import copy
+
+    plain = copy.deepcopy(model)
+    for layer in list(plain.modules()):
+        if is_masked(layer):
+            unmask(layer)
+    return plain

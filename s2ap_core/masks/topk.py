@@ -1,0 +1,86 @@
+"""Select the entries of largest magnitude, and differentiate straight through the selection."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2ap_core.errors import InputError
+
+
+def n_dropped(numel: int, keep: float) -> int:
+    """Number of entries that a keep rate drops: ``int((1 - keep) * numel)``, as HYDRA and HARP count."""
+    return int((1 - keep) * numel)
+
+
+def topk_mask(magnitude: Tensor, n_keep: int) -> Tensor:
+    """Mark the ``n_keep`` largest entries with 1, all others with 0.
+
+    Ties at the threshold are broken as a stable ascending sort would: of equal entries the last ones
+    in row-major order stay. Exactly ``n_keep`` entries are kept, whatever the memory layout.
+
+    Args:
+        magnitude: any shape and layout, no gradient needed.
+        n_keep: 0 to ``magnitude.numel()``.
+
+    Returns:
+        Tensor of 0 and 1 with the shape, layout and dtype of ``magnitude``.
+
+    Raises:
+        InputError: if ``magnitude`` holds NaN, for which no order exists.
+    """
+    n = magnitude.numel()
+    if n_keep in (0, n):
+        if magnitude.isnan().any():
+            raise InputError("scores hold NaN: no top-k exists; restore an earlier epoch")
+        return torch.full_like(magnitude, float(n_keep == n))
+    if magnitude.device.type != "cpu":
+        return _topk_mask_on_device(magnitude, n_keep)
+    values = magnitude.detach().numpy()
+    # The threshold does not depend on the order of the entries, so memory order spares a copy.
+    threshold = np.partition(values.ravel(order="K"), n - n_keep)[n - n_keep]
+    kept = values >= threshold
+    surplus = int(np.count_nonzero(kept)) - n_keep
+    if surplus < 0 or (surplus > 0 and np.isnan(values).any()) or np.isnan(values.max()):
+        raise InputError("scores hold NaN: no top-k exists; restore an earlier epoch")
+    if surplus:
+        first_ties = np.argwhere(values == threshold)[:surplus]
+        kept[tuple(first_ties.T)] = False
+    return torch.from_numpy(kept).to(magnitude.dtype)
+
+
+def _topk_mask_on_device(magnitude: Tensor, n_keep: int | Tensor) -> Tensor:
+    """The same selection without a host synchronisation: ties are counted on the device.
+
+    Args:
+        n_keep: a number, or an integer scalar on the device, as HARP's learned rates give it.
+    """
+    flat = magnitude.detach().reshape(-1)
+    n = flat.numel()
+    ascending = flat.sort().values
+    if isinstance(n_keep, Tensor):
+        threshold = ascending.gather(0, (n - n_keep).clamp(0, n - 1).view(1))
+    else:
+        threshold = ascending[n - n_keep]
+    above, tied = flat > threshold, flat == threshold
+    ties_after = tied.sum() - tied.cumsum(0)
+    kept = above | (tied & (ties_after < n_keep - above.sum()))
+    mask = torch.empty_like(magnitude)  # keeps the layout of the scores
+    # Nothing can be raised without a synchronisation: NaN scores make the mask, and so the loss, NaN.
+    return mask.copy_(kept.view(magnitude.shape)).add_(flat.sum() * 0)
+
+
+class _StraightThroughTopK(torch.autograd.Function):
+    """M(|s|, k) forward; backward the identity to |s|, and to k the sum of the mask's gradient (HARP)."""
+
+    @staticmethod
+    def forward(ctx: Any, magnitude: Tensor, keep: Tensor | None, n_keep: int | Tensor) -> Tensor:
+        if isinstance(n_keep, Tensor):
+            return _topk_mask_on_device(magnitude, n_keep)
+        return topk_mask(magnitude, n_keep)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        return grad, grad.sum() if ctx.needs_input_grad[1] else None, None

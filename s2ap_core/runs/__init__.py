@@ -1,0 +1,1 @@
+"""Runs on disk: the directory, its checkpoints, and what a config implies for them."""

@@ -1,0 +1,72 @@
+"""What runs have in common: the beginning of one run taken over by another.
+
+The dense network is the same for all searches that start from it, Orig. and S2AP are the same until the
+warm-up ends, and arms that differ in their finetuning alone share the search. A run that ended there
+(:meth:`s2ap_core.training.stages.Stages.all` with ``until``) is copied, and goes on under another config. Nothing is
+evaluated in a beginning, so it does not depend on how the runs are evaluated.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from s2ap_core.config import Config
+from s2ap_core.errors import InputError
+from s2ap_core.files.tensors import load_tensors, save_tensors
+from s2ap_core.runs.course import Until, beginning
+from s2ap_core.runs.directory import RunDirectory
+
+
+def continue_from(source: Path, path: Path, config: Config, until: Until, device: str) -> RunDirectory:
+    """A new run at ``path`` that has done what ``source`` has, and goes on under ``config``.
+
+    Files that are never changed in place are linked where the file system can, else copied. The folder
+    appears whole or not at all.
+
+    Raises:
+        InputError: if ``path`` exists, or the configs differ in what the part up to ``until`` depends on.
+    """
+    ours, theirs = beginning(config, until), beginning(RunDirectory.open(source).config, until)
+    if ours != theirs:
+        key = next(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+        raise InputError(f"{source}: began with {key} = {theirs.get(key)}, not {ours.get(key)}; start a run of its own")
+    if path.exists():
+        raise InputError(f"{path}: exists already; name another folder")
+    unfinished = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        run = RunDirectory.create(unfinished, config, device)
+        own = {"config.toml", "environment.json"}
+        shutil.copytree(
+            source,
+            unfinished,
+            dirs_exist_ok=True,
+            copy_function=_link,
+            ignore=lambda folder, names: {name for name in names if name in own or name.startswith(".")},
+        )
+        for file in unfinished.rglob("*.safetensors"):
+            _relabel(file, config.minimizer.name)
+        unfinished.replace(path)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise InputError(f"{path}: cannot be written ({error}); free space or choose another folder") from error
+    run.path = path
+    return run
+
+
+def _link(source: str, target: str) -> str:
+    """Hard-link what is only ever replaced whole; copy what grows in place, or where links are not to be had."""
+    if source.endswith(".csv") or source.endswith(".log"):
+        return shutil.copy2(source, target)
+    try:
+        os.link(source, target)
+        return target
+    except OSError:
+        return shutil.copy2(source, target)
+
+
+def _relabel(file: Path, minimizer: str) -> None:
+    """The warm-up is the same for all minimizers; its files name the run's own."""
+    tensors, header = load_tensors(file)
+    if header.get("minimizer") not in (None, minimizer):
+        save_tensors(file, tensors, {**header, "minimizer": minimizer})

@@ -1,0 +1,206 @@
+"""Checkpoints of ours: a network, masked or plain, with a header that says how to build it again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s2ap_core.config import Config
+from s2ap_core.data import Dataset
+from s2ap_core.errors import InputError
+from s2ap_core.files.tensors import load_tensors, save_tensors
+from s2ap_core.masks.layers import maskable_layers
+from s2ap_core.masks.masking import attach_masks
+from s2ap_core.masks.parametrization import ChannelMask, FixedMask, ScoreMask, check_keep
+from s2ap_core.masks.state import load_plain_state_dict, plain_state_dict
+from s2ap_core.methods.harp import keep_floor
+from s2ap_core.models import build
+
+SIZES = ("classes", "width", "input_size", "input_channels")
+
+
+LARGEST_SIZE = 1 << 20
+"""Of a network's sizes; products of larger ones may not fit 64 bits."""
+
+
+_NETWORK_OPTIONS = ("name", *SIZES, "norm_affine")
+
+
+_ENTRIES: dict[str, type | tuple[type, ...]] = {
+    "dataset": str,
+    "objective": dict,
+    "method": str,
+    "minimizer": str,
+    "keep": (int, float),
+    "stage": str,
+    "epoch": int,
+    "seed": int,
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model and what its file says of it.
+
+    Attributes:
+        header: network, dataset, objective, method, minimizer, keep, seed, stage, epoch, sha256.
+    """
+
+    path: Path
+    model: nn.Module
+    header: dict[str, Any]
+
+
+def describe(config: Config, data: Dataset, stage: str, epoch: int) -> dict[str, Any]:
+    """The header of a checkpoint or mask file of this run; a dense network has no method and keeps all."""
+    dense = stage == "pretrain"
+    return {
+        "network": {
+            "name": config.network.name,
+            "classes": data.classes,
+            "width": config.network.width,
+            "input_size": data.size,
+            "input_channels": data.channels,
+            "norm_affine": config.network.norm_affine,
+        },
+        "dataset": config.data.name,
+        "objective": config.objective.model_dump(mode="json"),
+        "method": None if dense else config.method.name,
+        "minimizer": None if dense else config.minimizer.name,
+        "keep": 1.0 if dense else config.method.keep,
+        "flops_reduction": None if dense else config.method.flops_reduction,
+        "seed": config.seed,
+        "stage": stage,
+        "epoch": epoch,
+    }
+
+
+def build_network(described: Mapping[str, Any]) -> nn.Module:
+    """The network that a header's ``network`` entry describes, freshly initialised.
+
+    Raises:
+        InputError: if it has entries that no network has, or a size that none can have.
+    """
+    for option, value in described.items():
+        if option not in _NETWORK_OPTIONS:
+            raise InputError(f"a network has no {option}, only {', '.join(_NETWORK_OPTIONS)}")
+        if option in SIZES and value is not None and not (type(value) is int and value <= LARGEST_SIZE):
+            raise InputError(f"network's {option} = {value!r}: give a whole number of at most {LARGEST_SIZE}")
+    if not isinstance(described.get("name"), str):
+        raise InputError(f"network = {described.get('name')!r}: give the name of a network")
+    return build(**described)
+
+
+def save_checkpoint(path: Path, model: nn.Module, header: Mapping[str, Any]) -> None:
+    """Write a model under plain names (``conv1.weight``, ``conv1.scores``, ...)."""
+    save_tensors(path, plain_state_dict(model), header)
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """A model of ours, with its masks, in eval mode.
+
+    Raises:
+        InputError: if the file is missing, damaged, not a checkpoint, or does not fit its network.
+    """
+    tensors, header = load_tensors(path)
+    if "network" not in header or "keep" not in header:
+        raise InputError(f"{path}: not a checkpoint (no network in its header); checkpoints lie in RUN/ckpt")
+    try:
+        check_header(header)
+        _check_sizes(header["network"], tensors)
+        model = build_network(header["network"])
+        fill(model, tensors, header["keep"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return Checkpoint(path, model.to(device).eval(), header)
+
+
+def check_header(header: Mapping[str, Any]) -> None:
+    """Raise InputError unless a header's entries are of the types that :func:`describe` gives them."""
+    for entry, kind in _ENTRIES.items():
+        value = header.get(entry)
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, str) and not value.isprintable())):
+            raise InputError(f"its header has {entry} = {value!a}, which none of ours has; make the file again")
+    if not isinstance(header.get("network"), Mapping):
+        raise InputError("its header says no network; give a checkpoint")
+    try:
+        json.dumps(header, allow_nan=False)
+    except ValueError as error:
+        raise InputError("its header holds NaN or infinity; make the file again") from error
+    if header.get("keep") is None:
+        raise InputError("its header says no keep rate; give a checkpoint")
+    check_keep(header["keep"])
+
+
+def _check_sizes(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raise InputError if the described network's own tensors are not those of the file.
+
+    Checked without memory for the network: a header of a few bytes may describe one of terabytes.
+    """
+    with torch.device("meta"):
+        model = build_network(described)
+    for name, tensor in model.state_dict().items():
+        if name in tensors and tensors[name].shape != tensor.shape:
+            raise InputError(
+                f"not a checkpoint of this network: {name} has shape {list(tensors[name].shape)}, not "
+                f"{list(tensor.shape)}"
+            )
+        if name not in tensors:
+            raise InputError(f"not a checkpoint of this network: it lacks {name}")
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], keep: float) -> None:
+    """Mask a plain ``model`` as the plain names of ``state`` say, and load them.
+
+    Raises:
+        InputError: if names or shapes do not fit, or scores hold NaN.
+    """
+    layers = {name for name in maskable_layers(model) if {f"{name}.scores", f"{name}.mask"} & state.keys()}
+    tied: dict[int, nn.Parameter] = {}
+
+    def make(name: str, layer: Any) -> ScoreMask | FixedMask:
+        if f"{name}.mask" in state:
+            _check_shape(f"{name}.mask", state, layer.weight.shape)
+            return FixedMask(state[f"{name}.mask"])
+        scores = _real(f"{name}.scores", state).to(layer.weight.dtype)
+        if not scores.isfinite().all():
+            raise InputError(f"{name}.scores hold NaN or infinity; restore an earlier epoch")
+        rate = None
+        if f"{name}.rate" in state:
+            _check_shape(f"{name}.rate", state, ())
+            rate = nn.Parameter(_real(f"{name}.rate", state).to(layer.weight.dtype, copy=True))
+            if not rate.isfinite():
+                raise InputError(f"{name}.rate is NaN or infinite; restore an earlier epoch")
+        if f"{name}.group" not in state:
+            _check_shape(f"{name}.scores", state, layer.weight.shape)
+            return ScoreMask(scores.clone(), keep, rate, keep_floor(keep) if rate is not None else 0.0)
+        channels = [size if dim == 1 else 1 for dim, size in enumerate(layer.weight.shape)]
+        _check_shape(f"{name}.scores", state, channels)
+        for entry in (f"{name}.keep", f"{name}.group"):
+            _check_shape(entry, state, ())
+        own, group = float(_real(f"{name}.keep", state)), int(state[f"{name}.group"].real)
+        check_keep(own)
+        if rate is None:
+            return ChannelMask(scores.clone(), own, group)
+        return ChannelMask(scores.clone(), own, group, tied.setdefault(group, rate), keep_floor(own))
+
+    if layers:
+        attach_masks(model, make, only=layers)
+    load_plain_state_dict(model, state)
+
+
+def _check_shape(name: str, state: Mapping[str, Tensor], shape: Sequence[int]) -> None:
+    if name not in state:
+        raise InputError(f"lacks {name}; give a whole checkpoint")
+    if tuple(state[name].shape) != tuple(shape):
+        raise InputError(f"{name} has shape {list(state[name].shape)}, not {list(shape)}; give a file of this network")
+
+
+def _real(name: str, state: Mapping[str, Tensor]) -> Tensor:
+    if not state[name].is_floating_point():
+        raise InputError(f"{name} holds {state[name].dtype}, not real numbers; give a file with float scores")
+    return state[name]

@@ -1,0 +1,183 @@
+"""The run directory: what a stage writes, another reads, and a crash cannot spoil."""
+
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import tomllib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s2ap_core import distributed
+from s2ap_core.config import Config, parse_config
+from s2ap_core.errors import InputError
+from s2ap_core.files import lock
+from s2ap_core.files.tensors import write_file
+
+FORMAT = 1
+"""Of the run directory's files; it grows when an older version could not be read."""
+
+
+METRICS = ("stage", "epoch", "iteration", "metric", "value")
+
+
+TIMING = ("stage", "epoch", "seconds")
+
+
+UNBEGUN = frozenset({lock.NAME, "environment.json", ".environment.json.tmp", ".config.toml.tmp"})
+"""All that lies in a folder before ``config.toml``, with which a run begins."""
+
+
+class RunDirectory:
+    """One run on disk, as laid out in the README: config, environment, metrics, checkpoints, results."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path, self.config = path, config
+
+    @classmethod
+    def create(cls, path: Path, config: Config, device: str) -> "RunDirectory":
+        """Begin a run in a new folder.
+
+        Raises:
+            InputError: if the folder holds something already, but for what a process that was killed in here left.
+        """
+        if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - UNBEGUN):
+            raise InputError(f"{path}: exists already; give --resume to continue it, or another --out")
+        write_file(path / "environment.json", json.dumps(environment(config.seed, device), indent=2))
+        write_file(path / "config.toml", config.to_toml())
+        return cls(path, config)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """An existing run.
+
+        Raises:
+            InputError: if the folder is missing or holds no run.
+        """
+        file = path / "config.toml"
+        if not file.is_file():
+            raise InputError(f"{path}: not a run directory (no config.toml)")
+        try:
+            return cls(path, parse_config(tomllib.loads(file.read_text()), str(file)))
+        except (ValueError, RecursionError) as error:  # of the decoder, of the text's encoding, of what it holds
+            raise InputError(f"{file}: not valid TOML: {error}") from error
+
+    @staticmethod
+    def begun(path: Path) -> bool:
+        """Whether there is a run in this folder that can be opened."""
+        return (path / "config.toml").is_file()
+
+    def checkpoint(self, name: str) -> Path:
+        """Where the checkpoint of this name lies, such as ``prune-best``."""
+        return self.path / "ckpt" / f"{name}.safetensors"
+
+    def masks(self, epoch: int) -> Path:
+        """Where the mask after this epoch of the search lies; 0 is before it."""
+        return self.path / "masks" / f"epoch-{epoch:03d}.safetensors"
+
+    def state(self, stage: str) -> Path:
+        """Where a stage's state lies, from which it goes on."""
+        return self.checkpoint(f"state-{stage}")
+
+    def append(self, file: str, columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> int:
+        """Append rows to a CSV of the run, with its heading if it is new.
+
+        Returns:
+            The file's length in bytes afterwards; 0 where another process writes it.
+        """
+        if distributed.rank():
+            return 0
+        path = self.path / file
+        lock.check_held(path)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        before = path.stat().st_size if path.exists() else 0
+        if before == 0:
+            writer.writerow(columns)
+        writer.writerows(rows)
+        try:
+            with path.open("ab") as stream:
+                stream.write(text.getvalue().encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+                return stream.tell()
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(path, before)  # half a row would spoil the next one
+            raise InputError(f"{path}: cannot be written ({error.strerror}); free space and --resume") from error
+
+    def truncate(self, file: str, length: int) -> None:
+        """Cut a CSV back to what it held when the state that a run resumes from was saved."""
+        path = self.path / file
+        if not distributed.rank() and path.exists() and path.stat().st_size > length:
+            os.truncate(path, length)
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files that a killed process left."""
+        if not distributed.rank():
+            for leftover in self.path.rglob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+
+    def results(self) -> dict[str, Any]:
+        """What ``results.json`` holds, empty before the first stage has ended."""
+        path = self.path / "results.json"
+        try:
+            found = json.loads(path.read_text()) if path.exists() else {}
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: not JSON ({error}); remove it and run again with --resume") from error
+        if not isinstance(found, dict):
+            raise InputError(f"{path}: not the results of a run; remove it and run again with --resume")
+        return found
+
+    def environment(self) -> dict[str, Any]:
+        """What ``environment.json`` holds.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        path = self.path / "environment.json"
+        try:
+            return dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{path}: cannot be read ({error}); restore it, or start anew in another folder"
+            ) from error
+
+    def record_forced(self, changes: Mapping[str, tuple[Any, Any]]) -> None:
+        """Note in ``environment.json`` what changed, by key (before, now), and was to be gone on with all the same."""
+        known = self.environment()
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        forced = {"at": when, "changed": {key: {"was": old, "is": new} for key, (old, new) in changes.items()}}
+        known["forced"] = [*known.get("forced", ()), forced]
+        write_file(self.path / "environment.json", json.dumps(known, indent=2, default=str))
+
+    def add_results(self, **entries: Any) -> None:
+        """Merge entries into ``results.json``."""
+        write_file(self.path / "results.json", json.dumps({**self.results(), **entries}, indent=2))
+
+
+def environment(seed: int, device: str) -> dict[str, Any]:
+    """What a run ran on: versions, device, the code's git commit, the seed."""
+    packages = ("s2ap-diag", "torch", "numpy", "pyautoattack")
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "format": FORMAT,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "threads": torch.get_num_threads(),
+        "processes": distributed.world(),
+        "commit": git.stdout.strip() or None,
+        "seed": seed,
+    }

@@ -1,0 +1,1 @@
+"""Training: Algorithm 1 and 2 of the paper, the loop around them, and the evaluation."""

@@ -1,0 +1,105 @@
+"""Attacks on the inputs: PGD and FGSM to train against, AutoAttack to evaluate with.
+
+Images are float tensors [B, C, H, W] in [0, 1]; labels are int64 [B].
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+
+from s2ap_core.distributed.share import draw
+from s2ap_core.masks.layers import constant_mask
+from s2ap_core.modes import train_mode
+
+Norm = Literal["Linf", "L2", "L1"]
+
+
+AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    start: Tensor,
+    eps: float,
+    step: float,
+    steps: int,
+) -> Tensor:
+    """Projected gradient ascent in the l-inf ball (Madry et al. 2018).
+
+    One mask serves all steps; the model is attacked in eval mode and left in the mode it was in.
+
+    Args:
+        loss: from logits [B, classes] to a scalar; summed over images, so that each has its own gradient.
+        start: where the ascent starts, of the shape of ``x``.
+        eps, step: radius of the ball and length of a step, in units of the image's range.
+
+    Returns:
+        Adversarial images within ``eps`` of ``x`` and within [0, 1], detached.
+    """
+    low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
+    x_adv = start
+    with train_mode(model, False), constant_mask(model):
+        for _ in range(steps):
+            x_adv = x_adv.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(loss(model(x_adv)), x_adv)
+            with torch.no_grad():
+                x_adv = torch.clamp(x_adv + step * grad.sign(), low, high)
+    return x_adv.detach()
+
+
+def uniform_start(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+    """``x`` plus uniform noise in [-eps, eps], clipped to [0, 1]."""
+    return (x + eps * (2 * draw(torch.rand, x, generator) - 1)).clamp(0, 1)
+
+
+def normal_start(x: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+    """``x`` plus normal noise of standard deviation ``scale``: where TRADES and MART start from."""
+    return x + scale * draw(torch.randn, x, generator)
+
+
+def autoattack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: Norm = "Linf",
+    attacks: Sequence[str] = AUTOATTACK,
+    seed: int = 0,
+) -> Tensor:
+    """Which images a network classifies correctly under AutoAttack (Croce & Hein 2020, the authors' code).
+
+    Args:
+        model: a plain network; attacked in eval mode.
+        attacks: the ensemble's members; the default is its ``standard`` version.
+        seed: of the attacks, which would otherwise be seeded from the clock.
+
+    Returns:
+        Boolean [B].
+    """
+    version = {"version": "standard"} if tuple(attacks) == AUTOATTACK else {"version": "custom"}
+    members = {} if version["version"] == "standard" else {"attacks": list(attacks)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    devices = [x.device] if x.device.type == "cuda" else []
+    # The attacks seed torch's global generator; whoever called gets it back as it was.
+    with train_mode(model, False), torch.random.fork_rng(devices):
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        try:
+            ensemble = AutoAttack(model, norm=norm, eps=eps, seed=seed, device=x.device, **version, **members)
+            ensemble.apgd.n_restarts = 5 if norm == "L1" else 1  # as in the standard version
+            with torch.no_grad():
+                others = model(x[:1]).shape[1] - 1
+            for targeted in (ensemble.apgd_targeted, ensemble.fab):
+                targeted.n_target_classes = min(targeted.n_target_classes, others)
+            _, predicted = ensemble.run_standard_evaluation(x, y, batch_size=len(x))
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+    return predicted == y

@@ -1,0 +1,265 @@
+"""Clean and robust accuracy, image by image, with the health of the attack."""
+
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2ap_core.config import EvaluationSettings
+from s2ap_core.data import Batch, Dataset
+from s2ap_core.distributed.group import gather
+from s2ap_core.distributed.share import dealt
+from s2ap_core.errors import InputError
+from s2ap_core.files.arrays import load_arrays
+from s2ap_core.files.tensors import write_file
+from s2ap_core.masks.masking import bake
+from s2ap_core.modes import train_mode
+from s2ap_core.seeds import derive_seed, generator
+from s2ap_core.training.attacks import AUTOATTACK, Norm, autoattack, pgd, uniform_start
+from s2ap_core.training.folding import folded
+
+COLUMNS = ("index", "label", "clean", "robust", "noise", "zero_gradient")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Correctness of each evaluated image; all arrays are [n].
+
+    Attributes:
+        index, label: position in the test split, and class.
+        clean, robust: correct on the image, and under the attack.
+        noise: correct on the image plus uniform noise of the attack's radius.
+        zero_gradient: whether the loss has no gradient in the image, which blinds gradient attacks.
+        about: attack, norm, eps, seed, checkpoint: what the numbers belong to.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    clean: np.ndarray
+    robust: np.ndarray
+    noise: np.ndarray
+    zero_gradient: np.ndarray
+    about: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Accuracies in [0, 1] with their 95 % Wilson intervals, the attack's health, and what it was.
+
+        Without an attack there is the clean accuracy alone.
+        """
+        clean = {
+            **self.about,
+            "n": len(self.label),
+            "clean_accuracy": float(self.clean.mean()),
+            "clean_interval": wilson(int(self.clean.sum()), len(self.clean)),
+        }
+        if self.about["attack"] == "none":
+            return clean
+        return clean | {
+            "robust_accuracy": float(self.robust.mean()),
+            "robust_interval": wilson(int(self.robust.sum()), len(self.robust)),
+            "noise_accuracy": float(self.noise.mean()),
+            "zero_gradient": float(self.zero_gradient.mean()),
+        }
+
+    def warnings(self) -> list[str]:
+        """Suspicious combinations, each with a remedy."""
+        found = []
+        clean, robust, noise = self.clean.mean(), self.robust.mean(), self.noise.mean()
+        if self.zero_gradient.mean() > 0.1:
+            found.append(
+                f"{self.zero_gradient.mean():.0%} of the images have a zero input gradient: the robust "
+                "accuracy may be an artefact; trust it only under autoattack, whose Square attack needs no gradient"
+            )
+        if robust > noise:
+            found.append(
+                f"random noise ({noise:.1%}) does more harm than the attack ({robust:.1%}): it is too weak, "
+                "or the network normalises twice; check both"
+            )
+        if self.about["attack"] != "none" and len(self.label) < 100:
+            low, high = wilson(len(self.label) // 2, len(self.label))
+            within = f"an accuracy is known to within {50 * (high - low):.0f} points"
+            found.append(f"only {len(self.label)} images: {within}; raise evaluation.n, or --n")
+        if clean < 1.5 / max(int(self.label.max()) + 1, 2):
+            found.append(f"clean accuracy {clean:.1%} is near chance: the network has collapsed, or data are wrong")
+        return found
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion."""
+    z = 1.959963984540054
+    p, centre = correct / n, (correct + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * math.sqrt(p * (1 - p) * n + z**2 / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def evaluate(
+    model: nn.Module,
+    data: Dataset,
+    settings: EvaluationSettings,
+    *,
+    eps: Fraction,
+    seed: int = 0,
+    about: dict[str, Any] | None = None,
+    file: Path | None = None,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Evaluate on the test split; with ``file``, saved after each batch and continued where it stopped.
+
+    Several processes take whole batches in turn, so that their attacks are those of one process, and all
+    of them get the result; the file is saved after each round.
+
+    Args:
+        model: masked or plain; evaluated in eval mode on baked weights, and left as it is.
+        eps: the attack's radius, unless the settings have one.
+        seed: of the attack.
+        about: what is evaluated, such as the checkpoint's name and checksum; a file about something else, or
+            other images, is not continued but refused.
+        on_batch: called with the number of images done and their total.
+
+    Raises:
+        InputError: if ``file`` belongs to another evaluation, or an image lies outside [0, 1].
+    """
+    asked = settings.eps if settings.eps is not None else eps
+    radius = asked if settings.attack != "none" else Fraction(0)
+    described = {
+        **(about or {}),
+        "images": data.checksum("test"),
+        "attack": settings.attack,
+        "norm": settings.norm,
+        "eps": str(radius),
+        "seed": seed,
+    }
+    plain = bake(model).eval()
+    total = min(settings.n or data.count("test"), data.count("test"))
+    parts = _load(file, described, total) if file is not None and file.exists() else {c: [] for c in COLUMNS}
+    done = sum(map(len, parts["label"]))
+    if done:
+        on_batch(done, total)
+    if done < total:
+        # The first batch in every process and after every interruption, so that all attack one network.
+        plain = folded(plain, next(data.batches("test", settings.batch_size, limit=settings.batch_size)).x)
+
+    def correct(batch: Batch) -> tuple[np.ndarray, ...]:
+        if batch.x.min() < 0 or batch.x.max() > 1:
+            raise InputError(f"data set {data.name}: images outside [0, 1]; attacks need the raw range")
+        batch_seed = derive_seed(seed, "evaluate", int(batch.index[0])) % 2**31
+        found = _evaluate_batch(plain, batch.x, batch.y, settings, float(radius), batch_seed)
+        return tuple(values.cpu().numpy() for values in (batch.index, batch.y, *found))
+
+    def unknown(batches: Sequence[Tensor]) -> Sequence[Tensor]:
+        # Of a batch that was cut otherwise when the file was made, some images may be known.
+        return dealt([new for positions in batches if len(new := positions[positions >= done])])
+
+    own = iter(data.batches("test", settings.batch_size, limit=total, part=unknown))
+    while sum(map(len, parts["label"])) < total:
+        batch = next(own, None)  # None where the last round has no batch for this process
+        for columns in filter(None, gather(None if batch is None else correct(batch))):
+            for column, values in zip(COLUMNS, columns, strict=True):
+                parts[column].append(values)
+        if file is not None:
+            _save(file, parts, described)
+        on_batch(sum(map(len, parts["label"])), total)
+    return Evaluation(**{column: np.concatenate(values) for column, values in parts.items()}, about=described)
+
+
+def _evaluate_batch(
+    model: nn.Module, x: Tensor, y: Tensor, settings: EvaluationSettings, eps: float, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if settings.attack == "none":
+        with torch.no_grad():
+            clean = model(x).argmax(1) == y
+        return clean, clean, clean, torch.zeros_like(clean)
+    leaf = x.clone().requires_grad_()
+    logits = model(leaf)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), leaf)
+    noise_source = generator(x.device, seed, "noise")
+    with torch.no_grad():
+        clean = logits.argmax(1) == y
+        noise = model(random_start(x, eps, settings.norm, noise_source)).argmax(1) == y
+    if eps == 0:
+        return clean, clean, noise, gradient.flatten(1).abs().amax(1) == 0
+    match settings.attack:
+        case "autoattack":
+            robust = autoattack(model, x, y, eps=eps, norm=settings.norm, attacks=AUTOATTACK, seed=seed)
+        case "apgd":
+            robust = autoattack(model, x, y, eps=eps, norm=settings.norm, attacks=AUTOATTACK[:2], seed=seed)
+        case "pgd-50":
+            robust = _pgd_50(model, x, y, eps, seed)
+    return clean, robust & clean, noise, gradient.flatten(1).abs().amax(1) == 0
+
+
+def random_start(x: Tensor, eps: float, norm: Norm, noise_source: torch.Generator) -> Tensor:
+    """``x`` plus noise of the attack's size, clipped to [0, 1]: uniform in the l-inf ball, on the L2 or L1 sphere."""
+    if norm == "Linf":
+        return uniform_start(x, eps, noise_source)
+    noise = torch.randn(x.shape, generator=noise_source, device=x.device, dtype=x.dtype).flatten(1)
+    length = noise.norm(dim=1, p=2 if norm == "L2" else 1, keepdim=True)
+    return (x + (eps * noise / length).view_as(x)).clamp(0, 1)
+
+
+def _pgd_50(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+    """A quick look, l-inf: 50 steps of 2.5 eps / 50 on the cross-entropy, from a uniform start."""
+    start = uniform_start(x, eps, generator(x.device, seed, "pgd-50"))
+
+    def cross_entropy(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits, y, reduction="sum")
+
+    x_adv = pgd(model, x, cross_entropy, start=start, eps=eps, step=2.5 * eps / 50, steps=50)
+    with torch.no_grad(), train_mode(model, False):
+        return model(x_adv).argmax(1) == y
+
+
+def _save(file: Path, parts: dict[str, list[np.ndarray]], about: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    columns = {column: np.concatenate(values) for column, values in parts.items()}
+    np.savez_compressed(buffer, about=np.array(json.dumps(about)), **columns)  # type: ignore[arg-type]
+    write_file(file, buffer.getvalue())
+
+
+def _load(file: Path, about: dict[str, Any], total: int) -> dict[str, list[np.ndarray]]:
+    found = load_evaluation(file)
+    if found.about != about:
+        differing = next(k for k in {**about, **found.about} if about.get(k) != found.about.get(k))
+        raise InputError(
+            f"{file}: evaluated with {differing} = {found.about.get(differing)}, now {about.get(differing)}; "
+            "move the file away to evaluate anew"
+        )
+    return {column: [getattr(found, column)[:total]] for column in COLUMNS}
+
+
+def load_evaluation(file: Path) -> Evaluation:
+    """An evaluation that was saved, complete or not.
+
+    Raises:
+        InputError: if the file is missing or damaged.
+    """
+    try:
+        return _from_arrays(load_arrays(file))
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such file; run `s2ap-diag evaluate` first") from error
+    except (ValueError, KeyError, RecursionError) as error:  # the last of JSON that is nested too deeply
+        raise InputError(f"{file}: not an evaluation of ours, or damaged; remove it and evaluate again") from error
+
+
+def _from_arrays(arrays: dict[str, np.ndarray]) -> Evaluation:
+    """What :func:`_save` wrote; ValueError or KeyError if it is anything else."""
+    about = json.loads(str(arrays["about"]))
+    columns = {column: arrays[column] for column in COLUMNS}
+    n = columns["index"].size
+    kinds = {"index": "iu", "label": "iu"}
+    if not isinstance(about, dict) or "attack" not in about:
+        raise ValueError("does not say what it is about")
+    if any(array.shape != (n,) or array.dtype.kind not in kinds.get(c, "b") for c, array in columns.items()):
+        raise ValueError("columns of other types or lengths")
+    if n == 0 or not np.array_equal(columns["index"], np.arange(n)):
+        raise ValueError("not the first images of the split")
+    return Evaluation(**columns, about=about)

@@ -1,0 +1,243 @@
+"""The training loop that three of the stages share, and what may listen to it."""
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s2ap_core.config import StageSettings
+from s2ap_core.data import Batch, Dataset
+from s2ap_core.data.base import Split, without_lone_image
+from s2ap_core.distributed.batch_norm import Statistics, batch_statistics
+from s2ap_core.distributed.group import add_up
+from s2ap_core.distributed.share import Share, rows
+from s2ap_core.errors import InputError
+from s2ap_core.masks.layers import constant_mask
+from s2ap_core.methods import Method
+from s2ap_core.modes import train_mode
+from s2ap_core.seeds import derive_seed
+from s2ap_core.training.batch_norm import reestimate_statistics
+from s2ap_core.training.iteration import Step, iterate
+from s2ap_core.training.objectives import Objective
+from s2ap_core.training.optimization import cosine_lr, set_lr
+from s2ap_core.training.perturbation import Perturbation
+
+log = logging.getLogger(__name__)
+
+
+DIVERGED = 1000.0
+"""A training loss of so many times log(classes), which is that of guessing, never comes back.
+
+TRADES starts within a few log(classes), and an untrained network under a sparse mask within some tens. To get
+here the logits have to be wrong by hundreds.
+"""
+
+
+STATISTICS_BATCHES = 16
+"""Training batches that the statistics of a mask that was cut are estimated on: a forward pass each, in an epoch."""
+
+
+class Callback:
+    """What may listen to a stage. All hooks do nothing by default."""
+
+    def on_stage(self, loop: "Loop") -> None:
+        """Before the first epoch of a stage, or the first after a resume."""
+
+    def on_attacked(self, loop: "Loop", x: Tensor, x_adv: Tensor, y: Tensor) -> None:
+        """The adversarial images [B, C, H, W] of an iteration are made, nothing has changed yet."""
+
+    def on_iteration(self, loop: "Loop", step: Step) -> None:
+        """An iteration has ended."""
+
+    def on_epoch(self, loop: "Loop") -> Sequence[tuple[int | str, str, float]]:
+        """An epoch has ended; what is returned, (iteration or "", metric, value), goes into metrics.csv."""
+        return ()
+
+    def on_evaluated(self, done: int, total: int) -> None:
+        """Part of an evaluation is done; in images."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors from which :meth:`load_state_dict` goes on after an epoch."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+
+
+@dataclass
+class Selection:
+    """Which epoch a stage hands on (lines 12 to 14 of Algorithm 1)."""
+
+    rule: str
+    best: float = math.inf
+    epoch: int | None = None
+
+    def offer(self, epoch: int, loss: float, robust_accuracy: float) -> bool:
+        """Whether this epoch is the best so far."""
+        criterion = {"robust-loss": loss, "robust-accuracy": -robust_accuracy, "last": -float(epoch)}[self.rule]
+        if criterion < self.best:
+            self.best, self.epoch = criterion, epoch
+            return True
+        return False
+
+
+@dataclass
+class Loop:
+    """One stage being trained; callbacks read it.
+
+    Attributes:
+        perturbation: z of this epoch's iterations, None without one.
+        epoch: counted from 1 while training; 0 is before the first.
+        iteration: counted from 0 within an epoch.
+        share: which part of the iteration's batch is in this process; None before the first, and for all of it.
+        statistics: what BatchNorm normalises by where there are several processes.
+        precision: of the matrix products of attack and loss.
+    """
+
+    stage: str
+    settings: StageSettings
+    model: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    data: Dataset
+    seed: int
+    method: Method | None = None
+    perturb: Callable[[int], Perturbation | None] = lambda epoch: None
+    perturbation: Perturbation | None = None
+    epoch: int = 0
+    iteration: int = 0
+    share: Share | None = None
+    statistics: Statistics = "sync"
+    precision: str = "float32"
+    loss: float = math.nan
+    callbacks: Sequence[Callback] = field(default_factory=tuple)
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Number of batches that :meth:`train_epoch` makes."""
+        positions = torch.arange(self.data.count("train"))
+        return len(without_lone_image(positions.split(self.settings.batch_size)))
+
+    def train_epoch(self) -> None:
+        """One pass over the training images: Algorithm 1 or 2, iteration by iteration."""
+        self.perturbation = self.perturb(self.epoch)
+        if self.perturbation is not None:
+            self.perturbation.begin_epoch()
+        set_lr(self.optimizer, cosine_lr(self.settings, self.epoch))
+        losses: list[Tensor] = []
+        counts: list[int] = []
+        order = derive_seed(self.seed, self.stage, self.epoch)
+        batches = shared_batches(self.data, "train", self.settings.batch_size, shuffle=order, augment=True)
+        with train_mode(self.model, True), batch_statistics(self.model, self.statistics):
+            for self.iteration, (batch, share) in enumerate(batches):
+                self.share = share
+                try:
+                    step = self._iterate(batch.x, batch.y, share)
+                except ValueError as error:
+                    if share.count > 1:
+                        raise
+                    raise InputError(f"{self.stage}.batch_size: one image will not do ({error}); raise it") from error
+                losses.append(step.loss)
+                counts.append(share.count)
+                # Reading a loss waits for its iteration: on a GPU for the one before, while this one is under way.
+                self._check(losses[-2:][0] if step.loss.is_cuda else step.loss)
+                for callback in self.callbacks:
+                    callback.on_iteration(self, step)
+            self._check(losses[-1])
+        self.loss = sum(loss.item() * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+
+    def _check(self, loss: Tensor) -> None:
+        if not loss.item() < DIVERGED * math.log(max(self.data.classes, 2)):  # NaN, too
+            where = f"at epoch {self.epoch}, iteration {self.iteration}"
+            raise InputError(f"{self.stage}: the loss is {loss.item():.4g} {where}; {self.remedy()}")
+
+    def _iterate(self, x: Tensor, y: Tensor, share: Share) -> Step:
+        def on_attacked(x_adv: Tensor) -> None:
+            for callback in self.callbacks:
+                callback.on_attacked(self, x, x_adv, y)
+
+        return iterate(
+            self.model,
+            x,
+            y,
+            objective=self.objective.autocast(self.precision),
+            optimizer=self.optimizer,
+            generator=share.generator(x.device, self.seed, self.stage, self.epoch, self.iteration),
+            share=share,
+            perturbation=self.perturbation,
+            penalty=partial(self.method.penalty, self.model, self.epoch - 1) if self.method else None,
+            on_attacked=on_attacked,
+        )
+
+    def remedy(self) -> str:
+        """What to do about a loss that has left all bounds."""
+        lower = f"the last good epoch is kept; lower {self.stage}.lr ({self.settings.lr})"
+        if self.perturbation is None:
+            return lower
+        section = "minimizer" if self.stage == "prune" else "finetune"
+        return f"{lower} or {section}.gamma ({self.perturbation.gamma})"
+
+    def candidate(self) -> nn.Module:
+        """What this epoch has to offer: it is validated, and handed on if it is selected.
+
+        In the search, a copy of the network with the epoch's mask at exactly the budget. Where the cut changed
+        the mask, BatchNorm's running statistics belong to another one, as before the first epoch, when they are
+        still the dense network's: they are estimated anew on the same clean training images each time. A mask
+        that kept the budget all along keeps the statistics that the search gathered under it. The network being
+        trained stays as it is.
+        """
+        if self.method is None:
+            return self.model
+        cut = copy.deepcopy(self.model)
+        if self.method.cut_to_budget(cut) or self.epoch == 0:
+            size, order = self.settings.batch_size, derive_seed(self.seed, "statistics")
+            batches = shared_batches(self.data, "train", size, shuffle=order, limit=STATISTICS_BATCHES * size)
+            with batch_statistics(cut, "sync"):
+                reestimate_statistics(cut, (batch.x for batch, _ in batches))
+        return cut
+
+    def validate(self, candidate: nn.Module) -> dict[str, float]:
+        """Robust loss, clean and robust accuracy of a network on the validation split, in eval mode."""
+        return robust_validation(candidate, self.objective, self.data, self.settings.batch_size, self.seed)
+
+
+def shared_batches(data: Dataset, split: Split, batch_size: int, **options: Any) -> Iterator[tuple[Batch, Share]]:
+    """Of each batch what belongs to this process; ``options`` are those of :meth:`s2ap_core.data.Dataset.batches`.
+
+    Of the training images no last batch is one image alone, see :func:`s2ap_core.data.base.without_lone_image`.
+    """
+    counts: list[int] = []
+
+    def part(batches: Sequence[Tensor]) -> Sequence[Tensor]:
+        whole = without_lone_image(batches) if split == "train" else batches
+        counts.extend(map(len, whole))
+        return rows(whole)
+
+    for index, batch in enumerate(data.batches(split, batch_size, part=part, **options)):
+        yield batch, Share.own(counts[index])
+
+
+def robust_validation(
+    model: nn.Module, objective: Objective, data: Dataset, batch_size: int, seed: int
+) -> dict[str, float]:
+    """The objective on the validation split, its attack included; the same noise each time."""
+    sums, images = torch.zeros(3, dtype=torch.float64), 0
+    for index, (batch, share) in enumerate(shared_batches(data, "val", batch_size)):
+        images += share.count
+        if not len(batch.y):
+            continue
+        x_adv = objective.attack(model, batch.x, batch.y, share.generator(batch.x.device, seed, "validate", index))
+        with torch.no_grad(), train_mode(model, False), constant_mask(model):
+            loss = objective.loss(model, batch.x, x_adv, batch.y) * len(batch.y)
+            clean = (model(batch.x).argmax(1) == batch.y).sum()
+            robust = (model(x_adv).argmax(1) == batch.y).sum()
+        sums += torch.stack([loss, clean, robust]).double().cpu()
+    (sums,) = add_up([sums])
+    loss_mean, clean_mean, robust_mean = (sums / images).tolist()
+    return {"val_loss": loss_mean, "val_clean_accuracy": clean_mean, "val_robust_accuracy": robust_mean}

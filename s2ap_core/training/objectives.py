@@ -1,0 +1,163 @@
+"""Robust objectives: an attack and a loss, apart, so that one adversarial batch serves several passes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2ap_core.config import ObjectiveSettings
+from s2ap_core.errors import InputError
+from s2ap_core.masks.layers import constant_mask
+from s2ap_core.modes import train_mode
+from s2ap_core.training.attacks import normal_start, pgd, uniform_start
+
+
+@dataclass(frozen=True)
+class Threat:
+    """The l-inf adversary of training: radius, step length (both in units of the image's range), steps."""
+
+    eps: float
+    step: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a stage minimises.
+
+    Attributes:
+        attack: ``(model, x, y, generator) -> x_adv``; reads masks and weights, changes nothing.
+        loss: ``(model, x, x_adv, y) -> scalar``, the mean over the batch, differentiable.
+    """
+
+    name: str
+    attack: Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+    loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+    def autocast(self, precision: str) -> "Objective":
+        """The same with the network's matrix products in ``bfloat16``; softmax, loss and parameters stay float32."""
+        if precision == "float32":
+            return self
+
+        def lower(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def call(model: nn.Module, x: Tensor, *args: Any) -> Tensor:
+                # A GPU's autocast takes softmax in float32, the CPU's as it comes: logits are handed over as float32.
+                raised = model.register_forward_hook(lambda module, inputs, logits: logits.float())
+                try:
+                    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+                        return function(model, x, *args).to(x.dtype)
+                finally:
+                    raised.remove()
+
+            return call
+
+        return Objective(self.name, lower(self.attack), lower(self.loss))
+
+
+def clean(threat: Threat, beta: float) -> Objective:
+    """Cross-entropy on clean images: no adversary."""
+    del threat, beta
+    return Objective("clean", lambda model, x, y, g: x, lambda model, x, x_adv, y: F.cross_entropy(model(x), y))
+
+
+def pgd_at(threat: Threat, beta: float) -> Objective:
+    """Adversarial training with PGD on the cross-entropy, uniform start (Madry et al. 2018)."""
+    del beta
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        return _cross_entropy_pgd(model, x, y, uniform_start(x, threat.eps, generator), threat)
+
+    return Objective("pgd-at", attack, _adversarial_cross_entropy)
+
+
+def fast_at(threat: Threat, beta: float) -> Objective:
+    """Fast adversarial training: FGSM, one step of 1.25 eps, from a uniform start (Wong et al. 2020)."""
+    del beta
+    fgsm = Threat(threat.eps, 1.25 * threat.eps, steps=1)
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        return _cross_entropy_pgd(model, x, y, uniform_start(x, fgsm.eps, generator), fgsm)
+
+    return Objective("fast-at", attack, _adversarial_cross_entropy)
+
+
+def trades(threat: Threat, beta: float) -> Objective:
+    """TRADES (Zhang et al. 2019): ``CE(f(x), y) + beta KL(f(x) || f(x_adv))``, x_adv maximising the KL.
+
+    Two passes through the network; the published code makes four in train mode, so that its running
+    statistics see three clean batches for each adversarial one, here one of each. The loss, its
+    gradient and the mask are the same at equal statistics.
+    """
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        del y
+        with torch.no_grad(), train_mode(model, False), constant_mask(model):
+            p_clean = F.softmax(model(x), dim=1)
+
+        def divergence(logits: Tensor) -> Tensor:
+            return F.kl_div(F.log_softmax(logits, dim=1), p_clean, reduction="sum")
+
+        start = normal_start(x, 0.001, generator)
+        return pgd(model, x, divergence, start=start, eps=threat.eps, step=threat.step, steps=threat.steps)
+
+    def loss(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+        log_p, log_p_adv = F.log_softmax(model(x), dim=1), F.log_softmax(model(x_adv), dim=1)
+        # In logarithms: where a clean probability underflows, the gradient of p log p would be NaN.
+        divergence = F.kl_div(log_p_adv, log_p, reduction="batchmean", log_target=True)
+        return F.nll_loss(log_p, y) + beta * divergence
+
+    return Objective("trades", attack, loss)
+
+
+def mart(threat: Threat, beta: float) -> Objective:
+    """MART (Wang et al. 2020): boosted cross-entropy on x_adv plus a KL weighted by misclassification."""
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        return _cross_entropy_pgd(model, x, y, normal_start(x, 0.001, generator), threat)
+
+    def loss(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+        logits, logits_adv = model(x), model(x_adv)
+        log_p, p_adv = F.log_softmax(logits, dim=1), F.softmax(logits_adv, dim=1)
+        runner_up = p_adv.scatter(1, y[:, None], 0).amax(1)
+        boosted = F.cross_entropy(logits_adv, y) - torch.log(1.0001 - runner_up).mean()
+        divergence = F.kl_div((p_adv + 1e-12).log(), log_p, reduction="none", log_target=True).sum(1)
+        weight = 1.0000001 - log_p.gather(1, y[:, None])[:, 0].exp()
+        return boosted + beta * (divergence * weight).mean()
+
+    return Objective("mart", attack, loss)
+
+
+def _cross_entropy_pgd(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, threat: Threat) -> Tensor:
+    def cross_entropy(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits, y, reduction="sum")
+
+    return pgd(model, x, cross_entropy, start=start, eps=threat.eps, step=threat.step, steps=threat.steps)
+
+
+def _adversarial_cross_entropy(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+    del x
+    return F.cross_entropy(model(x_adv), y)
+
+
+def build_objective(settings: ObjectiveSettings) -> Objective:
+    """The objective that settings name.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    if settings.name not in OBJECTIVES:
+        raise InputError(f"unknown objective {settings.name!r}: choose one of {', '.join(OBJECTIVES)}")
+    threat = Threat(float(settings.eps), float(settings.step), settings.steps)
+    return OBJECTIVES[settings.name](threat, settings.beta)
+
+
+OBJECTIVES: dict[str, Callable[[Threat, float], Objective]] = {
+    "trades": trades,
+    "pgd-at": pgd_at,
+    "mart": mart,
+    "fast-at": fast_at,
+    "clean": clean,
+}

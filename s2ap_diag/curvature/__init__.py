@@ -1,0 +1,1 @@
+"""Curvature of the robust loss in score space."""

@@ -1,0 +1,300 @@
+"""The Hessian of the robust loss in the scores, as a matrix-free operator.
+
+What is differentiated is the straight-through surrogate. The mask M(s, k) itself is piecewise constant
+in s, so that the loss has no useful derivatives; the search replaces the derivative of the mask by 1,
+and so does this operator: with H the Hessian of the loss in the masked weights,
+
+    H_s = diag(w · sign(s)) H diag(w · sign(s)),
+
+whose spectrum is that of diag(w) H diag(w) (the signs come from the mask ranking |s|). H_s therefore
+sees the scores only through the mask that they select: rescaling a layer's scores changes nothing. Rows
+of pruned weights are not zero, and rows of scores that are exactly 0 are. HARP's rates are held fixed,
+and so are the adversarial examples, which are part of the batch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from s2ap_core import distributed
+from s2ap_core.errors import InputError
+from s2ap_core.masks.layers import one_mask, score_masks
+from s2ap_core.masks.parametrization import ScoreMask
+from s2ap_core.modes import frozen_statistics, train_mode
+from s2ap_core.seeds import generator
+
+BatchNormMode = Literal["running", "batch"]
+
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+@contextmanager
+def batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
+    """Evaluation mode, with BatchNorm normalising by its running statistics or by the batch's.
+
+    ``batch`` is what the search minimises, ``running`` what is deployed; the two can move in opposite
+    directions. The running statistics stay as they are, and each module gets its own mode back.
+
+    Raises:
+        InputError: if ``mode`` is neither ``running`` nor ``batch``.
+    """
+    _check_batch_norm(mode)
+    from_batch = mode == "batch"
+    with train_mode(model, False), frozen_statistics(model) if from_batch else nullcontext():
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.train(from_batch)
+        yield
+
+
+def _check_batch_norm(mode: str) -> None:
+    if mode not in get_args(BatchNormMode):
+        raise InputError(f"batch_norm = {mode!r}: choose running or batch")
+
+
+def chosen_masks(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, ScoreMask]:
+    """The score masks of the named layers, in the order named; all of them for None.
+
+    Raises:
+        InputError: if the model has no scores, or none in a layer of that name.
+    """
+    masks = score_masks(model)
+    if not masks:
+        raise InputError("the network has no scores: give a checkpoint of the search, or attach masks")
+    for name in layers or ():
+        if name not in masks:
+            raise InputError(f"layer {name!r} has no scores; the first that has is {next(iter(masks))!r}")
+    return masks if layers is None else {name: masks[name] for name in layers}
+
+
+@contextmanager
+def scores_at(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[list[nn.Parameter]]:
+    """Put fresh leaves with these values in place of the scores of these layers.
+
+    Nothing else of the model requires a gradient in the block. The scores themselves, their ``.grad``
+    and every ``requires_grad`` are untouched afterwards, whatever happened in the block.
+    """
+    masks = chosen_masks(model, list(values))
+    own = {name: mask.scores for name, mask in masks.items()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        for name, mask in masks.items():
+            mask.scores = nn.Parameter(values[name].detach())
+        yield [mask.scores for mask in masks.values()]
+    finally:
+        for name, mask in masks.items():
+            mask.scores = own[name]
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def finite_loss(model: nn.Module, loss: Loss, batch: Any) -> Tensor:
+    """``loss(model, batch)`` with every mask selected once.
+
+    Raises:
+        InputError: if it is NaN or infinite.
+    """
+    with one_mask(model):
+        value = loss(model, batch)
+    if not value.isfinite():
+        raise InputError(f"the loss is {value.item()}: scores, weights or batch hold values out of range")
+    return value
+
+
+def score_gradient(
+    value: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False, allow_unused: bool = False
+) -> list[Tensor]:
+    """The gradient of ``value`` in each leaf; zero where it does not depend on that leaf.
+
+    Raises:
+        InputError: if it depends on no leaf at all, unless ``allow_unused``.
+    """
+    found: Sequence[Tensor | None] = [None] * len(leaves)
+    if value.requires_grad:
+        found = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
+    if not allow_unused and all(gradient is None for gradient in found):
+        raise InputError(
+            "the loss does not depend on the scores: it must run the model it is given, and measuring must "
+            "not happen within one_mask or constant_mask"
+        )
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """One vector [n] of all entries, row-major per tensor whatever the memory layout."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Inverse of :func:`flatten`: views of ``vector`` [n] in the shapes of ``like``."""
+    parts = vector.split([tensor.numel() for tensor in like])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
+
+
+def samples_in(batch: Any) -> int:
+    """Number of samples in a batch: the length of its first tensor."""
+    return len(batch[0])
+
+
+class ScoreHessian:
+    """The Hessian of the mean loss over ``batches`` in the scores of ``layers``; symmetric, [n, n].
+
+    Products are exact, by differentiating twice. With one batch the graph of the gradient is built at
+    the first product and kept for all that follow, until :meth:`close` or the end of a ``with`` block;
+    the model must not change in between. With several, each batch's graph is rebuilt for each product
+    and freed at once. The loss may be any function of the model that is a mean over samples.
+
+    Args:
+        loss: ``loss(model, batch) -> scalar``, the mean over the batch's samples.
+        batches: each a tuple of tensors, the first with the batch dimension; weighted by sample count.
+        batch_norm: statistics that BatchNorm normalises with, see :func:`batch_norm_mode`.
+        layers: names of masked layers; those of all scores by default. One layer gives its diagonal block.
+        weights: of each batch in the mean, where the processes of a run hold a part of it each: a process
+            may hold no batch or an empty one, the weights of all add up to 1, and products are summed over them.
+            By default the batches are all there are, here or in whichever process asks.
+
+    Raises:
+        InputError: if there is no batch, no such layer, or no such ``batch_norm``; in a product, if the
+            loss is not finite or does not depend on the scores.
+
+    Attributes:
+        hvps: Hessian-vector products made so far, each over one batch.
+
+    >>> from s2ap_core.scores import attach
+    >>> model, x = attach(nn.Linear(2, 1, bias=False).double(), keep=0.5), torch.eye(2).double()
+    >>> model.parametrizations.weight.original.data = torch.tensor([[2.0, 3.0]]).double()
+    >>> with ScoreHessian(model, lambda m, b: m(b[0]).square().mean(), [(x,)]) as hessian:
+    ...     hessian.matvec(torch.ones(2).double()).abs()  # diag(w) X'X diag(w) 2/n, up to signs
+    tensor([4., 9.], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        batches: Sequence[Any],
+        *,
+        batch_norm: BatchNormMode = "running",
+        layers: Sequence[str] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        if not len(batches) and weights is None:
+            raise InputError("no batch to measure on: give at least one")
+        _check_batch_norm(batch_norm)
+        self.model, self.loss, self.batches, self.batch_norm = model, loss, batches, batch_norm
+        self.scores = {name: mask.scores for name, mask in chosen_masks(model, layers).items()}
+        if not self.scores:
+            raise InputError("layers is empty: name at least one")
+        self.n = sum(scores.numel() for scores in self.scores.values())
+        first = next(iter(self.scores.values()))
+        self.dtype, self.device = first.dtype, first.device
+        self.weights = weights
+        self.hvps = 0
+        self._graph: tuple[list[nn.Parameter], list[Tensor]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the graph that is kept between products; a later product builds it again."""
+        self._graph = None
+
+    @contextmanager
+    def surrogate(self) -> Iterator[tuple[list[nn.Parameter], Callable[..., Tensor]]]:
+        """What is differentiated: leaves that stand for the scores, and the loss of a batch at them, weighted."""
+
+        def loss_of(batch: Any, weight: float = 1.0) -> Tensor:
+            return finite_loss(self.model, lambda *given: distributed.term(self.loss(*given), weight), batch)
+
+        with (
+            torch.enable_grad(),
+            batch_norm_mode(self.model, self.batch_norm),
+            scores_at(self.model, self.scores) as leaves,
+            sdpa_kernel(SDPBackend.MATH),  # the fused attention kernels cannot be differentiated twice
+        ):
+            yield leaves, loss_of
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """H v for a vector [n] of the operator's dtype and device."""
+        self.hvps += len(self.batches)
+        product = self._own_product(v)
+        return product if self.weights is None else distributed.add_up([product])[0]
+
+    def _own_product(self, v: Tensor) -> Tensor:
+        weights = self.weights
+        if weights is None:
+            counts = [samples_in(batch) for batch in self.batches]
+            weights = [count / sum(counts) for count in counts] if len(counts) > 1 else [1.0]
+        if len(self.batches) == 1:
+            if self._graph is None:
+                self._graph = self._gradient_graph(self.batches[0], weights[0])
+            return _product(*self._graph, v, keep_graph=True)
+        total = torch.zeros_like(v)
+        for batch, weight in zip(self.batches, weights, strict=True):
+            total.add_(_product(*self._gradient_graph(batch), v, keep_graph=False), alpha=weight)
+        return total
+
+    def _gradient_graph(self, batch: Any, weight: float = 1.0) -> tuple[list[nn.Parameter], list[Tensor]]:
+        # Weighted before it is differentiated: BatchNorm may make it depend on the other processes' images.
+        part = len(self.scores) < len(score_masks(self.model))  # a layer may well be out of use
+        with self.surrogate() as (leaves, loss_of):
+            return leaves, score_gradient(loss_of(batch, weight), leaves, create_graph=True, allow_unused=part)
+
+    def restricted(self, layers: Sequence[str]) -> "ScoreHessian":
+        """The diagonal block of these layers, as an operator of its own."""
+        options: dict[str, Any] = {"batch_norm": self.batch_norm, "weights": self.weights}
+        return ScoreHessian(self.model, self.loss, self.batches, layers=layers, **options)
+
+    def per_batch(self) -> Iterator["ScoreHessian"]:
+        """The operator of each batch that is here, alone; closed when the next is asked for."""
+        for batch in self.batches:
+            options = {"batch_norm": self.batch_norm, "layers": list(self.scores)}
+            with ScoreHessian(self.model, self.loss, [batch], **options) as one:  # type: ignore[arg-type]
+                yield one
+
+    def symmetry_defect(self, seed: int = 0) -> float:
+        """``|u'Hv - v'Hu| / (|u||Hv| + |v||Hu|)`` for two normal draws u, v; at two products.
+
+        0 in exact arithmetic, of the order of the dtype's rounding error in practice; more than that
+        means that the loss is not the same function in each product (dropout, a random attack).
+        """
+        rng = generator(self.device, seed, "symmetry")
+        u, v = torch.randn(2, self.n, generator=rng, dtype=self.dtype, device=self.device)
+        hu, hv = self.matvec(u), self.matvec(v)
+        scale = float(u.norm() * hv.norm() + v.norm() * hu.norm())
+        return abs(float(u @ hv) - float(v @ hu)) / scale if scale else 0.0
+
+    def as_linear_operator(self) -> LinearOperator:
+        """As a ``scipy.sparse.linalg.LinearOperator`` of NumPy vectors, for eigsh and its like."""
+
+        def matvec(v: np.ndarray) -> np.ndarray:
+            vector = torch.from_numpy(np.ascontiguousarray(v.reshape(-1), dtype=dtype)).to(self.device)
+            return self.matvec(vector).cpu().numpy()
+
+        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        return LinearOperator((self.n, self.n), matvec=matvec, rmatvec=matvec, dtype=dtype)
+
+
+def _product(leaves: list[nn.Parameter], gradient: list[Tensor], v: Tensor, *, keep_graph: bool) -> Tensor:
+    # A layer that the loss does not use has no graph, and rows of zeros.
+    pairs = [(g, part) for g, part in zip(gradient, unflatten(v, leaves), strict=True) if g.requires_grad]
+    if not pairs:
+        return torch.zeros_like(v)
+    outputs, weights = zip(*pairs, strict=True)
+    products = torch.autograd.grad(
+        outputs, leaves, weights, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
+    )
+    return flatten(products)

@@ -1,0 +1,125 @@
+"""Curvature and what the perturbation does, while the search runs."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2ap_core.config import TrackingSettings
+from s2ap_core.distributed.share import Share
+from s2ap_core.errors import InputError
+from s2ap_core.masks.masking import masks
+from s2ap_core.training.iteration import Step
+from s2ap_core.training.loop import Callback, Loop
+from s2ap_core.training.objectives import Objective
+from s2ap_diag.curvature.eigen import LambdaMax, lambda_max
+from s2ap_diag.curvature.hessian import Loss, ScoreHessian
+
+
+def batch_loss(objective: Objective) -> Loss:
+    """An objective's loss as a function of a model and a batch (x, x_adv, y), the examples held fixed."""
+    return lambda model, batch: objective.loss(model, *batch)
+
+
+class CurvatureTracker(Callback):
+    """Reads, at every ``every``-th iteration of the search, on that iteration's own adversarial batch:
+
+    - lambda_max and the dominant eigenvalue of the score-space Hessian, for each mode of BatchNorm that is
+      asked for (``lambda_max_running``, ``lambda_max_batch``), with the HVPs spent;
+    - with a perturbation z: the mask bits that it flips, ``L(s + z) - L(s)``, the share of layers whose
+      mask stayed.
+
+    Recipe ``paper`` runs ``hvps`` power iterations from a random vector (App. C.1). Recipe ``warm`` starts
+    from the last eigenvector and stops at the residual ``tolerance``, after ``hvps`` at the latest.
+    """
+
+    def __init__(self, settings: TrackingSettings) -> None:
+        self.settings = settings
+        self.rows: list[tuple[int | str, str, float]] = []
+        self.vectors: dict[str, Tensor] = {}
+
+    def on_attacked(self, loop: Loop, x: Tensor, x_adv: Tensor, y: Tensor) -> None:
+        due = loop.stage == "prune" and loop.iteration % self.settings.every == 0
+        if due:
+            # With several processes, the first images of the whole batch: each process has its part of them.
+            share = loop.share or Share(len(y))
+            images = min(self.settings.images or share.count, share.count)
+            n = share.first(images)
+            self._read_curvature(loop, (x[:n], x_adv[:n], y[:n]), n / images)
+        if loop.perturbation is not None:
+            loop.perturbation.on_perturbed = self._watch_flips(loop) if due else None
+
+    def _read_curvature(self, loop: Loop, batch: tuple[Tensor, Tensor, Tensor], weight: float) -> None:
+        for mode in self.settings.batch_norm:
+            loss = batch_loss(loop.objective)
+            with ScoreHessian(loop.model, loss, [batch], batch_norm=mode, weights=[weight]) as hessian:
+                reading = self._lambda_max(hessian, mode, loop)
+            for metric, value in (
+                ("lambda_max", reading.lambda_max),
+                ("dominant_eigenvalue", reading.dominant_eigenvalue),
+                ("residual", reading.residual),
+                ("hvps", reading.hvps),
+            ):
+                self.rows.append((loop.iteration, f"{metric}_{mode}", value))
+
+    def _lambda_max(self, hessian: ScoreHessian, mode: str, loop: Loop) -> LambdaMax:
+        settings = self.settings
+        if settings.recipe == "paper":
+            return lambda_max(hessian, iterations=settings.hvps, seed=loop.seed)
+        start = self.vectors[mode].to(hessian.device) if mode in self.vectors else None
+        reading = lambda_max(
+            hessian, iterations=settings.hvps, tolerance=settings.tolerance, start=start, seed=loop.seed
+        )
+        self.vectors[mode] = reading.dominant.product
+        return reading
+
+    def _watch_flips(self, loop: Loop) -> Any:
+        before = masks(loop.model)
+
+        def on_perturbed() -> None:
+            flips = [int((mask ^ before[name]).sum()) for name, mask in masks(loop.model).items()]
+            self.rows.append((loop.iteration, "perturbation_flips", sum(flips)))
+            stayed = sum(flip == 0 for flip in flips) / len(flips)
+            self.rows.append((loop.iteration, "perturbation_layers_unchanged", stayed))
+
+        return on_perturbed
+
+    def on_iteration(self, loop: Loop, step: Step) -> None:
+        if loop.perturbation is not None and loop.perturbation.on_perturbed is not None:
+            if loop.perturbation.loss.isfinite():
+                rise = (step.loss - loop.perturbation.loss).item()
+                self.rows.append((loop.iteration, "perturbation_loss_difference", rise))
+            loop.perturbation.on_perturbed = None
+
+    def on_epoch(self, loop: Loop) -> Sequence[tuple[int | str, str, float]]:
+        """Every reading of the epoch, then the mean of each metric over them."""
+        by_metric: dict[str, list[float]] = defaultdict(list)
+        for _, metric, value in self.rows:
+            by_metric[metric].append(value)
+        rows = [*self.rows, *(("", metric, float(np.mean(values))) for metric, values in by_metric.items())]
+        self.rows = []
+        return rows
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.vectors)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.vectors = {mode: torch.as_tensor(vector) for mode, vector in state.items()}
+
+
+TRACKERS: dict[str, Callable[[TrackingSettings], Callback]] = {"curvature": CurvatureTracker}
+
+
+def build_trackers(settings: TrackingSettings) -> list[Callback]:
+    """The trackers that settings name; none where nothing is to be read.
+
+    Raises:
+        InputError: if there is none of a name.
+    """
+    for name in settings.metrics:
+        if name not in TRACKERS:
+            raise InputError(f"tracking.metrics: unknown metric {name!r}: choose from {', '.join(TRACKERS)}")
+    return [TRACKERS[name](settings) for name in settings.metrics] if settings.every else []

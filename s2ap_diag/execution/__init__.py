@@ -1,0 +1,1 @@
+"""Run what a config asks for: resume, signals, log, progress, exit status."""

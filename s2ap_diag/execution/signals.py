@@ -1,0 +1,97 @@
+"""What a run does when it is told to stop."""
+
+import _thread
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+
+from s2ap_core.errors import InputError
+
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+"""Exit statuses, as shells give them."""
+
+
+SOON = 0.05
+"""Seconds after which a dropped signal is sent again."""
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised where the program is; like KeyboardInterrupt no Exception, so that nothing swallows it."""
+
+
+_arrived: list[int] = []
+"""Signals since the program began to listen: what they raised may have been lost on its way."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within, SIGTERM raises :class:`Terminated`, so that every block is left by its ``finally``.
+
+    Neither it nor Ctrl-C is lost where Python drops what is raised, as in a finalizer: it is sent again.
+    Only a program's main thread may handle signals; elsewhere nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous, hook = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise)}, sys.unraisablehook
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background
+        previous[signal.SIGINT] = signal.signal(signal.SIGINT, _raise)
+    sys.unraisablehook = _sending_again(hook)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        _arrived.clear()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _sending_again(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def drop(dropped: Any) -> None:
+        if isinstance(dropped.exc_value, KeyboardInterrupt | Terminated):
+            # Later, when whatever drops exceptions is over.
+            threading.Timer(SOON, _thread.interrupt_main, (_arrived[-1],)).start()
+        else:
+            hook(dropped)
+
+    return drop
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    _arrived.append(number)
+    heed()
+
+
+def heed() -> None:
+    """Raise what a signal raised that has arrived: a library may have swallowed it."""
+    if _arrived:
+        raise KeyboardInterrupt if _arrived[-1] == signal.SIGINT else Terminated
+
+
+@contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """Turn a signal into its exit status and one line that says how to go on."""
+    try:
+        try:
+            yield
+        except InputError:
+            heed()  # a library that calls Python makes an error of its own of what was raised there
+            raise
+    except KeyboardInterrupt:
+        _leave("interrupted", how, INTERRUPTED)
+    except Terminated:
+        _leave("terminated", how, TERMINATED)
+
+
+def _leave(what: str, how: str, status: int) -> None:
+    from s2ap_diag.commands import leave, speaks_first  # which import this module
+
+    if speaks_first():
+        click.echo(f"{what}; what is done is kept, go on with: {how}", err=True)
+    leave(status)

@@ -1,0 +1,297 @@
+"""The pictures: colour-blind safe, told apart in grey by marker and line, vector text, column widths."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from s2ap_core.errors import InputError
+from s2ap_core.files.tensors import write_file
+from s2ap_diag.curvature.eigen import SpectralDensity
+
+# Okabe & Ito's colours; each with a line and a marker of its own.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+LINES = ("-", "--", "-.", ":", "-", "--", "-.")
+
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+STABLE, UNSTABLE = "#009E73", "#D55E00"
+
+
+COLUMN = 3.4  # inches, one column of a two-column paper
+
+
+STYLE = {
+    **sns.axes_style("whitegrid", {"axes.edgecolor": "0.3", "grid.color": "0.9"}),
+    "figure.dpi": 200,
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.frameon": False,
+    "lines.markersize": 3.5,
+    "lines.linewidth": 1.2,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+
+
+@contextmanager
+def picture(file: Path, width: float, height: float, panels: int = 1):  # type: ignore[no-untyped-def]
+    """A figure with so many panels side by side, written to ``file`` when the block ends.
+
+    Raises:
+        InputError: if the ending of ``file`` is of no known picture format.
+    """
+    kind = file.suffix.lstrip(".").lower()
+    if kind not in ("png", "pdf", "svg"):
+        raise InputError(f"--plot {file}: end the name in .png, .pdf or .svg")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
+        yield axes if panels > 1 else axes[0]
+        buffer = BytesIO()
+        figure.savefig(buffer, format=kind)
+    write_file(file, buffer.getvalue())
+
+
+@contextmanager
+def canvas(files: Sequence[Path], width: float, height: float) -> Iterator[Figure]:
+    """An empty figure, written to each of the files when the block ends; the same drawing gives the same bytes.
+
+    Args:
+        files: names that end in .png, .pdf or .svg.
+        width, height: in inches.
+    """
+    with mpl.rc_context(STYLE | {"svg.hashsalt": "s2ap"}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        for file in files:
+            buffer, kind = BytesIO(), file.suffix.lstrip(".").lower()
+            undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
+            figure.savefig(buffer, format=kind, metadata=undated)
+            write_file(file, buffer.getvalue())
+
+
+def blank(axes: Axes, text: str) -> None:
+    """An empty panel that says why it is empty."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
+
+
+def shade_warmup(axes: Axes, epochs: int) -> None:
+    """Shade the epochs without perturbation; the reading of epoch t stands at t."""
+    if epochs:
+        axes.axvspan(0.5, epochs + 0.5, color="0.92", zorder=0, label="warm-up")
+
+
+def seed_curves(axes: Axes, by_seed: pd.DataFrame, *, label: str, style: Mapping[str, Any], band: bool = True) -> None:
+    """The mean over the columns (seeds) by the index, with a band of one standard deviation if there are several."""
+    mean = by_seed.mean(axis=1)
+    axes.plot(mean.index, mean.to_numpy(), label=label, **style)
+    if band and by_seed.shape[1] > 1:
+        std, x = by_seed.std(axis=1), mean.index.to_numpy(float)
+        axes.fill_between(x, (mean - std).to_numpy(), (mean + std).to_numpy(), color=style["color"], alpha=0.2, lw=0)
+
+
+def decades(axes: Axes, values: np.ndarray) -> None:
+    """A logarithmic y axis for values over more than one decade; around 0 it is linear, if some are not positive.
+
+    It reaches as far as the values do: a band below 0 would have no end on it.
+    """
+    low, high = float(values.min()), float(values.max())
+    if high <= 0 or high < 10 * float(values[values > 0].min()):
+        return
+    if low > 0:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 2, high * 2)
+    else:
+        linear = max(float(values[values > 0].min()), 1e-4 * high)
+        axes.set_yscale("symlog", linthresh=linear, linscale=1.5)
+        axes.set_ylim(min(1.5 * low, -0.5 * linear), high * 2)
+        locator = mpl.ticker.SymmetricalLogLocator(base=10, linthresh=linear)
+        locator.set_params(numticks=6)
+        axes.yaxis.set_major_locator(locator)
+    axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+
+
+def stability_halves(axes: Axes, *, first: str, second: str) -> None:
+    """Colour what lies above 0 green, where the second is the stabler, and what lies below red and hatched.
+
+    To be called when the curves of h(first) - h(second) are drawn: the halves reach to the ends of the axis.
+    """
+    axes.axhline(0, color="0.3", linewidth=0.8, zorder=1)
+    low, high = axes.get_ylim()
+    axes.axhspan(0, high, color=STABLE, alpha=0.18, zorder=0, linewidth=0, label=f"{second} stabler")
+    face, hatch = (mpl.colors.to_rgba(UNSTABLE, alpha) for alpha in (0.2, 0.55))
+    axes.axhspan(
+        low, 0, facecolor=face, edgecolor=hatch, hatch="////", zorder=0, linewidth=0, label=f"{first} stabler"
+    )  # fmt: skip
+    axes.set_ylim(low, high)
+    axes.set_ylabel(f"h({first}) − h({second})")
+
+
+def look(index: int) -> dict[str, str]:
+    """Colour, line and marker of the ``index``-th series."""
+    return {
+        "color": COLORS[index % len(COLORS)],
+        "linestyle": LINES[index % len(LINES)],
+        "marker": MARKERS[index % len(MARKERS)],
+    }
+
+
+def curves(
+    axes: Axes,
+    series: Mapping[str, pd.Series],
+    *,
+    xlabel: str,
+    ylabel: str,
+    warmup: int | None = None,
+    log: bool = False,
+) -> None:
+    """One line for each series over its index; the warm-up epochs shaded."""
+    if warmup:
+        axes.axvspan(0, warmup, color="0.92", zorder=0, label="warm-up")
+    for index, (name, values) in enumerate(series.items()):
+        axes.plot(values.index, values.to_numpy(), label=name, **look(index))  # type: ignore[arg-type]
+    if log and all((values > 0).all() for values in series.values()):
+        axes.set_yscale("log")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    axes.legend()
+
+
+def band_curves(axes: Axes, arms: Mapping[str, pd.DataFrame], *, xlabel: str, ylabel: str) -> None:
+    """One line for each arm over the index, the mean over its columns (seeds), with a band of one std."""
+    for index, (name, by_seed) in enumerate(arms.items()):
+        style = look(index)
+        mean, std = by_seed.mean(axis=1), by_seed.std(axis=1)
+        seeds = f" ({by_seed.shape[1]} seeds)" if by_seed.shape[1] > 1 else ""
+        axes.plot(mean.index, mean.to_numpy(), label=name + seeds, **style)  # type: ignore[arg-type]
+        if seeds:
+            low, high = (mean - std).to_numpy(), (mean + std).to_numpy()
+            axes.fill_between(mean.index.to_numpy(float), low, high, color=style["color"], alpha=0.2, linewidth=0)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    axes.legend()
+
+
+def difference_area(axes: Axes, difference: pd.Series, *, first: str, second: str) -> None:
+    """first - second over epochs: green where the second is the more stable, else red and hatched."""
+    x, y = difference.index.to_numpy(float), difference.to_numpy(float)
+    axes.plot(x, y, color="0.2", marker="o", markersize=2.5)
+    axes.axhline(0, color="0.4", linewidth=0.8)
+    positive, negative = y >= 0, y <= 0
+    axes.fill_between(x, y, 0, where=positive, interpolate=True, color=STABLE, alpha=0.45, label=f"{second} stabler")
+    axes.fill_between(
+        x,
+        y,
+        0,
+        where=negative,
+        interpolate=True,
+        facecolor=UNSTABLE,
+        alpha=0.45,
+        hatch="////",
+        label=f"{first} stabler",
+    )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"h({first}) − h({second})")
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    axes.legend()
+
+
+def bars(
+    axes: Axes,
+    values: pd.DataFrame,
+    *,
+    ylabel: str,
+    errors: Mapping[str, np.ndarray] | None = None,
+    numbers: str = "%.1f",
+    numbers_size: float = 6,
+) -> None:
+    """Grouped bars: a group for each row, a bar for each column; hatched so as to differ in grey.
+
+    Args:
+        errors: for each column how far its error bars reach below and above the values, [2, rows]; none where NaN.
+        numbers, numbers_size: format of the values above the bars, and their font's size.
+    """
+    hatches = ("", "///", "...", "xxx")
+    width = 0.8 / len(values.columns)
+    for index, column in enumerate(values.columns):
+        x = np.arange(len(values)) + (index - (len(values.columns) - 1) / 2) * width
+        yerr = None if errors is None else errors[column]
+        drawn = axes.bar(
+            x, values[column], width, label=column, color=COLORS[index], alpha=0.85, hatch=hatches[index % 4],
+            edgecolor="white", yerr=yerr, error_kw={"linewidth": 0.8, "capsize": 2},
+        )  # fmt: skip
+        axes.bar_label(drawn, fmt=numbers, fontsize=numbers_size, padding=1)
+    axes.margins(y=0.12)  # room for the numbers
+    axes.set_xticks(np.arange(len(values)), values.index)
+    axes.set_xlim(-0.5, len(values) - 0.5)
+    axes.grid(visible=False, axis="x")
+    axes.set_ylabel(ylabel)
+    axes.legend(loc="lower center", ncols=len(values.columns), bbox_to_anchor=(0.5, 1.0))
+
+
+def reaches(values: ArrayLike, intervals: ArrayLike) -> np.ndarray:
+    """How far intervals [n, 2] reach below and above values [n], as :func:`bars` takes it: [2, n], at least 0."""
+    low, high = np.asarray(intervals, float).T
+    return np.maximum([np.subtract(values, low), np.subtract(high, values)], 0)
+
+
+def sharpness_by_rho(axes: Axes, readings: Sequence[tuple[str, Mapping[str, Mapping[str, float | None]]]]) -> None:
+    """Loss difference against rho, with its standard deviation over batches."""
+    for index, (name, by_rho) in enumerate(readings):
+        rho = [float(r) for r in by_rho]
+        means = np.array([by_rho[r]["mean"] for r in by_rho], float)
+        std = np.array([by_rho[r]["std"] or 0.0 for r in by_rho], float)
+        axes.errorbar(rho, means, yerr=std, label=name, capsize=2, elinewidth=0.7, **look(index))  # type: ignore[arg-type]
+    axes.set_xlabel("ρ")
+    axes.set_ylabel("loss difference (Eq. 12)")
+    axes.legend()
+
+
+def spectral_densities(axes: Axes, densities: Mapping[str, SpectralDensity], *, xlabel: str) -> None:
+    """Eigenvalue densities on a logarithmic scale, where the few large eigenvalues can be seen."""
+    for index, (name, found) in enumerate(densities.items()):
+        style = {k: v for k, v in look(index).items() if k != "marker"}
+        axes.semilogy(found.grid, np.maximum(found.density, 1e-12), label=name, **style)
+    axes.set_ylim(bottom=1e-9 * max(found.density.max() for found in densities.values()))
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("density")
+    axes.legend()
+
+
+def layer_bars(axes: Axes, values: Mapping[str, float], *, xlabel: str) -> None:
+    """One horizontal bar for each layer, the largest on top."""
+    names = sorted(values, key=lambda name: values[name])
+    axes.barh(names, [values[name] for name in names], color=COLORS[0])
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", labelsize=6)
+    axes.set_xlabel(xlabel)
+
+
+def layer_heat_map(axes: Axes, table: pd.DataFrame, *, label: str) -> None:
+    """Layers down, epochs across; cividis reads the same in grey."""
+    sns.heatmap(table, ax=axes, cmap="cividis", cbar_kws={"label": label}, xticklabels=True, yticklabels=True)
+    axes.tick_params(labelsize=5)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("")

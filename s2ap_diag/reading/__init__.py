@@ -1,0 +1,1 @@
+"""Read checkpoints, masks and finished runs."""

@@ -1,0 +1,181 @@
+"""The runs that lie in a folder, as figures and reports read them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from s2ap_core.config import Config
+from s2ap_core.errors import InputError
+from s2ap_core.files.tensors import write_file
+from s2ap_core.runs.directory import FORMAT, METRICS, TIMING, RunDirectory
+from s2ap_core.training.evaluation import Evaluation, load_evaluation
+from s2ap_diag.reading.files import open_packed_masks
+from s2ap_diag.sharpness import Sharpness
+from s2ap_diag.stability import trajectory
+
+SHARED = "shared"
+"""Folder of a sweep's runs that end before the last stage, since others go on from them."""
+
+
+SHARPNESS = "sharpness.json"
+"""What ``s2ap-diag sharpness RUN/ckpt/prune-best.safetensors --json`` gave, beside the run's own results."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A folder that cannot be used as a run, and why, in words that say what to do."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. Everything but config, results and environment is read when it is asked for.
+
+    Attributes:
+        results: what ``results.json`` holds: for each stage S its ``epochs``, under ``evaluate-S`` the
+            summary of its evaluation, accuracies in [0, 1].
+    """
+
+    path: Path
+    config: Config
+    results: dict[str, Any]
+    environment: dict[str, Any]
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """``metrics.csv``: stage, epoch, iteration (NaN: of the whole epoch), metric, value.
+
+        Raises:
+            InputError: if it is missing or damaged.
+        """
+        return _read_csv(self.path / "metrics.csv", METRICS)
+
+    @cached_property
+    def timing(self) -> pd.DataFrame:
+        """``timing.csv``: stage, epoch (NaN for an evaluation), seconds; errors as for ``metrics``."""
+        return _read_csv(self.path / "timing.csv", TIMING)
+
+    def tracked(self, metric: str, stage: str = "prune") -> pd.Series:
+        """A metric by epoch, of the whole epoch; empty where it was not tracked. Errors as for ``metrics``."""
+        rows = self.metrics
+        chosen = rows[(rows["stage"] == stage) & (rows["metric"] == metric) & rows["iteration"].isna()]
+        return chosen.set_index("epoch")["value"]
+
+    @cached_property
+    def stability(self) -> pd.Series:
+        """h of each epoch's mask against the first mask (Eq. 13), by epoch from 1.
+
+        Raises:
+            InputError: if a mask is missing or damaged.
+        """
+        run = RunDirectory(self.path, self.config)
+        saved = [open_packed_masks(run.masks(epoch)) for epoch in range(self.config.prune.epochs + 1)]
+        found = [distance.h for distance in trajectory(saved)]
+        return pd.Series(found, index=pd.RangeIndex(1, len(found) + 1, name="epoch"), dtype=float)
+
+    def evaluation(self, stage: str) -> Evaluation | None:
+        """Correctness image by image, None where the config asks for no evaluation of this stage.
+
+        Raises:
+            InputError: if the file is missing or damaged.
+        """
+        if stage not in self.config.evaluation.stages:
+            return None
+        return load_evaluation(self.path / "evals" / f"{stage}.npz")
+
+    @cached_property
+    def sharpness(self) -> dict[str, Any] | None:
+        """The record of the selected scores' sharpness, None where it was not measured.
+
+        Raises:
+            InputError: if the file is damaged.
+        """
+        file = self.path / SHARPNESS
+        if not file.is_file():
+            return None
+        try:
+            (record,) = json.loads(file.read_text(encoding="utf-8"))
+            return dict(record)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{file}: not one record of `s2ap-diag sharpness --json`; measure it again") from error
+
+
+def save_sharpness(run: Path, found: Sharpness) -> None:
+    """Write the sharpness of a run's selected scores beside its results, where :attr:`Run.sharpness` reads it."""
+    record = found.record() | {"checkpoint": found.checkpoint.path.relative_to(run).as_posix()}
+    write_file(run / SHARPNESS, json.dumps([record], indent=2) + "\n")
+
+
+def collect(folder: Path) -> tuple[list[Run], list[Skipped]]:
+    """The runs under a folder, itself included, in the order of their paths, and what was skipped.
+
+    Skipped is what is half done, damaged, or of another format. Nothing is read of folders named ``shared``.
+
+    Raises:
+        InputError: if there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name one that holds runs")
+    runs, skipped = [], []
+    for path in run_folders(folder):
+        try:
+            runs.append(open_run(path))
+        except InputError as error:
+            skipped.append(Skipped(path, str(error)))
+    return runs, skipped
+
+
+def open_run(path: Path) -> Run:
+    """A finished run.
+
+    Raises:
+        InputError: if it is half done, damaged, or of another format.
+    """
+    run = RunDirectory.open(path)
+    file = path / "environment.json"
+    try:
+        environment = json.loads(file.read_text(encoding="utf-8"))
+        found = environment.get("format")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{file}: missing or not JSON; run it anew") from error
+    if found != FORMAT:
+        raise InputError(f"{path}: of format {found}, this version reads {FORMAT}; run it anew")
+    results = run.results()
+    missing = [stage for stage in _expected(run.config) if stage not in results]
+    if missing:
+        raise InputError(f"{path}: half done, without {missing[0]}; go on with `s2ap-diag run --resume --out {path}`")
+    return Run(path, run.config, results, environment)
+
+
+def _expected(config: Config) -> Sequence[str]:
+    stages = config.evaluation.stages
+    if config.method.name == "rlth":  # nothing is finetuned, so nothing of it is evaluated
+        stages = [stage for stage in stages if stage != "finetune"]
+    return [f"evaluate-{stage}" for stage in stages] or ["prune"]
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """The folders under one that hold runs, finished or not, in the order of their paths."""
+    if (folder / "config.toml").is_file():
+        yield folder
+        return
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not child.is_symlink() and child.name != SHARED and not child.name.startswith("."):
+            yield from run_folders(child)
+
+
+def _read_csv(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(file)
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise InputError(f"{file}: missing or damaged; run again with --resume") from error
+    if tuple(table.columns) != columns or not pd.api.types.is_numeric_dtype(table[columns[-1]]):
+        raise InputError(f"{file}: its columns are not {', '.join(columns)}; run again with --resume")
+    return table

@@ -1,0 +1,190 @@
+"""Both sharpness metrics of one checkpoint: what ``s2ap-diag sharpness`` and the demo report."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from s2ap_core.config import ObjectiveSettings
+from s2ap_core.data import Dataset
+from s2ap_core.errors import InputError
+from s2ap_core.masks.layers import score_masks
+from s2ap_core.masks.masking import density as kept_fraction
+from s2ap_core.runs.checkpoints import Checkpoint
+from s2ap_core.training.batch_norm import reestimate_statistics
+from s2ap_core.training.objectives import build_objective
+from s2ap_diag.adversary import Adversary, describe_adversary, needs_reestimation
+from s2ap_diag.curvature.eigen import Curvature, Method, SpectralDensity, curvature, spectral_density, spread
+from s2ap_diag.curvature.hessian import BatchNormMode
+from s2ap_diag.curvature.tracking import batch_loss
+from s2ap_diag.loss_difference import LossDifference, Norm, loss_difference
+from s2ap_diag.stability import ScoreMargins, score_margins
+
+RHOS = (0.001, 0.0025, 0.005, 0.0075, 0.01)
+
+
+@dataclass(frozen=True)
+class SharpnessSettings:
+    """What to measure, and on what: the paper's T = 10, Table 13's rho, 1,024 images in batches of 128.
+
+    Attributes:
+        hvps, tolerance: of the eigenvalue method, None for the method's own.
+        rho: radii of the loss difference; none of them leaves it out.
+        recraft: make the adversarial examples anew at each step of the loss difference.
+        spectrum: estimate the trace and the density of all eigenvalues too.
+    """
+
+    method: Method = "power"
+    hvps: int | None = None
+    tolerance: float | None = None
+    batch_norm: BatchNormMode = "running"
+    by_layer: Literal["layer", "block"] | None = None
+    rho: Sequence[float] = RHOS
+    steps: int = 20
+    norm: Norm = "linf"
+    scale: Literal["score", "one"] = "score"
+    recraft: bool = False
+    spectrum: bool = False
+    restarts: int = 1
+    images: int = 1024
+    batch_size: int = 128
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """Curvature, loss differences and score margins of one checkpoint, in the order of the rho asked for."""
+
+    checkpoint: Checkpoint
+    keep: float
+    curvature: Curvature
+    loss_differences: tuple[LossDifference, ...]
+    batch_norm: str
+    adversary: str
+    seconds: float
+    margins: tuple[ScoreMargins, ...]
+    density: SpectralDensity | None
+
+    def record(self) -> dict[str, Any]:
+        """The entry of ``sharpness --json``."""
+        found = self.curvature
+        return {
+            "checkpoint": str(self.checkpoint.path),
+            **{name: self.checkpoint.header.get(name) for name in ("epoch", "method", "minimizer", "seed")},
+            "keep": self.keep,
+            "n_scores": found.n_scores,
+            "lambda_max": found.lambda_max,
+            "lambda_max_mean": found.lambda_max_mean,
+            "lambda_max_std": found.lambda_max_std,
+            "lambda_max_standard_error": found.lambda_max_standard_error,
+            "dominant_eigenvalue": found.dominant_eigenvalue,
+            "residual": found.residual,
+            "converged": found.converged,
+            "method": found.method,
+            "hvps": found.hvps,
+            "symmetry_defect": found.symmetry_defect,
+            "layers": found.layers,
+            "trace": None if self.density is None else self.density.mean * found.n_scores,
+            "loss_difference": {
+                f"{difference.rho:g}": _loss_difference_record(difference, margin)
+                for difference, margin in zip(self.loss_differences, self.margins, strict=True)
+            },
+            "batches": found.batches,
+            "batch_size": found.batch_size,
+            "batch_norm": self.batch_norm,
+            "adversary": self.adversary,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def _loss_difference_record(found: LossDifference, margins: ScoreMargins) -> dict[str, Any]:
+    entries = asdict(found)
+    kept = ("mean", "std", "standard_error", "average_case", "steps", "norm", "scale", "recrafted")
+    flips = sum(found.flips) / len(found.flips)
+    return {
+        **{name: entries[name] for name in kept},
+        "flips": flips,
+        "flips_share": flips / found.n_scores,
+        # What the scores' margins predict: at most so many can flip, so many lie within rho of the threshold.
+        "flippable_share": margins.flippable,
+        "within_share": margins.within,
+    }
+
+
+def measure_sharpness(
+    checkpoint: Checkpoint,
+    data: Dataset,
+    objective: ObjectiveSettings,
+    settings: SharpnessSettings,
+    on_step: Callable[[], None] = lambda: None,
+) -> Sharpness:
+    """lambda_max and loss differences of a checkpoint with scores, on the same adversarial batches.
+
+    Before the search (epoch 0) BatchNorm's running statistics are still the dense network's: in mode
+    ``running`` they are first estimated anew on the measured images, and the record says so.
+
+    Args:
+        on_step: called ``1 + len(settings.rho)`` times.
+
+    Raises:
+        InputError: if the checkpoint has no scores, or a loss is not finite.
+    """
+    started = time.monotonic()
+    if not score_masks(checkpoint.model):
+        raise InputError(f"{checkpoint.path}: has no scores; give a checkpoint of the search, as RUN/ckpt/prune-best")
+    adversary = Adversary(build_objective(objective), settings.seed)
+    model, batch_norm = checkpoint.model, str(settings.batch_norm)
+    batches = adversary.batches(model, data, settings.images, settings.batch_size)
+    if needs_reestimation(checkpoint, settings.batch_norm):
+        reestimate_statistics(model, [batch[0] for batch in batches])
+        batches = adversary.batches(model, data, settings.images, settings.batch_size)
+        batch_norm = "running (re-estimated under the mask)"
+    loss = batch_loss(adversary.objective)
+    found = curvature(
+        model,
+        loss,
+        batches,
+        batch_norm=settings.batch_norm,
+        method=settings.method,
+        iterations=settings.hvps,
+        tolerance=settings.tolerance,
+        seed=settings.seed,
+        per_batch=True,
+        by_layer=settings.by_layer,
+    )
+    density = None
+    if settings.spectrum:
+        with spread(model, loss, batches, settings.batch_norm) as hessian:
+            density = spectral_density(hessian, seed=settings.seed)
+    on_step()
+    differences, margins = [], []
+    for rho in settings.rho:
+        margins.append(score_margins(model, rho))
+        differences.append(
+            loss_difference(
+                model,
+                loss,
+                batches,
+                rho=rho,
+                steps=settings.steps,
+                norm=settings.norm,
+                scale=settings.scale,
+                recraft=adversary if settings.recraft else None,
+                restarts=settings.restarts,
+                batch_norm=settings.batch_norm,
+                seed=settings.seed,
+            )
+        )
+        on_step()
+    described = describe_adversary(objective, recrafted=settings.recraft)
+    return Sharpness(
+        checkpoint=checkpoint,
+        keep=kept_fraction(model),
+        curvature=found,
+        loss_differences=tuple(differences),
+        batch_norm=batch_norm,
+        adversary=described,
+        seconds=time.monotonic() - started,
+        margins=tuple(margins),
+        density=density,
+    )

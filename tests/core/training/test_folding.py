@@ -1,0 +1,129 @@
+"""What an evaluation attacks is the network that it was given, folded or not."""
+
+import copy
+import logging
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2ap_core.config import EvaluationSettings
+from s2ap_core.training.evaluation import evaluate
+from s2ap_core.training.folding import folded
+from tests.tiny import Tiny
+
+
+class Plain(Tiny):
+    """With statistics and affine parameters that folding has to take over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn3 = nn.BatchNorm2d(8)
+        for index, norm in enumerate(m for m in self.modules() if isinstance(m, nn.BatchNorm2d)):
+            rng = torch.Generator().manual_seed(index)
+            for tensor in (norm.running_mean, norm.bias.data, norm.running_var, norm.weight.data):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=rng))
+        self.square = nn.Conv2d(8, 8, 1, bias=False)
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(F.relu(self.bn3(self.square(self.features(x)))).flatten(1))
+
+
+class CalledTwice(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn3(self.square(self.features(x))))
+        return self.linear(F.relu(self.bn2(self.square(x))).flatten(1))
+
+
+class WeightReadElsewhere(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn3(self.square(self.features(x))))
+        return self.linear(F.conv2d(x, self.square.weight).flatten(1))
+
+
+class OutputReadElsewhere(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.square(self.features(x))
+        return self.linear((x + self.bn3(x)).flatten(1))
+
+
+class AsksForItsLength(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.features(x).reshape(len(x), -1))
+
+
+class Decides(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.mean() > 0 else -x)
+
+
+class RaisesOfItsOwn(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise KeyError(x)
+        return super().forward(x)
+
+
+class Views(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        return self.linear(x.view(x.shape[0], -1))
+
+
+class Draws(Plain):
+    """A trace takes what it draws for a constant: another network, which no look at the graph tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.3 * torch.rand(1, 1, 8, 8))
+
+
+def made(kind: type[Plain]) -> nn.Module:
+    torch.manual_seed(0)
+    return kind().eval()
+
+
+@pytest.fixture
+def images(data) -> Tensor:
+    return next(data.batches("test", 30)).x
+
+
+NORMS = {CalledTwice: 2, WeightReadElsewhere: 1, OutputReadElsewhere: 1, Plain: 0}
+
+
+@pytest.mark.parametrize("kind", [*NORMS, AsksForItsLength, Decides, RaisesOfItsOwn, Views])
+def test_logits_and_accuracy_are_those_of_the_network(kind, data, images, caplog):
+    model = made(kind)
+    expected, state = model(images), copy.deepcopy(model.state_dict())
+    strides = [p.stride() for p in model.parameters()]
+    torch.testing.assert_close(folded(model, images[:4])(images), expected, rtol=1e-4, atol=1e-4)
+    found = evaluate(model, data, EvaluationSettings(attack="none"), eps=Fraction(0))
+    assert found.clean.tolist() == (expected.argmax(1) == next(data.batches("test", 30)).y).tolist()
+    assert not caplog.records
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert [p.stride() for p in model.parameters()] == strides
+
+
+@pytest.mark.parametrize(("kind", "left"), NORMS.items())
+def test_what_can_be_folded_is(kind, left, images):
+    found = folded(made(kind), images)
+    called = [found.get_submodule(node.target) for node in found.graph.nodes if node.op == "call_module"]
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in called) == left
+
+
+@pytest.mark.parametrize("kind", [AsksForItsLength, Decides, RaisesOfItsOwn, Views])
+def test_what_cannot_be_traced_or_laid_out_is_evaluated_as_it_is(kind, images):
+    model = made(kind)
+    assert folded(model, images) is model
+
+
+@pytest.mark.parametrize(("kind", "falls_back"), [(Draws, True), (Plain, False)])
+def test_other_logits_on_the_first_batch_are_said_in_a_line(kind, falls_back, images, caplog):
+    model = made(kind)
+    assert (folded(model, images) is model) is falls_back
+    assert [r.levelno for r in caplog.records] == [logging.WARNING] * falls_back
+    assert all("of their range: the network is evaluated as it is" in r.message for r in caplog.records)

@@ -1,0 +1,371 @@
+"""The commands on real runs, and on input that they must refuse: exit 2, one line, nothing touched."""
+
+import hashlib
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+
+from s2ap_core.files.tensors import load_masks, load_tensors, save_masks
+from s2ap_core.masks.layers import score_masks
+from s2ap_core.masks.masking import masks
+from s2ap_core.runs.checkpoints import load_checkpoint, save_checkpoint
+from s2ap_core.training.evaluation import load_evaluation
+from s2ap_diag.commands import main
+
+TINY = """
+network.width = 2
+objective = { eps = "32/255", step = "8/255", steps = 2 }
+method = { name = "hydra", keep = 0.3 }
+minimizer = { name = "s2ap", gamma = 0.01, warmup = 1 }
+tracking = { every = 8, hvps = 2 }
+pretrain.epochs = 1
+prune.epochs = 2
+finetune = { epochs = 1, awp = true }
+evaluation = { attack = "pgd-50", n = 100 }
+"""
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "tiny.toml").write_text(TINY)
+    result = invoke("run", folder / "tiny.toml", "--out", folder / "tiny")
+    assert result.exit_code == 0, result.output
+    return folder / "tiny"
+
+
+def snapshot(folder):
+    """Checksum of each file but the log, which says when it was looked at."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "run.log")
+    return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def refused(result, *words):
+    """Exit status 2 and one line on standard error, nothing on standard output."""
+    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert not result.stdout
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_sharpness_measures_every_checkpoint_with_scores(run):
+    result = invoke(
+        "sharpness", run / "ckpt", "--images", 64, "--batch-size", 32, "--rho", 0.01, "--steps", 2, "--json", "-"
+    )
+    assert result.exit_code == 0, result.output
+    records = json.loads(result.stdout)
+    names = [Path(r["checkpoint"]).stem for r in records]
+    assert names == ["prune-best", "prune-epoch-000", "prune-epoch-001", "prune-epoch-002"]
+    for record in records:
+        assert record["batches"] == 2
+        assert record["batch_size"] == 32
+        assert record["loss_difference"]["0.01"]["mean"] >= 0
+        assert abs(record["dominant_eigenvalue"]) >= record["lambda_max"] - 1e-6
+        assert "eps 32/255" in record["adversary"]
+    # Before the search the running statistics are the dense network's, and the record says what was done.
+    assert "re-estimated" in records[1]["batch_norm"]
+    assert records[2]["batch_norm"] == "running"
+    scored = load_checkpoint(run / "ckpt" / "prune-best.safetensors").model
+    assert records[0]["n_scores"] == sum(m.scores.numel() for m in score_masks(scored).values())
+    assert records[0]["keep"] == pytest.approx(0.3, abs=0.01)
+
+
+def test_sharpness_of_a_checkpoint_without_scores_is_refused_by_its_name(run):
+    path = run / "ckpt" / "finetune-best.safetensors"
+    refused(invoke("sharpness", path, "--images", 64), f"{path}: has no scores")
+
+
+def test_hamming_counts_like_numpy(run):
+    result = invoke("hamming", run / "masks", run / "masks", "--json", "-")
+    assert result.exit_code == 0, result.output
+    records = json.loads(result.stdout)
+    first, _ = load_masks(run / "masks" / "epoch-000.safetensors")
+    last, _ = load_masks(run / "masks" / "epoch-002.safetensors")
+    flipped = sum(int(np.sum(first[name].numpy() != last[name].numpy())) for name in first)
+    assert flipped > 0
+    assert records[1]["epoch"] == 2
+    assert records[1]["flipped"] == flipped
+    assert records[1]["h"] == flipped / sum(m.numel() for m in first.values())
+    assert [r["difference"] for r in records if "difference" in r] == [0.0, 0.0]
+
+
+def test_evaluate_agrees_with_the_run(run):
+    result = invoke(
+        "evaluate", run / "ckpt" / "finetune-best.safetensors", "--attack", "pgd-50", "--n", 100, "--json", "-"
+    )
+    assert result.exit_code == 0, result.output
+    (record,) = json.loads(result.stdout)
+    own = json.loads((run / "results.json").read_text())["evaluate-finetune"]
+    assert record["robust_accuracy"] == own["robust_accuracy"]
+    assert record["eps"] == "32/255"
+
+
+def test_inspect_and_verify_see_what_is_there(run, tmp_path):
+    result = invoke("inspect", run / "ckpt" / "prune-best.safetensors", "--json", "-")
+    (record,) = json.loads(result.stdout)
+    model = load_checkpoint(run / "ckpt" / "prune-best.safetensors").model
+    assert {row["layer"]: row["kept"] for row in record["layers"]} == {n: int(m.sum()) for n, m in masks(model).items()}
+
+    dense = invoke("inspect", run / "ckpt" / "pretrain.safetensors", "--json", "-")
+    (record,) = json.loads(dense.stdout)
+    assert (record["density"], record["kept_weights"], record["layers"]) == (1.0, None, [])
+
+    assert invoke("verify", run / "ckpt").exit_code == 0
+    # One weight moved outside the mask, and one bit added to it.
+    finetuned = load_checkpoint(run / "ckpt" / "finetune-best.safetensors")
+    layer = finetuned.model.conv1.parametrizations.weight
+    outside = (~layer[0].mask_bits).nonzero()
+    layer.original.data[tuple(outside[0])] = 1.0
+    layer[0].mask_bits[tuple(outside[1])] = True
+    shutil.copy(run / "ckpt" / "prune-best.safetensors", tmp_path)
+    save_checkpoint(tmp_path / "finetune-best.safetensors", finetuned.model, finetuned.header)
+    result = invoke("verify", tmp_path / "finetune-best.safetensors", "--json", "-")
+    assert result.exit_code == 1
+    said = " ".join(f["message"] for f in json.loads(result.stdout) if f["kind"] == "violation")
+    assert "1 weights outside the mask" in said
+    assert "1 mask entries differ" in said
+    assert "keep 0.3 is" in said
+
+
+def test_plots_and_csv_are_written(run, tmp_path):
+    for command, extra in (("hamming", ["--by-layer"]), ("hamming", []), ("inspect", [])):
+        target = run / ("masks" if command == "hamming" else "ckpt")
+        out = tmp_path / f"{command}{len(extra)}"
+        result = invoke(command, target, *extra, "--plot", f"{out}.png", "--csv", f"{out}.csv")
+        assert result.exit_code == 0, result.output
+        assert Path(f"{out}.png").read_bytes().startswith(b"\x89PNG")
+        assert len(pd.read_csv(f"{out}.csv")) >= 2
+
+
+def test_run_resumes_a_finished_run_without_changing_it(run):
+    before = snapshot(run)
+    assert invoke("run", run.parent / "tiny.toml", "--out", run, "--resume").exit_code == 0
+    assert snapshot(run) == before
+
+
+def test_existing_run_is_refused_without_resume_and_with_another_config(run):
+    before = snapshot(run)
+    refused(invoke("run", run.parent / "tiny.toml", "--out", run), str(run), "--resume")
+    changed = invoke("run", run.parent / "tiny.toml", "--out", run, "--resume", "--set", "prune.lr=0.5")
+    refused(changed, "prune.lr", "0.5")
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("method.keep=0", ["method.keep"]),
+        ("method.keep=1.2", ["method.keep"]),
+        ("method.keep=nan", ["method.keep"]),
+        ("objective.eps=-1", ["objective.eps"]),
+        ("prune.epoch=3", ["prune.epoch", "no such setting"]),
+        ("method.name=hydro", ["hydro", "hydra"]),
+        ("network.name=resnet19", ["resnet19", "resnet18"]),
+        ("data.name=mnist", ["mnist", "digits"]),
+        ("keep", ["--set keep"]),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(tmp_path, override, words):
+    refused(invoke("run", "digits", "--set", override, "--out", tmp_path / "run"), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_things_are_named(tmp_path):
+    refused(invoke("sharpness", tmp_path / "nothing"), "nothing")
+    refused(invoke("hamming", tmp_path / "nothing"), "nothing")
+    refused(invoke("run", "no-such-preset", "--out", tmp_path / "x"), "no-such-preset")
+    refused(invoke("sharpness"), "CHECKPOINTS")
+    refused(invoke("sharpen"), "sharpen")
+    refused(invoke("run", "digits", "--out", tmp_path / "x", "--device", "cuda:7"), "--device cuda:7")
+    refused(
+        invoke(
+            "run", "digits", "--set", "data.name=cifar10", "--set", f"data.root={tmp_path}", "--out", tmp_path / "x"
+        ),
+        str(tmp_path),
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_truncated_cifar_batch_is_named(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
+        batch = {"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    whole = (folder / "data_batch_3").read_bytes()
+    (folder / "data_batch_3").write_bytes(whole[: len(whole) // 2])
+    overrides = ["--set", "data.name=cifar10", "--set", f"data.root={tmp_path}"]
+    refused(invoke("run", "digits", *overrides, "--out", tmp_path / "x"), "data_batch_3")
+    assert not (tmp_path / "x").exists()
+
+
+def test_bad_checkpoints_and_masks_are_named(run, tmp_path):
+    best = run / "ckpt" / "prune-best.safetensors"
+    truncated = tmp_path / "truncated.safetensors"
+    truncated.write_bytes(best.read_bytes()[:-100])
+    text = tmp_path / "text.safetensors"
+    text.write_text("hello")
+    found = load_checkpoint(best)
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, found.model, {**found.header, "network": {**found.header["network"], "width": 4}})
+    next(iter(score_masks(found.model).values())).scores.data.view(-1)[0] = torch.nan
+    nan = tmp_path / "nan.safetensors"
+    save_checkpoint(nan, found.model, found.header)
+    for path, word in (
+        (truncated, "truncated"),
+        (text, "not"),
+        (other, "not a checkpoint of this network"),
+        (nan, "NaN"),
+    ):
+        before = path.read_bytes()
+        refused(invoke("sharpness", path, "--images", 8), path.name, word)
+        assert path.read_bytes() == before
+
+    first, header = load_masks(run / "masks" / "epoch-000.safetensors")
+    changed = {name: mask[..., :1] for name, mask in first.items()}
+    save_masks(tmp_path / "masks-1.safetensors", changed, header)
+    refused(
+        invoke("hamming", run / "masks" / "epoch-000.safetensors", tmp_path / "masks-1.safetensors"),
+        "different networks",
+    )
+
+
+def test_nan_loss_stops_the_search_and_keeps_the_last_good_epoch(run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    # The dense network as the search will read it, with weights so large that the loss overflows.
+    result = invoke(
+        "run", run.parent / "tiny.toml", "--out", out, "--resume", "--set", "prune.lr=1e30", "--set", "prune.epochs=2"
+    )
+    refused(result, "prune.lr")
+    fresh = invoke(
+        "run",
+        run.parent / "tiny.toml",
+        "--out",
+        tmp_path / "fresh",
+        "--set",
+        "prune.lr=1e38",
+        "--set",
+        "minimizer.warmup=9",
+    )
+    refused(fresh, "iteration", "prune")
+    assert load_checkpoint(tmp_path / "fresh" / "ckpt" / "prune-epoch-000.safetensors").header["epoch"] == 0
+
+
+def test_demo_end_to_end_through_the_installed_script(tmp_path):
+    script = Path(sys.executable).with_name("s2ap-diag")
+    done = subprocess.run(
+        [script, "demo", "--quick", "--out", tmp_path / "demo", "--json", "-"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    orig, s2ap = json.loads(done.stdout)
+    # Real learning on real digits: far above the 10 % of chance, robust below clean.
+    assert 50 < orig["dense_robust"] + 20 < orig["dense_clean"] + 20
+    assert orig["dense_clean"] > 60
+    for arm in (orig, s2ap):
+        assert arm["keep"] == pytest.approx(0.1, abs=0.001)
+        assert 0 < arm["h"] < 0.2
+    # The arms share their warm-up epochs and part after them.
+    first, second = (snapshot(tmp_path / "demo" / arm / "masks") for arm in ("orig", "s2ap"))
+    masks_of = [[load_masks(path)[0] for path in run] for run in (first, second)]
+    same = [all(torch.equal(a[n], b[n]) for n in a) for a, b in zip(*masks_of, strict=True)]
+    assert same[:2] == [True, True]
+    assert not all(same)
+    assert (tmp_path / "demo" / "figure1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_keeps_correctness_by_image_and_goes_on(run, tmp_path):
+    checkpoint = run / "ckpt" / "prune-best.safetensors"
+    options = ["--attack", "pgd-50", "--batch-size", 20, "--evals", tmp_path, "--json", "-"]
+    (half,) = json.loads(invoke("evaluate", checkpoint, *options, "--n", 40).stdout)
+    (file,) = tmp_path.iterdir()
+    first = load_evaluation(file)
+    (whole,) = json.loads(invoke("evaluate", checkpoint, *options, "--n", 80).stdout)
+    again = load_evaluation(file)
+    assert (len(first.robust), len(again.robust)) == (40, 80)
+    assert again.robust[:40].tolist() == first.robust.tolist()
+    assert whole["robust_accuracy"] == again.robust.mean()
+    assert half["robust_accuracy"] == first.robust.mean()
+    # Another checkpoint under the same name is not mixed in.
+    other = tmp_path / "other" / checkpoint.name
+    other.parent.mkdir()
+    shutil.copy(run / "ckpt" / "prune-epoch-000.safetensors", other)
+    refused(invoke("evaluate", other, *options[:-2], "--n", 80), file.name, "checkpoint")
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_arm(run, tmp_path):
+    folders = []
+    for seed in (0, 1):
+        for arm in ("orig", "s2ap"):
+            folder = tmp_path / f"{arm}{seed}"
+            folders.append(folder)
+            for epoch in range(3):
+                saved, header = load_masks(run / "masks" / f"epoch-{epoch:03d}.safetensors")
+                if epoch and arm == "orig":  # so many more bits flipped
+                    saved["conv1.weight"].view(-1)[: 2 + seed] ^= True
+                about = {**header, "seed": seed, "minimizer": arm}
+                save_masks(folder / f"epoch-{epoch:03d}.safetensors", saved, about)
+    result = invoke("hamming", *folders, "--plot", tmp_path / "h.svg", "--json", "-")
+    records = json.loads(result.stdout)
+    h = {(r["masks"].split("/")[-2], r["epoch"]): r["h"] for r in records if "h" in r}
+    for record in records:
+        if "difference" in record:
+            epoch = record["epoch"]
+            orig, s2ap = ((h[f"{arm}0", epoch] + h[f"{arm}1", epoch]) / 2 for arm in ("orig", "s2ap"))
+            assert record["difference"] == pytest.approx(orig - s2ap)
+    assert sum("difference" in record for record in records) == 2
+    assert "(2 seeds)" in (tmp_path / "h.svg").read_text()
+
+
+def test_the_spectrum_has_the_trace_of_its_layers(run, tmp_path):
+    best = run / "ckpt" / "prune-best.safetensors"
+    picture = tmp_path / "density.png"
+    small = ["--images", 32, "--no-loss-difference", "--hvps", 2]
+    result = invoke("sharpness", best, *small, "--spectrum", picture, "--by-block", "--json", "-")
+    (record,) = json.loads(result.stdout)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert {name.count(".") for name in record["layers"]} == {0, 1}
+    # The sum of all eigenvalues is no more than n times the largest.
+    assert abs(record["trace"]) <= record["n_scores"] * abs(record["dominant_eigenvalue"])
+
+
+def test_another_tools_checkpoint_goes_straight_in(run, tmp_path):
+    """The search's result as HYDRA writes it: the same readings, once what its file lacks is said."""
+    ours = run / "ckpt" / "prune-best.safetensors"
+    tensors, _ = load_tensors(ours)
+    state = {f"module.{name.replace('.scores', '.popup_scores')}": tensor for name, tensor in tensors.items()}
+    theirs = tmp_path / "checkpoint.pth.tar"
+    torch.save({"epoch": 3, "arch": "resnet18", "state_dict": state, "best_prec1": torch.tensor(1.0)}, theirs)
+    refused(invoke("inspect", theirs), "--keep")
+    refused(invoke("sharpness", theirs, "--keep", 0.3), "--dataset")
+
+    measured = ["--images", 32, "--rho", 0.01, "--steps", 2, "--json", "-"]
+    (expected,) = json.loads(invoke("sharpness", ours, *measured).stdout)
+    options = ["--keep", 0.3, "--dataset", "digits", "--eps", "32/255"]
+    result = invoke("sharpness", theirs, *options, *measured)
+    (record,) = json.loads(result.stdout)
+    # The adversaries differ (HYDRA's file does not say its own), the masks and what is counted do not.
+    assert record["n_scores"] == expected["n_scores"]
+    assert record["keep"] == expected["keep"]
+    (same,) = json.loads(invoke("hamming", ours, theirs, "--keep", 0.3, "--json", "-").stdout)
+    assert same["flipped"] == 0
+    assert same["kept"] == round(expected["keep"] * same["entries"])

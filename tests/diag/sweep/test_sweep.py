@@ -1,0 +1,261 @@
+"""Sweeps: what is run, once, by whichever executor, whatever fails or is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from s2ap_core.errors import InputError
+from s2ap_core.runs.course import fingerprint
+from s2ap_diag.commands import main
+from s2ap_diag.sweep.estimate import passes, seconds, seconds_per_mac, size_of, wall, work
+from s2ap_diag.sweep.grid import Grid, Group, expand, grids, read_grid
+from s2ap_diag.sweep.plan import plan
+from s2ap_diag.sweep.schedule import read_status
+from s2ap_diag.sweep.tasks import Place, is_done, run_task
+
+GRID = """
+scale = "digits"
+[set]
+"network.width" = 4
+"pretrain.epochs" = 1
+"prune.epochs" = 2
+"minimizer.warmup" = 1
+"finetune.epochs" = 1
+"objective.steps" = 1
+"evaluation.attack" = "none"
+"evaluation.stages" = ["finetune"]
+[[group]]
+presets = ["svhn-resnet18-hydra-orig-90", "svhn-resnet18-hydra-s2ap-90"]
+values = { seed = [0, 1] }
+sharpness = false
+"""
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""As in this process: another number of threads gives other last bits."""
+
+BROKEN = '[[group]]\npresets = ["svhn-resnet18-hydra-s2ap-90"]\nset = { "pretrain.lr" = 1e30 }\nsharpness = false\n'
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    file = tmp_path / "grid.toml"
+    file.write_text(GRID)
+    return file
+
+
+def sweep(grid: Path, runs: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "s2ap_diag", "sweep", str(grid), "--runs", str(runs), *options]
+
+
+def results(runs: Path) -> dict[str, bytes]:
+    """What the runs found, by run: everything but times and machines."""
+    kept = ("*.safetensors", "metrics.csv", "results.json", "config.toml", "*.npz")
+    files = [file for pattern in kept for file in runs.glob(f"*/**/{pattern}") if "shared" not in file.parts]
+    return {file.relative_to(runs).as_posix(): file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each run of the grid by itself, through `run`: what a sweep must find too."""
+    folder = tmp_path_factory.mktemp("alone")
+    file = folder / "grid.toml"
+    file.write_text(GRID)
+    for planned in expand(read_grid(str(file))):
+        config = folder / f"{planned.name}.toml"
+        config.write_text(planned.config.to_toml())
+        out = folder / "runs" / planned.name
+        found = CliRunner().invoke(main, ["run", str(config), "--out", str(out), "--quiet"])
+        assert found.exit_code == 0, found.output
+    return folder / "runs"
+
+
+# --- what is run ---
+
+
+def test_a_grid_is_each_preset_with_each_combination_of_values():
+    group = Group(
+        presets=["cifar10-resnet18-hydra-orig-9?"],
+        set={"prune.epochs": 7, "evaluation.stages": ["prune"]},
+        values={"method.keep": [0.3, 0.25], "seed": [4, 5, 6]},
+    )
+    runs = expand(Grid(group=[group]))
+    # Three presets (90, 95, 99) differ in keep alone, which is overridden: each setting is run once.
+    assert {(r.config.method.keep, r.config.seed) for r in runs} == {(k, s) for k in (0.3, 0.25) for s in (4, 5, 6)}
+    assert len(runs) == 6
+    assert all(r.config.prune.epochs == 7 and r.config.evaluation.stages == ["prune"] for r in runs)
+    assert len({r.name for r in runs}) == 6
+
+
+def test_every_table_is_a_grid_of_its_presets():
+    assert {f"table{n}" for n in range(1, 13)} - {"table7"} | {"all"} <= grids().keys()
+    assert len(expand(read_grid("table1"))) == 3 * 2 * 2 * 4 * 3  # networks, methods, arms, sparsities, seeds
+    assert len(expand(read_grid("table5"))) == 2 * 3 * 2 * 2 * 4 * 3
+    # Tables 5 and 11 are of the runs of Tables 1 and 2; Table 12 shares half of its runs with Table 1.
+    assert len(expand(read_grid("all"))) == 3 * (48 + 48 + 6 + 16 + 7 + 48 + 8 + 32 + 8 + 8)
+    small = expand(read_grid("table1"), scale="digits", overrides=("prune.epochs=3",))
+    assert {(r.config.data.name, r.config.prune.epochs) for r in small} == {("digits", 3)}
+
+
+def test_a_changed_config_is_a_different_run(grid):
+    names = [{r.name for r in expand(read_grid(str(grid)), overrides=change)} for change in ((), ("prune.lr=0.2",))]
+    assert not names[0] & names[1]
+
+
+def test_names_lead_nowhere_else():
+    group = Group(presets=["digits"], values={"title": ["../../x", "<script>", "a\nb", "y" * 300]})
+    planned = expand(Grid(group=[group]))
+    assert len(planned) == 1  # a title makes no difference to what is run
+    assert all(set(p.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-._") for p in planned)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[group]]\npresets = ['nothing']", "presets = nothing: no such preset or file"),
+        ("[[group]]\nvalues = {}", r"group.0.presets: Field required"),
+        ("group = 3", "group: "),
+        ("[[group", "not valid TOML"),
+        (
+            "[[group]]\npresets = ['digits']\nvalues = { 'method.keep' = [2.0] }",
+            "method.keep: .* less than or equal to 1",
+        ),
+    ],
+)
+def test_a_grid_that_cannot_be_used_is_refused_in_one_line(text, message, tmp_path):
+    file = tmp_path / "grid.toml"
+    file.write_text(text)
+    found = CliRunner().invoke(main, ["sweep", str(file), "--runs", str(tmp_path / "runs")])
+    assert found.exit_code == 2
+    assert len(found.stderr.splitlines()) == 1
+    with pytest.raises(InputError, match=message):
+        expand(read_grid(str(file)))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_runs_begin_with_is_a_task_of_its_own_that_they_wait_for(grid):
+    tasks = plan(expand(read_grid(str(grid))))
+    place = {task.name: index for index, task in enumerate(tasks)}
+    assert all(place[task.after] < place[task.name] for task in tasks if task.after)
+    parts = [(task.until, task.config.seed) for task in tasks]
+    # The warm-up is all that both arms of a seed share; a dense network that nothing else needs is part of it.
+    assert sorted(parts) == [("end", 0)] * 2 + [("end", 1)] * 2 + [("warmup", 0), ("warmup", 1)]
+    both = plan(expand(read_grid(str(grid)), overrides=("seed=0",)) + expand(read_grid("table8"), scale="digits"))
+    assert all(task.after is None or fingerprint(task.config, task.shared) in task.after for task in both)
+
+
+# --- what a sweep costs ---
+
+
+def test_passes_are_counted_as_an_epoch_makes_them():
+    (planned,) = expand(Grid(group=[Group(presets=["svhn-resnet18-hydra-s2ap-90"], scale="digits", sharpness=False)]))
+    (task,) = plan([planned])
+    train, val, per_step = 1197, 200, 5 + 2
+    pretrain, finetune = 8 * (train + val) * per_step, 5 * (train * (per_step + 2) + val * per_step)
+    search = 9 * (train + val) * per_step + (9 - 2) * train * 2
+    attacked = 2 * 64 * (100 + (900 + 1800 + 5000 / 3) / 2)
+    assert passes(task) == pytest.approx(pretrain + search + finetune + attacked)
+    # The published counts: 0.56 G multiply-accumulates for ResNet-18 on 32x32, 11.17 M parameters.
+    assert size_of("resnet18", None, "cifar10").macs == pytest.approx(0.556e9, rel=0.01)
+    assert size_of("resnet18", None, "cifar10").parameters == 11_173_962
+
+
+def test_a_search_of_table_7_takes_the_hours_that_table_7_says():
+    (planned,) = expand(Grid(group=[Group(presets=["cifar10-resnet18-hydra-orig-90"], sharpness=False)]))
+    (task,) = plan([planned])
+    rates = seconds_per_mac(None)
+    per_pass = 3 * size_of("resnet18", None, "cifar10").macs * rates["resnet18"]
+    assert per_pass * 20 * 50_000 * 12 / 3600 == pytest.approx(3.27)
+    assert seconds(task, rates) == pytest.approx(work(task) * rates["resnet18"])
+
+
+def test_the_wall_time_is_that_of_a_schedule_made_by_hand(grid):
+    tasks = plan(expand(read_grid(str(grid))))
+    cost = {task.name: {"warmup": 2.0, "end": 3.0}[task.until] for task in tasks}
+    # Per seed a warm-up of 2, then two runs of 3. One device: 16; two: a seed each, 8; four: 2 + 3.
+    assert [wall(tasks, cost, n) for n in (1, 2, 4, 64)] == [16.0, 8.0, 5.0, 5.0]
+
+
+# --- running ---
+
+
+def test_a_sweep_finds_what_its_runs_find_alone_and_then_has_nothing_to_do(grid, alone, tmp_path):
+    runs = tmp_path / "runs"
+    grid.write_text(GRID + BROKEN)  # its loss is not finite in the first epoch
+    first = subprocess.run(sweep(grid, runs, "--workers", "2"), capture_output=True, text=True, check=False, env=ENV)
+    assert first.returncode == 1
+    (line,) = [line for line in first.stderr.splitlines() if line.startswith("failed: ")]
+    assert "lower pretrain.lr" in line
+    log = runs / line.rpartition("/logs/")[2].removesuffix(")")
+    assert "lower pretrain.lr" in (runs / "logs" / log.name).read_text()
+    ours, theirs = results(runs), results(alone)
+    assert theirs.keys() <= ours.keys()
+    assert [name for name in theirs if ours[name] != theirs[name]] == []
+    times = {file: file.stat().st_mtime_ns for file in runs.rglob("*.safetensors")}
+    again = subprocess.run(sweep(grid, runs, "--workers", "1"), capture_output=True, text=True, check=False, env=ENV)
+    assert again.returncode == 1
+    assert {file: file.stat().st_mtime_ns for file in runs.rglob("*.safetensors")} == times
+    states = [task["state"] for task in read_status(str(runs))["tasks"]]
+    assert states.count("failed") == 1
+    assert states.count("done") == len(states) - 1
+    shown = CliRunner().invoke(main, ["sweep", "--status", "--runs", str(runs)])
+    assert "6 done, 0 running, 0 waiting, 1 failed" in shown.output
+
+
+def test_killed_workers_and_a_killed_sweep_lose_nothing(grid, alone, tmp_path):
+    runs = tmp_path / "runs"
+    process = subprocess.Popen(sweep(grid, runs, "--workers", "2"), stdout=subprocess.DEVNULL, env=ENV)
+    wait_for(lambda: list(runs.glob("shared/*/ckpt/*.safetensors")))
+    workers = [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+    workers[0].kill()  # the pool breaks, a new one goes on
+    wait_for(lambda: list(runs.glob("svhn*/metrics.csv")))
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.kill()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (
+        subprocess.run(sweep(grid, runs, "--workers", "1"), capture_output=True, check=False, env=ENV).returncode == 0
+    )
+    ours, theirs = results(runs), results(alone)
+    assert [name for name in theirs if ours[name] != theirs[name]] == []
+
+
+def test_a_sweep_that_is_interrupted_leaves_no_workers_and_says_how_to_go_on(grid, tmp_path):
+    runs = tmp_path / "runs"
+    process = subprocess.Popen(sweep(grid, runs, "--workers", "2"), stderr=subprocess.PIPE, text=True, env=ENV)
+    wait_for(lambda: list(runs.glob("shared/*/ckpt/*.safetensors")))
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted; what is done is kept, go on with: the same command"
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
+def test_the_runs_may_lie_behind_a_url(grid, alone, tmp_path):
+    """Tasks work in a folder of their own machine, and bring back what they made there."""
+    url = "memory://far/runs"
+    tasks = [task for task in plan(expand(read_grid(str(grid)))) if task.config.seed == 0]
+    for task in tasks:
+        assert not is_done(task, url)
+        assert run_task(task, Place(url)).error is None
+        assert is_done(task, url)
+    fsspec.filesystem("memory").get("/far/runs/", f"{tmp_path / 'here'}/", recursive=True)
+    ours, theirs = results(tmp_path / "here"), results(alone)
+    assert ours.keys() == {name for name in theirs if "-s0-" in name}
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+    assert list((tmp_path / "here" / "logs").glob("*.log"))
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
