@@ -13,7 +13,7 @@ from rich.table import Table
 from benchmarks.measure import Row, Setting, machine
 from benchmarks.suite import BENCHMARKS, UNUSUAL
 from s2ap_core.errors import InputError
-from s2ap_core.files.tensors import write_file
+from s2ap_core.files.atomic import write_file
 
 
 @click.command()

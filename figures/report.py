@@ -13,7 +13,7 @@ from figures.drawings import FIGURES
 from figures.grid import Grid, escape_markdown, to_latex, to_markdown
 from figures.matching import Library, Place, loss_differences
 from figures.tables import compare_arms, overheads, seconds
-from s2ap_core.files.tensors import write_file
+from s2ap_core.files.atomic import write_file
 from s2ap_diag.output.tables import to_csv
 from s2ap_diag.reading.results import Run
 

@@ -29,7 +29,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
-from s2ap_core.files.tensors import write_file
+from s2ap_core.files.atomic import write_file
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.reading.files import open_packed_masks
 from s2ap_diag.reading.results import SHARPNESS, Run, Skipped, collect

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
+from s2ap_core.files.writer import set_writer
 
 T = TypeVar("T")
 
@@ -83,10 +84,12 @@ def process_group() -> Iterator[None]:
     store = dist.PrefixStore(_agree(store, number, count), store)
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
     _group = _Group(number, count, store)
+    set_writer(number == 0)
     yield
     # Not after an exception: the others may wait for what this process will not send, and torchrun ends them.
     wait()
     _group = _Group()
+    set_writer(True)
     dist.destroy_process_group()
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
-from s2ap_core import distributed
 from s2ap_core.errors import InputError
+from s2ap_core.files.writer import writes_files
 
 NAME = ".lock"
 
@@ -42,7 +42,7 @@ def hold(run: Path) -> Iterator[None]:
         InputError: naming the process that holds the directory, or the file if it cannot be written.
     """
     path = run.resolve() / NAME
-    if distributed.rank() or (os.getpid(), path) in _held.get():
+    if not writes_files() or (os.getpid(), path) in _held.get():
         yield
         return
     made = not path.parent.exists()

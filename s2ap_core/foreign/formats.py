@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from s2ap_core.errors import InputError
-from s2ap_core.foreign.pickles import _is_usual, _read_safetensors, _unpickle, is_safetensors
+from s2ap_core.files.header import is_safetensors
+from s2ap_core.foreign.pickles import is_plain, read_safetensors, unpickle
 
 T = TypeVar("T")
 
@@ -53,14 +54,14 @@ def read_state(path: Path) -> StateDict:
         InputError: if the file is missing, damaged, holds more than tensors and plain values, or no tensors;
             if only some of its keys carry a prefix, or a mask is incomplete.
     """
-    content = _read_safetensors(path) if is_safetensors(path) else _unpickle(path)
+    content = read_safetensors(path) if is_safetensors(path) else unpickle(path)
     envelope = content if isinstance(content, Mapping) else {}
     inner = envelope.get("state_dict", envelope)
     inner = inner if isinstance(inner, Mapping) else {}
     raw = {key: t for key, t in inner.items() if isinstance(key, str) and isinstance(t, Tensor)}
     if not raw:
         raise InputError(f"{path}: holds no state dict; give a file with named tensors")
-    if unusual := [key for key, tensor in raw.items() if not _is_usual(tensor)]:
+    if unusual := [key for key, tensor in raw.items() if not is_plain(tensor)]:
         raise InputError(f"{path}: {unusual[0]} is no plain tensor of real numbers; save it dense, on the CPU")
     try:
         raw = without_prefix({key: t.float() if t.is_floating_point() else t for key, t in raw.items()})

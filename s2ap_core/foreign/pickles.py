@@ -4,7 +4,7 @@ import pickle
 import re
 import warnings
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +15,6 @@ from torch.serialization import safe_globals
 
 from s2ap_core.errors import InputError
 from s2ap_core.files.arrays import check_unpacked_size
-
-T = TypeVar("T")
 
 
 def _number_type(name: object, *_: object) -> np.dtype[Any]:
@@ -38,30 +36,24 @@ ALLOWED: list[Any] = [
 ]
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether the file is a safetensors file by its name or by its first bytes.
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file, whoever wrote it.
 
     Raises:
-        InputError: if it cannot be read.
+        InputError: if it is missing or damaged.
     """
-    try:
-        with path.open("rb") as file:
-            return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a checkpoint file") from error
-
-
-# --- from the file to plain names ---
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: truncated, or not a safetensors file; copy or make it again") from error
 
 
-def _unpickle(path: Path) -> object:
+def unpickle(path: Path) -> object:
+    """Read what ``torch.save`` wrote, tensors onto the CPU.
+
+    Raises:
+        InputError: if it is damaged, or holds more than tensors and plain values.
+    """
     try:
         check_unpacked_size(path)
         with safe_globals(ALLOWED), warnings.catch_warnings():
@@ -79,7 +71,7 @@ def _unpickle(path: Path) -> object:
         ) from error
 
 
-def _is_usual(tensor: Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is dense, real, in memory, and of no more entries than its file has numbers for."""
     return (
         tensor.layout == torch.strided

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from s2ap_core import distributed
 from s2ap_core.config import Config, parse_config
+from s2ap_core.distributed.group import world
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
-from s2ap_core.files.tensors import write_file
+from s2ap_core.files.atomic import write_file
+from s2ap_core.files.writer import writes_files
 
 FORMAT = 1
 """Of the run directory's files; it grows when an older version could not be read."""
@@ -93,7 +94,7 @@ class RunDirectory:
         Returns:
             The file's length in bytes afterwards; 0 where another process writes it.
         """
-        if distributed.rank():
+        if not writes_files():
             return 0
         path = self.path / file
         lock.check_held(path)
@@ -117,12 +118,12 @@ class RunDirectory:
     def truncate(self, file: str, length: int) -> None:
         """Cut a CSV back to what it held when the state that a run resumes from was saved."""
         path = self.path / file
-        if not distributed.rank() and path.exists() and path.stat().st_size > length:
+        if writes_files() and path.exists() and path.stat().st_size > length:
             os.truncate(path, length)
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files that a killed process left."""
-        if not distributed.rank():
+        if writes_files():
             for leftover in self.path.rglob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
 
@@ -177,7 +178,7 @@ def environment(seed: int, device: str) -> dict[str, Any]:
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
-        "processes": distributed.world(),
+        "processes": world(),
         "commit": git.stdout.strip() or None,
         "seed": seed,
     }

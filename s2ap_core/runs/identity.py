@@ -14,7 +14,7 @@ from s2ap_core.config import Config
 from s2ap_core.data import Dataset, Split
 from s2ap_core.distributed.group import wait
 from s2ap_core.errors import InputError
-from s2ap_core.files.tensors import write_file
+from s2ap_core.files.atomic import write_file
 from s2ap_core.runs.checkpoints import build_network, describe
 from s2ap_core.runs.directory import FORMAT, RunDirectory
 

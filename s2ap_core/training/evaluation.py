@@ -20,7 +20,7 @@ from s2ap_core.distributed.group import gather
 from s2ap_core.distributed.share import dealt
 from s2ap_core.errors import InputError
 from s2ap_core.files.arrays import load_arrays
-from s2ap_core.files.tensors import write_file
+from s2ap_core.files.atomic import write_file
 from s2ap_core.masks.masking import bake
 from s2ap_core.modes import train_mode
 from s2ap_core.seeds import derive_seed, generator

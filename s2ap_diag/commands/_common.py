@@ -21,7 +21,7 @@ from s2ap_core import distributed
 from s2ap_core.config import DataSettings
 from s2ap_core.data import Dataset, load
 from s2ap_core.errors import InputError
-from s2ap_core.files.tensors import write_file
+from s2ap_core.files.atomic import write_file
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.training.iteration import Step

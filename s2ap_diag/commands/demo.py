@@ -10,7 +10,7 @@ import pandas as pd
 
 from s2ap_core.data import load
 from s2ap_core.files import lock
-from s2ap_core.files.tensors import write_file
+from s2ap_core.files.atomic import write_file
 from s2ap_core.presets.read import read_config
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.directory import RunDirectory

@@ -15,7 +15,7 @@ from s2ap_core.config import Config, override
 from s2ap_core.data import Dataset, load
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
-from s2ap_core.files.tensors import write_file
+from s2ap_core.files.atomic import write_file
 from s2ap_core.methods import build_method
 from s2ap_core.presets.compose import Preset, groups, presets
 from s2ap_core.presets.read import read_config

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from s2ap_core.errors import InputError
-from s2ap_core.files.tensors import write_file
+from s2ap_core.files.atomic import write_file
 from s2ap_diag.curvature.eigen import SpectralDensity
 
 # Okabe & Ito's colours; each with a line and a marker of its own.

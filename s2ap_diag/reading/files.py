@@ -13,10 +13,10 @@ from torch import Tensor
 
 from s2ap_core.errors import InputError
 from s2ap_core.files.arrays import load_arrays
-from s2ap_core.files.tensors import HEADER, load_tensors
+from s2ap_core.files.header import HEADER, is_safetensors
+from s2ap_core.files.tensors import load_tensors
 from s2ap_core.foreign.formats import is_binary, read_state, without_prefix
 from s2ap_core.foreign.network import foreign_masks, masks_without_weights, read_foreign, recognise
-from s2ap_core.foreign.pickles import is_safetensors
 from s2ap_core.models import NETWORKS
 from s2ap_core.runs.checkpoints import Checkpoint, check_header, load_checkpoint
 from s2ap_diag.stability import PackedMask, PackedMasks

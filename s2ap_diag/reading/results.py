@@ -11,7 +11,7 @@ import pandas as pd
 
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
-from s2ap_core.files.tensors import write_file
+from s2ap_core.files.atomic import write_file
 from s2ap_core.runs.directory import FORMAT, METRICS, TIMING, RunDirectory
 from s2ap_core.training.evaluation import Evaluation, load_evaluation
 from s2ap_diag.reading.files import open_packed_masks

@@ -15,7 +15,7 @@ import torch
 
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
-from s2ap_core.files.tensors import write_file
+from s2ap_core.files.atomic import write_file
 from s2ap_core.runs.beginnings import continue_from
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.directory import RunDirectory

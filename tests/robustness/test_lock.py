@@ -13,7 +13,7 @@ import pytest
 
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
-from s2ap_core.files.tensors import write_file
+from s2ap_core.files.atomic import write_file
 from s2ap_core.training.loop import Callback
 from s2ap_core.training.stages import Stages
 

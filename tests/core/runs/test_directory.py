@@ -2,6 +2,11 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +16,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-import s2ap_core.files.tensors
+import s2ap_core.files.atomic
 from s2ap_core.errors import InputError
-from s2ap_core.files.tensors import load_masks, load_tensors, save_masks, save_tensors, write_file
+from s2ap_core.files.atomic import write_file
+from s2ap_core.files.packed import load_packed
+from s2ap_core.files.tensors import load_masks, load_tensors, save_masks, save_tensors
 from s2ap_core.runs.directory import METRICS, RunDirectory
 
 HEADER = {"keep": 0.1, "stage": "prune", "epoch": 3, "network": {"name": "tiny", "width": None}}
@@ -140,6 +147,50 @@ def test_masks_take_a_bit_for_each_entry(tmp_path):
         load_masks(tmp_path / "scores")
 
 
+def test_a_mask_file_of_an_earlier_version_is_read_and_written_alike(tmp_path):
+    """The checksum is of bytes and of torch's names of types, whoever computes it."""
+    entries = torch.arange(30)
+    masks = {"b.weight": (entries % 3 == 0).view(2, 15), "a.weight": entries[:7] % 2 == 0}
+    save_masks(tmp_path / "masks", masks, {"epoch": 3, "keep": 0.1})
+    found, header = load_packed(tmp_path / "masks")
+    assert header["sha256"] == "3a5cce7d5ae26983a4b169067ca68548aaf6fe8006e25065fa51be5d9849e2e5"
+    assert {name: mask.unpack().tolist() for name, mask in found.items()} == {n: m.tolist() for n, m in masks.items()}
+
+
+def test_masks_are_read_and_files_written_without_torch(tmp_path):
+    save_masks(tmp_path / "masks", {"w": torch.ones(3, 3).bool()}, {})
+    program = """
+        import sys
+        from pathlib import Path
+        from s2ap_core.files import arrays, atomic, packed
+        masks, _ = packed.load_packed(Path("masks"))
+        atomic.write_file(Path("kept"), str(masks["w"].kept))
+        print(sorted({"torch", "pandas", "matplotlib"} & sys.modules.keys()))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(s2ap_core.files.atomic.__file__).parents[2])},
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"
+    assert (tmp_path / "kept").read_text() == "9"
+
+
+@pytest.mark.parametrize(
+    ("bits", "shapes", "said"),
+    [
+        (torch.zeros(2, dtype=torch.uint8), [9, 2], "cannot be a packed mask of 18 entries"),
+        (torch.tensor([255, 255], dtype=torch.uint8), [9], "bits behind its last entry"),
+        (torch.zeros(2), [9], "no packed mask of shape"),
+        (torch.zeros(2, dtype=torch.bfloat16), [9], "not a safetensors file"),
+        (torch.zeros(2, dtype=torch.uint8), [-9], "no packed mask of shape"),
+    ],
+)
+def test_what_a_mask_file_says_of_its_bits_is_checked(tmp_path, bits, shapes, said):
+    save_tensors(tmp_path / "masks", {"w": bits}, {"shapes": {"w": shapes}})
+    with pytest.raises(InputError, match=said):
+        load_masks(tmp_path / "masks")
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "folder" / "file"
     write_file(path, "old")
@@ -147,7 +198,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(s2ap_core.files.tensors.os, "fsync", full_disk)
+    monkeypatch.setattr(s2ap_core.files.atomic.os, "fsync", full_disk)
     with pytest.raises(InputError, match=r"folder/file: cannot be written \(No space left on device\)"):
         write_file(path, "new")
     assert path.read_text() == "old"

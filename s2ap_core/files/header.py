@@ -1,0 +1,95 @@
+"""What makes a safetensors file one of ours: a JSON header with the checksum of the header and the tensors.
+
+Nothing here imports torch: mask files are read without it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from safetensors import SafetensorError, safe_open
+
+from s2ap_core.errors import InputError
+
+T = TypeVar("T")
+
+HEADER = "s2ap"
+"""The entry of a file's metadata that holds the header."""
+
+
+class Content(NamedTuple):
+    """What the checksum covers of one tensor: torch's name of its type, its shape, its bytes in row-major order."""
+
+    dtype: str
+    shape: Sequence[int]
+    data: memoryview
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the file is a safetensors file by its name or by its first bytes.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a checkpoint file") from error
+
+
+def is_ours(path: Path) -> bool:
+    """Whether the file is a safetensors file with a header of ours, which may be damaged all the same.
+
+    Raises:
+        InputError: if it cannot be read, or is a truncated safetensors file.
+    """
+    if not is_safetensors(path):
+        return False
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return HEADER in (file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: truncated, or not a safetensors file; copy or make it again") from error
+
+
+def read(path: Path, framework: str, content: Callable[[T], Content]) -> tuple[dict[str, T], dict[str, Any]]:
+    """Tensors and header of a file of ours.
+
+    Args:
+        framework: whose tensors to return, ``numpy`` or ``pt``.
+        content: what the checksum covers of such a tensor.
+
+    Raises:
+        InputError: if the file is missing, truncated, altered, or not one of ours.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework=framework) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(metadata.get(HEADER, "null"))
+    # TypeError and AttributeError: a type that numpy does not have.
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: truncated, or not a safetensors file; copy or make it again") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: a safetensors file without our header; give --network and --keep for foreign files")
+    if header.get("sha256") != checksum({name: content(tensor) for name, tensor in tensors.items()}, header):
+        raise InputError(f"{path}: its checksum does not fit, the file was altered; copy or make it again")
+    return tensors, header
+
+
+def checksum(contents: Mapping[str, Content], header: Mapping[str, Any]) -> str:
+    """SHA-256 of the header, but for its own entry of the checksum, and of the tensors in the order of their names."""
+    described = {name: entry for name, entry in header.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name in sorted(contents):
+        dtype, shape, data = contents[name]
+        digest.update(f"{name} {dtype} {list(shape)}\n".encode())
+        digest.update(data)
+    return digest.hexdigest()

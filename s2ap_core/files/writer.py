@@ -1,0 +1,17 @@
+"""Who writes: of several processes on one run, the first writes the files of all.
+
+Files know nothing of how the processes were started, so that they are read and written without torch.
+"""
+
+_first = True
+
+
+def writes_files() -> bool:
+    """Whether this process is the one that writes."""
+    return _first
+
+
+def set_writer(first: bool) -> None:
+    """Let this process write from now on, or leave it to another; told by whoever joins the processes."""
+    global _first
+    _first = first
