@@ -4,10 +4,8 @@ Masks are mappings from a layer's weight name to a binary array or tensor of any
 :func:`s2ap_core.masks.masking.masks` gives them, or the same packed.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -15,50 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
+from s2ap_core.files.packed import PackedMask
 from s2ap_diag.curvature.hessian import chosen_masks
-
-
-@dataclass(frozen=True, eq=False)
-class PackedMask:
-    """One layer's mask, 64 entries to a word.
-
-    Attributes:
-        words: uint64 [ceil(entries / 64)], row-major, the bits behind the last entry zero.
-        shape: of the mask.
-    """
-
-    words: np.ndarray
-    shape: tuple[int, ...]
-
-    @classmethod
-    def from_bytes(cls, packed: np.ndarray, shape: Sequence[int]) -> "PackedMask":
-        """From what ``numpy.packbits`` gives for a mask of this shape: uint8, eight entries to a byte.
-
-        Raises:
-            InputError: if it has another number of bytes, or bits behind the last entry.
-        """
-        entries = math.prod(shape)
-        packed = np.ascontiguousarray(packed, dtype=np.uint8).reshape(-1)
-        if len(packed) != -(-entries // 8):
-            raise InputError(f"{len(packed)} bytes cannot be a packed mask of {entries} entries")
-        if entries % 8 and packed[-1] & (0xFF >> entries % 8):
-            raise InputError(f"a packed mask has bits behind its last entry, number {entries}")
-        words = np.pad(packed, (0, -len(packed) % 8)).view(np.uint64)
-        return cls(words, tuple(shape))
-
-    @property
-    def entries(self) -> int:
-        """Number of entries of the mask."""
-        return math.prod(self.shape)
-
-    @cached_property
-    def kept(self) -> int:
-        """Number of ones."""
-        return int(np.bitwise_count(self.words).sum(dtype=np.int64))
-
-    def unpack(self) -> np.ndarray:
-        """The mask, boolean, of its shape."""
-        return np.unpackbits(self.words.view(np.uint8), count=self.entries).astype(bool).reshape(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
