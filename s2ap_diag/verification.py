@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from s2ap_core.masks.layers import mask_of, masked_layers, score_masks
+from s2ap_core.masks.layers import mask_of, masked_layers, raw_weight, score_masks
 from s2ap_core.masks.masking import masks
 from s2ap_core.masks.parametrization import FixedMask, ScoreMask
 from s2ap_core.masks.topk import n_dropped
@@ -85,8 +85,7 @@ def _nonzero_outside(model: nn.Module) -> Iterator[Finding]:
     for name, layer in model.named_modules():
         mask = mask_of(layer) if name in masked_layers(model) else None
         if isinstance(mask, FixedMask):
-            weight: Tensor = layer.parametrizations.weight.original
-            outside = int(((weight != 0) & ~mask.mask_bits).sum())
+            outside = int(((raw_weight(layer) != 0) & ~mask.mask_bits).sum())
             if outside:
                 yield Finding("violation", name, f"{outside} weights outside the mask are not zero")
 

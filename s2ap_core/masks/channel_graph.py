@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from s2ap_core.errors import InputError
-from s2ap_core.masks.layers import MASKABLE, maskable_layers
+from s2ap_core.masks.layers import MASKABLE, maskable_layers, weight_of
 from s2ap_core.modes import train_mode
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -213,11 +213,6 @@ def uses(nodes: Iterable[fx.Node]) -> Counter[str]:
     called = [str(node.target) for node in nodes if node.op == "call_module"]
     read = [str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"]
     return Counter([*called, *read])
-
-
-def weight_of(layer: nn.Module) -> Tensor:
-    """A layer's weight [C_out, C_in, ...]."""
-    return layer.weight  # type: ignore[return-value]
 
 
 def shape(node: fx.Node) -> torch.Size:

@@ -1,61 +1,105 @@
-"""The one seam to torch's parametrizations: register and remove masks, pickle, cache, find the masked layers."""
+"""The one seam to torch's internals: parametrizations, their cache and their pickling, layouts in memory.
+
+A mask is a parametrization of a layer's ``weight``. What torch calls its parts, and what its types do not say of a
+layer, is known here and nowhere else.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from s2ap_core.masks.parametrization import FixedMask, Mask, ScoreMask
 
+Layer = nn.Conv2d | nn.Linear
 MASKABLE = (nn.Conv2d, nn.Linear)
 
+RAW_WEIGHT = "parametrizations.weight.original"
+"""What torch calls, within a masked layer, the weight behind the mask."""
 
-def _restore_masked(cls: type[nn.Module], state: dict[str, Any], mask: Mask) -> nn.Module:
-    module = cls.__new__(cls)
-    module.__dict__.update(state)
-    return _register(module, mask)
+MASK = "parametrizations.weight.0"
+"""What it calls the mask."""
+
+M = TypeVar("M", bound=nn.Module)
 
 
-def _reduce_masked(module: nn.Module, protocol: int) -> tuple[Any, ...]:
+# --- register and remove ---
+
+
+def register(layer: nn.Module, mask: Mask) -> nn.Module:
+    """Mask one plain layer, in place, so that it computes with ``mask(weight)``; it can be pickled and deep-copied."""
+    # unsafe=True skips torch's trial run of the parametrization, a selection per layer.
+    parametrize.register_parametrization(layer, "weight", mask, unsafe=True)
+    masked_class: Any = type(layer)  # torch has made it for this layer alone
+    if "__deepcopy__" in vars(masked_class):
+        del masked_class.__deepcopy__
+    masked_class.__reduce_ex__ = _reduce_masked
+    return layer
+
+
+def _reduce_masked(layer: nn.Module, protocol: int) -> tuple[Any, ...]:
     """How a masked layer is pickled and deep-copied: as its plain layer and its mask, joined again.
 
     torch refuses to pickle a parametrized layer, and its deepcopy shares one class between the copies,
     so that removing the mask from one of them would break the other.
     """
-    state = module.__dict__.copy()
-    state["_modules"] = {k: v for k, v in module._modules.items() if k != "parametrizations"}
-    state["_parameters"] = {**module._parameters, "weight": module.parametrizations.weight.original}  # type: ignore[union-attr]
-    return _restore_masked, (type(module).__mro__[1], state, mask_of(module))
+    state = layer.__dict__.copy()
+    state["_modules"] = {k: v for k, v in layer._modules.items() if k != "parametrizations"}
+    state["_parameters"] = {**layer._parameters, "weight": raw_weight(layer)}
+    return _restore_masked, (type(layer).__mro__[1], state, mask_of(layer))
 
 
-def _register(layer: nn.Module, mask: Mask) -> nn.Module:
-    # unsafe=True skips torch's trial run of the parametrization, a selection per layer.
-    parametrize.register_parametrization(layer, "weight", mask, unsafe=True)
-    if "__deepcopy__" in vars(type(layer)):
-        del type(layer).__deepcopy__  # type: ignore[attr-defined]
-    type(layer).__reduce_ex__ = _reduce_masked  # type: ignore[assignment, method-assign]
-    return layer
+def _restore_masked(cls: type[nn.Module], state: dict[str, Any], mask: Mask) -> nn.Module:
+    layer = cls.__new__(cls)
+    layer.__dict__.update(state)
+    return register(layer, mask)
+
+
+def unmask(layer: nn.Module) -> None:
+    """Turn one masked layer, in place, into a plain one that holds ``w * m``."""
+    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+
+
+# --- find and read ---
+
+
+def is_parametrized(layer: nn.Module) -> bool:
+    """Whether the layer's weight has a parametrization, a mask of ours or not."""
+    return parametrize.is_parametrized(layer, "weight")
+
+
+def is_masked(layer: nn.Module) -> TypeGuard[Layer]:
+    """Whether this layer itself carries a mask of ours."""
+    return (
+        isinstance(layer, MASKABLE)
+        and is_parametrized(layer)
+        and isinstance(layer.get_submodule(MASK), ScoreMask | FixedMask)
+    )
 
 
 def mask_of(layer: nn.Module) -> Mask:
     """The mask of one masked layer."""
-    mask: Mask = layer.parametrizations.weight[0]  # type: ignore[union-attr, index, assignment]
+    mask = layer.get_submodule(MASK)
+    assert isinstance(mask, ScoreMask | FixedMask)
     return mask
 
 
-def is_masked(layer: nn.Module) -> bool:
-    """Whether this layer itself carries a mask of ours."""
-    return (
-        isinstance(layer, MASKABLE)
-        and parametrize.is_parametrized(layer, "weight")
-        and isinstance(mask_of(layer), ScoreMask | FixedMask)
-    )
+def raw_weight(layer: nn.Module) -> nn.Parameter:
+    """The weight behind the mask of one masked layer."""
+    return layer.get_parameter(RAW_WEIGHT)
 
 
-def maskable_layers(model: nn.Module) -> dict[str, nn.Module]:
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight [C_out, C_in, ...] that a Conv2d or Linear computes with, masked where it is masked."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def maskable_layers(model: nn.Module) -> dict[str, Layer]:
     """Every Conv2d and Linear by name, except those that the network declares in ``dense_layers``."""
     dense = getattr(model, "dense_layers", ())
     return {n: m for n, m in model.named_modules() if isinstance(m, MASKABLE) and n not in dense}
@@ -69,6 +113,9 @@ def masked_layers(model: nn.Module) -> dict[str, Mask]:
 def score_masks(model: nn.Module) -> dict[str, ScoreMask]:
     """As :func:`masked_layers`, those with scores alone."""
     return {name: mask for name, mask in masked_layers(model).items() if isinstance(mask, ScoreMask)}
+
+
+# --- compute ---
 
 
 @contextmanager
@@ -96,6 +143,7 @@ def constant_mask(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def unmask(layer: nn.Module) -> None:
-    """Turn one masked layer, in place, into a plain one that holds ``w * m``."""
-    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+def to_channels_last(model: M) -> M:
+    """Lay out, in place, all weights of four dimensions channels last, as convolutions are fastest."""
+    # torch's stubs do not know this form of its own method.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -11,20 +11,28 @@ pass stay as they are.
 2
 """
 
+import copy
 from collections.abc import Callable, Container
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from s2ap_core.errors import InputError
-from s2ap_core.masks.layers import _register, is_masked, mask_of, maskable_layers, score_masks, unmask
+from s2ap_core.masks.layers import (
+    Layer,
+    is_masked,
+    is_parametrized,
+    mask_of,
+    maskable_layers,
+    raw_weight,
+    register,
+    score_masks,
+    unmask,
+)
 from s2ap_core.masks.parametrization import FixedMask, Mask, ScoreMask, check_keep
 
 
-def attach_masks(
-    model: nn.Module, make: Callable[[str, nn.Module], Mask], only: Container[str] | None = None
-) -> nn.Module:
+def attach_masks(model: nn.Module, make: Callable[[str, Layer], Mask], only: Container[str] | None = None) -> nn.Module:
     """Mask ``model`` in place: each maskable layer (or those in ``only``) with ``make(name, layer)``.
 
     Raises:
@@ -34,11 +42,11 @@ def attach_masks(
     if not layers:
         raise InputError("the network has no Conv2d or Linear layer to mask")
     for name, layer in layers.items():
-        if parametrize.is_parametrized(layer, "weight"):
+        if is_parametrized(layer):
             raise InputError(f"layer {name or '(root)'} is masked already: bake the masks first")
     made = {name: make(name, layer) for name, layer in layers.items()}
     for name, layer in layers.items():
-        _register(layer, made[name])
+        register(layer, made[name])
     return model
 
 
@@ -49,7 +57,7 @@ def attach(model: nn.Module, keep: float) -> nn.Module:
         InputError: if ``keep`` is not in (0, 1], or a layer is masked already.
     """
     check_keep(keep)
-    return attach_masks(model, lambda name, layer: ScoreMask(scaled_scores(layer.weight), keep))  # type: ignore[arg-type]
+    return attach_masks(model, lambda name, layer: ScoreMask(scaled_scores(layer.weight), keep))
 
 
 def scaled_scores(weight: Tensor) -> Tensor:
@@ -66,7 +74,7 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
     for name, layer in model.named_modules():
         if is_masked(layer):
             bits = mask_of(layer).mask().bool()
-            found[f"{name}.weight".removeprefix(".")] = bits.expand(layer.parametrizations.weight.original.shape)
+            found[f"{name}.weight".removeprefix(".")] = bits.expand(raw_weight(layer).shape)
     return found
 
 
@@ -89,14 +97,12 @@ def fix_masks(model: nn.Module) -> nn.Module:
             bits = current[f"{name}.weight".removeprefix(".")]
             unmask(layer)
             layer.weight.requires_grad_(True)
-            _register(layer, FixedMask(bits.clone()))
+            register(layer, FixedMask(bits.clone()))
     return model
 
 
 def bake(model: nn.Module) -> nn.Module:
     """A plain copy of ``model`` whose weights are ``w * m``; without masks, a plain copy."""
-    import copy
-
     plain = copy.deepcopy(model)
     for layer in list(plain.modules()):
         if is_masked(layer):

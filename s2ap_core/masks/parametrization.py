@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
-from s2ap_core.masks.topk import _StraightThroughTopK, n_dropped
+from s2ap_core.masks.topk import n_dropped, straight_through_topk
 
 
 class ScoreMask(nn.Module):
@@ -50,9 +50,15 @@ class ScoreMask(nn.Module):
         numel = self.scores.numel()
         return numel - ((1 - rate.detach()) * numel).long()
 
+    @torch.no_grad()
+    def set_rate(self, rate: Tensor) -> None:
+        """Set HARP's rate r, in place."""
+        assert self.rate is not None
+        self.rate.copy_(rate)
+
     def mask(self) -> Tensor:
         """The binary mask, of the scores' shape, with its straight-through gradient."""
-        return _StraightThroughTopK.apply(self.scores.abs(), self.keep_rate(), self._count())
+        return straight_through_topk(self.scores.abs(), self.keep_rate(), self._count())
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.mask()

@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
+from s2ap_core.masks.layers import MASK, RAW_WEIGHT
 
 _PLAIN = {
-    "original": "weight",
-    "0.scores": "scores",
-    "0.rate": "rate",
-    "0.nominal_keep": "keep",
-    "0.group": "group",
-    "0.mask_bits": "mask",
+    RAW_WEIGHT: "weight",
+    f"{MASK}.scores": "scores",
+    f"{MASK}.rate": "rate",
+    f"{MASK}.nominal_keep": "keep",
+    f"{MASK}.group": "group",
+    f"{MASK}.mask_bits": "mask",
 }
 
 
-_PARAMETRIZED = re.compile(rf"parametrizations\.weight\.({'|'.join(map(re.escape, _PLAIN))})$")
+_PARAMETRIZED = re.compile(rf"({'|'.join(map(re.escape, _PLAIN))})$")
 
 
 def _plain_name(key: str) -> str:

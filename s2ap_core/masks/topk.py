@@ -36,7 +36,7 @@ def topk_mask(magnitude: Tensor, n_keep: int) -> Tensor:
             raise InputError("scores hold NaN: no top-k exists; restore an earlier epoch")
         return torch.full_like(magnitude, float(n_keep == n))
     if magnitude.device.type != "cpu":
-        return _topk_mask_on_device(magnitude, n_keep)
+        return topk_mask_on_device(magnitude, n_keep)
     values = magnitude.detach().numpy()
     # The threshold does not depend on the order of the entries, so memory order spares a copy.
     threshold = np.partition(values.ravel(order="K"), n - n_keep)[n - n_keep]
@@ -50,8 +50,8 @@ def topk_mask(magnitude: Tensor, n_keep: int) -> Tensor:
     return torch.from_numpy(kept).to(magnitude.dtype)
 
 
-def _topk_mask_on_device(magnitude: Tensor, n_keep: int | Tensor) -> Tensor:
-    """The same selection without a host synchronisation: ties are counted on the device.
+def topk_mask_on_device(magnitude: Tensor, n_keep: int | Tensor) -> Tensor:
+    """Select as :func:`topk_mask` without a host synchronisation: ties are counted on the device.
 
     Args:
         n_keep: a number, or an integer scalar on the device, as HARP's learned rates give it.
@@ -71,13 +71,25 @@ def _topk_mask_on_device(magnitude: Tensor, n_keep: int | Tensor) -> Tensor:
     return mask.copy_(kept.view(magnitude.shape)).add_(flat.sum() * 0)
 
 
+def straight_through_topk(magnitude: Tensor, keep: Tensor | None, n_keep: int | Tensor) -> Tensor:
+    """Select as :func:`topk_mask`; backward, pass the mask's gradient to what it was selected by.
+
+    Args:
+        magnitude: |s|, to which the gradient passes unchanged.
+        keep: a learned keep rate, a scalar, to which the gradient's sum passes (HARP); None where it is fixed.
+        n_keep: how many entries to keep; an integer scalar on the device where reading it would wait.
+    """
+    mask: Tensor = _StraightThroughTopK.apply(magnitude, keep, n_keep)
+    return mask
+
+
 class _StraightThroughTopK(torch.autograd.Function):
     """M(|s|, k) forward; backward the identity to |s|, and to k the sum of the mask's gradient (HARP)."""
 
     @staticmethod
     def forward(ctx: Any, magnitude: Tensor, keep: Tensor | None, n_keep: int | Tensor) -> Tensor:
         if isinstance(n_keep, Tensor):
-            return _topk_mask_on_device(magnitude, n_keep)
+            return topk_mask_on_device(magnitude, n_keep)
         return topk_mask(magnitude, n_keep)
 
     @staticmethod

@@ -78,7 +78,7 @@ class ChannelMethod(Method):
             raise InputError(f"method {self.settings.name}: no layer of this network has channels that can be removed")
         attach_masks(
             model,
-            lambda name, layer: make(channel_scores(layer.weight), layers[name].group),  # type: ignore[arg-type]
+            lambda name, layer: make(channel_scores(layer.weight), layers[name].group),
             only=layers,
         )
 
@@ -210,5 +210,5 @@ class HarpChannels(ChannelMethod, Harp):
         for group, mask in groups.items():
             # In the middle between two counts, so that rounding r to float32 cannot change them.
             rate = rate_of(counts[group] / mask.scores.numel(), self.keep_min)
-            mask.rate.copy_(rate)  # type: ignore[union-attr]
+            mask.set_rate(rate)
         return True

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from s2ap_core.config import MethodSettings
 from s2ap_core.errors import InputError
-from s2ap_core.masks.layers import maskable_layers, score_masks
+from s2ap_core.masks.layers import Layer, maskable_layers, score_masks
 from s2ap_core.masks.masking import attach_masks, scaled_scores
 from s2ap_core.masks.parametrization import ScoreMask, check_keep
 from s2ap_core.masks.topk import n_dropped
@@ -47,10 +47,9 @@ class Harp(Method):
                     raise InputError(f"rate_init lists {len(initial)} keep rates for {len(names)} masked layers")
         keeps = dict(zip(names, initial, strict=True))
 
-        def make(name: str, layer: nn.Module) -> ScoreMask:
-            weight: Tensor = layer.weight  # type: ignore[assignment]
-            rate = nn.Parameter(rate_of(min(keeps[name], LARGEST_START), self.keep_min).to(weight))
-            return ScoreMask(scaled_scores(weight), target, rate, self.keep_min)
+        def make(name: str, layer: Layer) -> ScoreMask:
+            rate = nn.Parameter(rate_of(min(keeps[name], LARGEST_START), self.keep_min).to(layer.weight))
+            return ScoreMask(scaled_scores(layer.weight), target, rate, self.keep_min)
 
         attach_masks(model, make)
 
@@ -62,7 +61,7 @@ class Harp(Method):
     def excess(self, model: nn.Module) -> Tensor:
         """``kept / target - 1`` over all masked layers, differentiable in the rates."""
         layers = list(score_masks(model).values())
-        kept = torch.stack([mask.keep_rate() * mask.scores.numel() for mask in layers]).sum()  # type: ignore[operator, misc]
+        kept = torch.stack([k * mask.scores.numel() for mask in layers if (k := mask.keep_rate()) is not None]).sum()
         return kept / (self.settings.keep * sum(mask.scores.numel() for mask in layers)) - 1
 
     def penalty(self, model: nn.Module, epoch: int) -> Tensor:
@@ -84,7 +83,7 @@ class Harp(Method):
         for mask, size, count in zip(layers, sizes, counts, strict=True):
             # Half an entry inside the count, so that rounding r to float32 cannot change it.
             rate = rate_of(1 - (size - count + 0.5) / size, self.keep_min)
-            mask.rate.copy_(rate)  # type: ignore[union-attr]
+            mask.set_rate(rate)
         return True
 
     def warnings(self) -> list[str]:

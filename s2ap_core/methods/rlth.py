@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from s2ap_core.masks.layers import MASKABLE, maskable_layers
+from s2ap_core.masks.layers import MASKABLE, Layer, maskable_layers
 from s2ap_core.masks.masking import attach_masks
 from s2ap_core.masks.parametrization import ScoreMask, check_keep
 from s2ap_core.methods.base import Method
@@ -24,7 +24,7 @@ class Rlth(Method):
     @torch.no_grad()
     def initialise(self, model: nn.Module, generator: torch.Generator) -> None:
         for layer in maskable_layers(model).values():
-            weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+            weight = layer.weight
             nn.init.kaiming_normal_(weight, generator=generator)
             if self.settings.init == "signed-constant":
                 weight.copy_(weight.sign() * math.sqrt(2 / weight[0].numel()))
@@ -35,9 +35,9 @@ class Rlth(Method):
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
         check_keep(self.settings.keep)
 
-        def make(name: str, layer: nn.Module) -> ScoreMask:
+        def make(name: str, layer: Layer) -> ScoreMask:
             del name
-            weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+            weight = layer.weight
             scores = torch.empty(weight.shape, dtype=weight.dtype)  # where the generator draws
             nn.init.kaiming_uniform_(scores, a=math.sqrt(5), generator=generator)
             return ScoreMask(scores.to(weight.device), self.settings.keep)

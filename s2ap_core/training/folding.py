@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from s2ap_core.masks.channel_graph import uses
+from s2ap_core.masks.layers import to_channels_last
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
         try:
             traced = fx.symbolic_trace(copy.deepcopy(model))  # a copy, since the trace shares the modules
             _fold(traced)
-            candidate: nn.Module = traced.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            candidate = to_channels_last(traced)
             logits = candidate(images)
         except Exception as error:  # whatever the network's own code raises on a stand-in for its input
             log.debug("BatchNorm is not folded, the network is evaluated as it is: %s", error)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.distributed.group import add_up
-from s2ap_core.masks.layers import is_masked, mask_of, one_mask, score_masks
+from s2ap_core.masks.layers import is_masked, mask_of, one_mask, raw_weight, score_masks
 from s2ap_core.modes import frozen_statistics
 
 
@@ -33,15 +33,11 @@ def score_layers(model: nn.Module) -> list[PerturbedLayer]:
 def weight_layers(model: nn.Module) -> list[PerturbedLayer]:
     """The weights of each masked layer; their norm is that of ``w * m``, as is their gradient."""
     layers = [layer for layer in model.modules() if is_masked(layer)]
-    return [PerturbedLayer(_original(layer), _masked_norm(layer)) for layer in layers]
-
-
-def _original(layer: nn.Module) -> nn.Parameter:
-    return layer.parametrizations.weight.original  # type: ignore[union-attr, return-value]
+    return [PerturbedLayer(raw_weight(layer), _masked_norm(layer)) for layer in layers]
 
 
 def _masked_norm(layer: nn.Module) -> Callable[[], Tensor]:
-    return lambda: (_original(layer) * mask_of(layer).mask()).norm()
+    return lambda: (raw_weight(layer) * mask_of(layer).mask()).norm()
 
 
 class Perturbation:

@@ -15,6 +15,7 @@ from s2ap_core.distributed.group import wait
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
 from s2ap_core.files.tensors import load_tensors, save_masks, save_tensors
+from s2ap_core.masks.layers import to_channels_last
 from s2ap_core.masks.masking import fix_masks, masks, scores
 from s2ap_core.masks.state import load_plain_state_dict, plain_state_dict
 from s2ap_core.methods import build_method
@@ -195,7 +196,7 @@ class Stages:
 
     def _loop(self, stage: str, settings: StageSettings, model: nn.Module, parameters: Sequence[nn.Parameter]) -> Loop:
         if self.device.startswith("cuda"):
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what tensor cores read
+            to_channels_last(model)  # what tensor cores read
         optimizer = torch.optim.SGD(
             parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )

@@ -17,7 +17,7 @@ from s2ap_core.masks.layers import constant_mask, is_masked, masked_layers, one_
 from s2ap_core.masks.masking import attach, attach_masks, bake, density, fix_masks, masks, scaled_scores, scores
 from s2ap_core.masks.parametrization import FixedMask, ScoreMask
 from s2ap_core.masks.state import load_plain_state_dict, plain_state_dict
-from s2ap_core.masks.topk import _topk_mask_on_device, topk_mask
+from s2ap_core.masks.topk import topk_mask, topk_mask_on_device
 from s2ap_core.methods.harp import rate_of
 
 NAN = float("nan")
@@ -57,8 +57,8 @@ def test_masks_keep_the_exact_count_and_are_a_stable_sorts(magnitude, keep):
     assert int(found.sum()) == n_keep
     assert found.reshape(-1).tolist() == naive_mask(magnitude, n_keep)
     if 0 < n_keep < n:  # none and all are decided before any device is asked
-        assert _topk_mask_on_device(magnitude, n_keep).reshape(-1).tolist() == naive_mask(magnitude, n_keep)
-    on_device = _topk_mask_on_device(magnitude, torch.tensor(n_keep))  # a learned rate's count may be any
+        assert topk_mask_on_device(magnitude, n_keep).reshape(-1).tolist() == naive_mask(magnitude, n_keep)
+    on_device = topk_mask_on_device(magnitude, torch.tensor(n_keep))  # a learned rate's count may be any
     assert on_device.reshape(-1).tolist() == naive_mask(magnitude, n_keep)
 
 
@@ -73,7 +73,7 @@ def test_no_mask_of_nan(n_keep, place):
 
 def test_nan_does_not_go_unnoticed_on_a_device():
     # Without a synchronisation nothing can be raised there, but the loss can be made NaN.
-    assert _topk_mask_on_device(torch.tensor([1.0, NAN, 3.0, 2.0]), 2).isnan().any()
+    assert topk_mask_on_device(torch.tensor([1.0, NAN, 3.0, 2.0]), 2).isnan().any()
 
 
 def one_layer(rate: float | None = None, keep_min: float = 0.05) -> tuple[nn.Module, ScoreMask]:
