@@ -15,11 +15,13 @@ class Method(ABC):
     Attributes:
         pretrained: whether the search starts from trained weights; if not, from :meth:`initialise`.
         finetuned: whether weights are trained under the final mask.
+        counts_flops: whether ``flops_reduction`` is the budget, instead of ``keep``.
         image_shape: (C, H, W) of the images, to be set where FLOPs are counted.
     """
 
     pretrained = True
     finetuned = True
+    counts_flops = False
     image_shape: tuple[int, int, int] | None = None
 
     def __init__(self, settings: MethodSettings) -> None:

@@ -55,6 +55,7 @@ class ChannelMethod(Method):
         InputError: if ``settings`` have no ``flops_reduction``.
     """
 
+    counts_flops = True
     graph: ChannelGraph
 
     def __init__(self, settings: MethodSettings) -> None:

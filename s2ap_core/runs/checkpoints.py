@@ -4,13 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from s2ap_core.config import Config
-from s2ap_core.data import Dataset
 from s2ap_core.errors import InputError
 from s2ap_core.files.tensors import load_tensors, save_tensors
 from s2ap_core.masks.layers import maskable_layers
@@ -55,18 +54,39 @@ class Checkpoint:
     header: dict[str, Any]
 
 
-def describe(config: Config, data: Dataset, stage: str, epoch: int) -> dict[str, Any]:
+class Images(Protocol):
+    """What shapes a network of the images that it is for."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+
+    @property
+    def size(self) -> int:
+        """Height and width in pixels."""
+
+
+def describe_network(config: Config, images: Images) -> dict[str, Any]:
+    """Make the ``network`` entry of a header, from which :func:`build_network` builds."""
+    return {
+        "name": config.network.name,
+        "classes": images.classes,
+        "width": config.network.width,
+        "input_size": images.size,
+        "input_channels": images.channels,
+        "norm_affine": config.network.norm_affine,
+    }
+
+
+def describe(config: Config, data: Images, stage: str, epoch: int) -> dict[str, Any]:
     """The header of a checkpoint or mask file of this run; a dense network has no method and keeps all."""
     dense = stage == "pretrain"
     return {
-        "network": {
-            "name": config.network.name,
-            "classes": data.classes,
-            "width": config.network.width,
-            "input_size": data.size,
-            "input_channels": data.channels,
-            "norm_affine": config.network.norm_affine,
-        },
+        "network": describe_network(config, data),
         "dataset": config.data.name,
         "objective": config.objective.model_dump(mode="json"),
         "method": None if dense else config.method.name,

@@ -1,20 +1,137 @@
-"""What a config implies for its run: stages, beginnings that it can share, arm, gamma."""
+"""What a config makes of its run: its stages and epochs, what it can share, its arm, what it ends with.
+
+All this follows from the config and the method alone, and is derived here and nowhere else. What it takes is
+counted in :mod:`s2ap_core.runs.passes` and :mod:`s2ap_core.runs.disk`.
+"""
 
 import hashlib
 import json
+import math
 from typing import Any, Literal
 
 from s2ap_core.config import Config
-from s2ap_core.methods import build_method
+from s2ap_core.methods import METHODS, Method, build_method
 
-TRAINED_STAGES = ("pretrain", "prune", "finetune")
+Stage = Literal["pretrain", "prune", "finetune"]
+
+TRAINED_STAGES: tuple[Stage, ...] = ("pretrain", "prune", "finetune")
 
 
 Until = Literal["pretrain", "warmup", "prune", "end"]
 
 
-BEGINNINGS: tuple[Until, ...] = ("pretrain", "warmup", "prune")
-"""Where a run may end so that others go on from it, in the order of the stages."""
+def trained(config: Config, until: Until = "end") -> tuple[Stage, ...]:
+    """Name the stages that a run goes through until there, in order; the first hands on untrained weights for some.
+
+    The last stage that is evaluated is the last one; where none is, nothing is left out.
+    """
+    if until == "pretrain":
+        return ("pretrain",)
+    wanted = config.evaluation.stages or TRAINED_STAGES
+    stages: list[Stage] = ["pretrain"]
+    if until != "end" or "prune" in wanted or "finetune" in wanted:
+        stages.append("prune")
+    if until == "end" and "finetune" in wanted and _method(config).finetuned:
+        stages.append("finetune")
+    return tuple(stages)
+
+
+def evaluated(config: Config, until: Until = "end") -> list[Stage]:
+    """Name the stages whose result is evaluated: of those asked for, those trained; none in a beginning of others."""
+    return [stage for stage in config.evaluation.stages if until == "end" and stage in trained(config)]
+
+
+def expected(config: Config) -> list[str]:
+    """Name the entries of ``results.json`` that say that a run is complete, since they come last."""
+    return [f"evaluate-{stage}" for stage in evaluated(config)] or [trained(config)[-1]]
+
+
+def epochs(config: Config, stage: Stage, since: Until | None = None, until: Until = "end") -> range:
+    """Number the epochs, from 1, that a run trains of a stage between the beginning it goes on from and its end."""
+    if stage not in trained(config, until):
+        return range(1, 1)
+    match stage:
+        case "pretrain":
+            given = config.pretrain.checkpoint is not None or not _method(config).pretrained
+            return range(1, 1 if given or since is not None else config.pretrain.epochs + 1)
+        case "prune":
+            shared = min(config.minimizer.warmup, config.prune.epochs)
+            last = shared if until == "warmup" else config.prune.epochs
+            done = {None: 0, "pretrain": 0, "warmup": shared}.get(since, last)
+            return range(done + 1, last + 1)
+        case "finetune":
+            return range(1, config.finetune.epochs + 1)
+
+
+def warmup(config: Config) -> int:
+    """Count the epochs at the search's start without the perturbation that later ones have; 0 where none has one."""
+    return 0 if config.minimizer.name == "none" else min(config.minimizer.warmup, config.prune.epochs)
+
+
+def perturbed(config: Config) -> range:
+    """Number the epochs of the search, from 1, that are perturbed."""
+    last = 0 if config.minimizer.name == "none" else config.prune.epochs
+    return range(warmup(config) + 1, last + 1)
+
+
+def arm(config: Config) -> str:
+    """Name the arm of the comparison: what perturbs the search, and whether the finetuning goes with it.
+
+    The paper finetunes Orig. plainly and S2AP with AWP; ``orig-awp`` and ``s2ap-plain`` are crossed. A search that
+    nothing is finetuned after is ``orig``, ``s2ap`` or ``awp`` alone. However S2AP's perturbation is made, it is
+    S2AP: see :func:`as_published`.
+    """
+    searched = "orig" if config.minimizer.name == "none" else config.minimizer.name
+    if "finetune" not in trained(config):
+        return searched
+    crossed = {("orig", True): "orig-awp", ("s2ap", False): "s2ap-plain"}
+    return crossed.get((searched, config.finetune.awp), searched)
+
+
+def as_published(config: Config) -> bool:
+    """Whether the search steps as the paper's experiments do, which its tables are of.
+
+    Cheaper perturbations, those carried on or of another step, and the update as it is printed are not.
+    """
+    minimizer = config.minimizer
+    if minimizer.update != "method":
+        return False
+    if minimizer.name == "none":
+        return True
+    cheaper = minimizer.single_step or minimizer.subset < 1 or minimizer.every > 1
+    return not cheaper and not minimizer.carry and minimizer.eta_z == math.inf
+
+
+def gamma(config: Config) -> float | None:
+    """Return the radius of the search's perturbations, or else of the finetuning's; None where there are none."""
+    if config.minimizer.name != "none":
+        return config.minimizer.gamma
+    return finetuning_gamma(config) if "finetune" in trained(config) else None
+
+
+def finetuning_gamma(config: Config) -> float | None:
+    """Return the radius that weights are perturbed by in the finetuning, None where it is plain."""
+    return (config.finetune.gamma or config.minimizer.gamma) if config.finetune.awp else None
+
+
+def flops_reduction(config: Config) -> float | None:
+    """Return how many times fewer FLOPs pruning leaves, None for a method that counts weights."""
+    return config.method.flops_reduction if _method(config).counts_flops else None
+
+
+def beginnings(config: Config) -> list[Until]:
+    """Name the points, in order, from which another run could go on instead of beginning anew."""
+    possible: list[Until] = ["pretrain"]
+    if "prune" in trained(config) and 0 < config.minimizer.warmup < config.prune.epochs:
+        possible.append("warmup")
+    if "finetune" in trained(config):
+        possible.append("prune")
+    return possible
+
+
+def _method(config: Config) -> Method | type[Method]:
+    """The method, or where none of that name is registered, as for runs that are read later, what most methods say."""
+    return build_method(config.method) if config.method.name in METHODS else Method
 
 
 def beginning(config: Config, until: Until, *, defaults: bool = True) -> dict[str, Any]:

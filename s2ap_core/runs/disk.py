@@ -1,20 +1,25 @@
 """What a run takes on disk, known before it starts."""
 
+import json
 import logging
 import math
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from s2ap_core.config import Config
-from s2ap_core.data import Dataset
+from s2ap_core.config import Config, MethodSettings
 from s2ap_core.errors import InputError
 from s2ap_core.masks.masking import masks, scores
 from s2ap_core.masks.state import plain_state_dict
-from s2ap_core.methods import build_method
-from s2ap_core.runs.checkpoints import build_network, describe
+from s2ap_core.methods import METHODS, build_method
+from s2ap_core.models import NETWORKS
+from s2ap_core.runs import course
+from s2ap_core.runs.checkpoints import Images, build_network, describe_network
 from s2ap_core.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -24,14 +29,37 @@ HEADERS = 20_000
 """Bytes of a tensor file besides its tensors: names, shapes, the JSON header."""
 
 
-def check_space(run: RunDirectory, data: Dataset, keep_checkpoints: int | None = None) -> None:
+@dataclass(frozen=True)
+class _Bytes:
+    """Of the tensors that a run's files hold.
+
+    Attributes:
+        dense: of the network without masks.
+        trained: of its parameters.
+        pruned: of the network with what selects its masks.
+        scores: of its scores.
+        entries: of its masks, a byte for each.
+        packed: of its masks, packed.
+    """
+
+    dense: int
+    trained: int
+    pruned: int
+    scores: int
+    entries: int
+    packed: int
+
+
+def check_space(
+    run: RunDirectory, images: Images, keep_checkpoints: int | None = None, until: course.Until = "end"
+) -> None:
     """Log what the run still needs on disk, and refuse what will not fit.
 
     Raises:
         InputError: with the bytes needed and free.
     """
     there = sum(file.stat().st_size for file in run.path.rglob("*.safetensors"))
-    needed = max(0, bytes_of_run(run.config, data, keep_checkpoints) - there)
+    needed = max(0, bytes_of_run(run.config, images, keep_checkpoints, until) - there)
     free = shutil.disk_usage(run.path).free
     log.info("needs about %s more on disk, %s are free", megabytes(needed), megabytes(free))
     if needed > free:
@@ -41,37 +69,90 @@ def check_space(run: RunDirectory, data: Dataset, keep_checkpoints: int | None =
         )
 
 
-def bytes_of_run(config: Config, data: Dataset, keep_checkpoints: int | None = None) -> int:
-    """Bytes of a run's checkpoints, masks and states when all its stages have ended.
+def bytes_of_run(
+    config: Config, images: Images, keep_checkpoints: int | None = None, until: course.Until = "end"
+) -> int:
+    """Count the bytes that a run needs at most, until it ends.
+
+    A file is written beside the one that it replaces, which is one file more than :func:`files_of_run` counts.
+    """
+    files = files_of_run(config, images, keep_checkpoints, until)
+    return sum(files.values()) + max(files.values())
+
+
+def files_of_run(
+    config: Config, images: Images, keep_checkpoints: int | None = None, until: course.Until = "end"
+) -> dict[Path, int]:
+    """Count the bytes of a run's checkpoints, masks and states when it has ended, by path in its folder.
 
     Args:
         config: the run's.
-        data: its images; classes and size shape the network.
+        images: classes and size shape the network.
         keep_checkpoints: checkpoints of the search's epochs that are kept; None is all.
+        until: where it ends.
     """
-    method = build_method(config.method)
-    method.image_shape = (data.channels, data.size, data.size)
+    run, size = RunDirectory(Path(), config), _bytes(config, images)
+    stages = course.trained(config, until)
+    files = {run.checkpoint("pretrain"): size.dense}
+    if course.epochs(config, "pretrain"):
+        files[run.state("pretrain")] = size.dense + size.trained  # the momentum of each parameter
+    if "prune" in stages:
+        end = course.epochs(config, "prune", until=until).stop  # behind the last epoch; epoch 0 is before the search
+        kept = end if keep_checkpoints is None else min(end, keep_checkpoints)
+        files |= {run.checkpoint(f"prune-epoch-{epoch:03d}"): size.pruned for epoch in range(end - kept, end)}
+        files |= {run.masks(epoch): size.packed for epoch in range(end)}
+        files[run.checkpoint("prune-best")] = size.pruned
+        files[run.state("prune")] = size.pruned + size.scores * (2 if config.minimizer.carry else 1)
+    if "finetune" in stages:
+        files[run.checkpoint("finetune-best")] = size.dense + size.entries
+        files[run.state("finetune")] = size.dense + size.entries + size.trained
+    return {file: tensors + HEADERS for file, tensors in files.items()}
+
+
+def files_taken_over(config: Config, images: Images, since: course.Until, minimizer: str) -> set[Path]:
+    """Name the files that a run has in common with the beginning that it goes on from, which are linked.
+
+    Args:
+        since: where the beginning ends.
+        minimizer: the beginning's. Files that name another than the run's are written anew, and so are those that
+            later epochs replace.
+    """
+    files = set(files_of_run(config, images, until=since))
+    if since == "warmup":
+        run = RunDirectory(Path(), config)
+        files -= {run.checkpoint("prune-best"), run.state("prune")}
+        if minimizer != config.minimizer.name:
+            files &= set(files_of_run(config, images, until="pretrain"))
+    return files
+
+
+def _bytes(config: Config, images: Images) -> _Bytes:
+    # How much is kept changes values and no shapes, so that runs which differ in it are counted once.
+    method = config.method.model_copy(update={"keep": 0.5})
+    factories = NETWORKS.get(config.network.name), METHODS.get(method.name)
+    return _count(json.dumps(describe_network(config, images)), method.model_dump_json(), factories)
+
+
+@lru_cache(maxsize=256)
+def _count(network: str, method: str, factories: object) -> _Bytes:
+    """Build the network for its tensors' sizes; ``factories`` are part of the key: a name may be registered anew."""
+    del factories
+    described = json.loads(network)
+    chosen = build_method(MethodSettings.model_validate_json(method))
+    chosen.image_shape = (described["input_channels"], described["input_size"], described["input_size"])
     with torch.random.fork_rng([]):
-        model = build_network(describe(config, data, "pretrain", 0)["network"])
-        trained = size(model.parameters())
-        dense = size(model.state_dict().values()) + HEADERS
-        method.attach(model, torch.Generator())
-    pruned = size(plain_state_dict(model).values()) + HEADERS
-    searched = size(scores(model).values())
+        model = build_network(described)
+        dense, trained = size(model.state_dict().values()), size(model.parameters())
+        chosen.attach(model, torch.Generator())
     entries = [mask.numel() for mask in masks(model).values()]
-    packed = sum(math.ceil(count / 8) for count in entries) + HEADERS
-    epochs = config.prune.epochs + 1
-    kept = epochs if keep_checkpoints is None else min(epochs, keep_checkpoints)
-    wanted = set(config.evaluation.stages) or {"prune", "finetune"}
-    total = dense
-    if config.pretrain.checkpoint is None and method.pretrained:
-        total += dense + trained  # the state: the network and the momentum of each parameter
-    if wanted & {"prune", "finetune"}:
-        carried = searched if config.minimizer.carry else 0
-        total += (kept + 1) * pruned + epochs * packed + pruned + searched + carried
-    if "finetune" in wanted and method.finetuned:
-        total += 2 * (dense + sum(entries)) + trained  # a fixed mask has a byte for each entry
-    return total + pruned  # a file is written beside the one that it replaces
+    return _Bytes(
+        dense=dense,
+        trained=trained,
+        pruned=size(plain_state_dict(model).values()),
+        scores=size(scores(model).values()),
+        entries=sum(entries),
+        packed=sum(math.ceil(count / 8) for count in entries),
+    )
 
 
 def size(tensors: Iterable[Tensor]) -> int:

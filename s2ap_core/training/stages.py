@@ -19,6 +19,7 @@ from s2ap_core.masks.layers import to_channels_last
 from s2ap_core.masks.masking import fix_masks, masks, scores
 from s2ap_core.masks.state import load_plain_state_dict, plain_state_dict
 from s2ap_core.methods import build_method
+from s2ap_core.runs import course
 from s2ap_core.runs.checkpoints import build_network, describe, load_checkpoint, save_checkpoint
 from s2ap_core.runs.course import TRAINED_STAGES, Until
 from s2ap_core.runs.directory import METRICS, TIMING, RunDirectory
@@ -76,21 +77,18 @@ class Stages:
         with lock.hold(self.run.path):
             self.run.remove_leftovers()
             check_unchanged(self.run, self.data)
-            check_space(self.run, self.data, self.keep_checkpoints)
+            check_space(self.run, self.data, self.keep_checkpoints, until)
             self._all(until)
 
     def _all(self, until: Until) -> None:
-        wanted = self.config.evaluation.stages or TRAINED_STAGES
+        stages = course.trained(self.config, until)
         self.pretrain()
-        if until in ("warmup", "prune") or (until == "end" and not {"prune", "finetune"}.isdisjoint(wanted)):
+        if "prune" in stages:
             self.prune(self.config.minimizer.warmup if until == "warmup" else None)
-        if until != "end":
-            return
-        if "finetune" in wanted and self.method.finetuned:
+        if "finetune" in stages:
             self.finetune()
-        for stage in self.config.evaluation.stages:
-            if self.result(stage).exists():
-                self.evaluate(stage)
+        for stage in course.evaluated(self.config, until):
+            self.evaluate(stage)
 
     def result(self, stage: str) -> Path:
         """The checkpoint that a stage hands on."""
@@ -137,7 +135,8 @@ class Stages:
                 subset=minimizer.subset,
                 every=minimizer.every,
             )
-            loop.perturb = lambda epoch: perturbation if epoch > minimizer.warmup else None
+            perturbed = course.perturbed(self.config)
+            loop.perturb = lambda epoch: perturbation if epoch in perturbed else None
         if minimizer.update == "normalized":
             normalize_score_gradient(loop.optimizer, list(scores(model).values()))
         self._train(loop, epochs)
@@ -149,8 +148,8 @@ class Stages:
         settings = self.config.finetune
         model = fix_masks(load_checkpoint(self.result("prune"), self.device).model)
         loop = self._loop("finetune", settings, model, [p for p in model.parameters() if p.requires_grad])
-        if settings.awp:
-            gamma = settings.gamma or self.config.minimizer.gamma
+        gamma = course.finetuning_gamma(self.config)
+        if gamma is not None:
             perturbation = Perturbation(model, weight_layers(model), gamma=gamma)
             loop.perturb = lambda epoch: perturbation
         self._train(loop)

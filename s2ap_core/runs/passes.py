@@ -1,0 +1,83 @@
+"""How many images a run passes through its network, known before it starts.
+
+The unit is a forward and a backward pass of one image.
+"""
+
+import math
+from collections.abc import Mapping
+
+from s2ap_core.config import Config, ObjectiveSettings
+from s2ap_core.data import Split
+from s2ap_core.runs import course
+from s2ap_core.runs.course import Until
+
+ROBUST = 0.5
+"""Share of the test images that the later attacks of an evaluation still run on."""
+
+EVALUATION = {
+    "none": 1 / 3,
+    "pgd-50": 51.0,
+    # APGD-CE has 100 steps, targeted APGD 9 times 100 on what is left.
+    "apgd": 100 + 900 * ROBUST,
+    # FAB 9 times 100 with two passes in each, Square 5,000 forward passes.
+    "autoattack": 100 + (900 + 1800 + 5000 / 3) * ROBUST,
+}
+"""Passes for each test image."""
+
+
+def image_passes(
+    config: Config, images: Mapping[Split, int], since: Until | None = None, until: Until = "end"
+) -> dict[str, float]:
+    """Count the passes by stage, an evaluation's as ``evaluate-STAGE``, from the beginning that a run goes on from.
+
+    Args:
+        images: of each split.
+        since: the beginning, None where there is none.
+        until: where the run ends.
+    """
+    plain, loss = _passes_of_a_step(config.objective), _passes_of_a_loss(config.objective)
+    passes: dict[str, float] = {}
+    for stage in course.trained(config, until):
+        done = course.epochs(config, stage, since, until)
+        passes[stage] = float(len(done) * (images["train"] + images["val"]) * plain)
+        if stage == "prune":
+            if 1 in done:  # the mask before the search is validated, too
+                passes[stage] += images["val"] * plain
+            perturbed = len(set(done) & set(course.perturbed(config)))
+            passes[stage] += perturbed * images["train"] * _passes_of_a_perturbation(config)
+            passes[stage] += len(done) * _tracked(config, images["train"])
+        elif stage == "finetune" and config.finetune.awp:
+            passes[stage] += len(done) * images["train"] * loss
+    shown = min(config.evaluation.n or images["test"], images["test"])
+    for stage in course.evaluated(config, until):
+        passes[f"evaluate-{stage}"] = EVALUATION[config.evaluation.attack] * shown
+    return passes
+
+
+def _passes_of_a_step(objective: ObjectiveSettings) -> float:
+    """Of the attack and the loss, for each image of an iteration."""
+    attack = {"clean": 0.0, "fast-at": 1.0}.get(objective.name, float(objective.steps))
+    return attack + _passes_of_a_loss(objective)
+
+
+def _passes_of_a_loss(objective: ObjectiveSettings) -> int:
+    """Of the clean and the adversarial images, or of one of them."""
+    return 1 if objective.name in ("clean", "fast-at", "pgd-at") else 2
+
+
+def _passes_of_a_perturbation(config: Config) -> float:
+    """The extra loss for z."""
+    minimizer = config.minimizer
+    return 0.0 if minimizer.single_step else _passes_of_a_loss(config.objective) * minimizer.subset / minimizer.every
+
+
+def _tracked(config: Config, train: int) -> float:
+    """Of an epoch's readings."""
+    tracking = config.tracking
+    if not tracking.every:
+        return 0.0
+    batch = config.prune.batch_size
+    readings = math.ceil(math.ceil(train / batch) / tracking.every)
+    # A product is a backward pass of a backward pass, on clean and adversarial images.
+    products = readings * len(tracking.batch_norm) * tracking.hvps
+    return products * 4 * min(tracking.images or batch, batch)
