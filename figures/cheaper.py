@@ -13,9 +13,10 @@ from typing import Any
 import click
 import pandas as pd
 
-from figures.matching import Library, cell_of, gamma_of
+from figures.matching import Library, cell_of
 from s2ap_core.config import Config, MinimizerSettings
 from s2ap_core.files.atomic import write_file
+from s2ap_core.runs import course
 from s2ap_diag.commands._common import EXISTING
 from s2ap_diag.output.tables import to_csv
 from s2ap_diag.reading.results import Run, collect
@@ -82,7 +83,7 @@ def table(runs: list[Run]) -> pd.DataFrame:
     for alike in by_setting.values():
         gammas = {r.config.minimizer.gamma for r in alike if "," in perturbation_of(r.config.minimizer)}
         for gamma in sorted(gammas):
-            rows += _rows([r for r in alike if gamma_of(r.config) in (None, gamma)], gamma)
+            rows += _rows([r for r in alike if course.gamma(r.config) in (None, gamma)], gamma)
     return pd.DataFrame(rows)
 
 

@@ -14,8 +14,8 @@ from figures.catalogue import Cell
 from s2ap_core.config import Config
 from s2ap_core.data.cifar10c import CORRUPTIONS
 from s2ap_core.errors import InputError
-from s2ap_core.methods import METHODS
 from s2ap_core.presets.compose import compose, groups
+from s2ap_core.runs import course
 from s2ap_core.training.evaluation import Evaluation, load_evaluation
 from s2ap_diag.curvature.hessian import BatchNormMode
 from s2ap_diag.reading.results import SHARPNESS, Run, Skipped, collect
@@ -77,34 +77,9 @@ def threat_of(config: Config) -> Threat | None:
     return Threat(asked.attack, asked.norm, config.objective.eps if asked.eps is None else asked.eps, asked.n)
 
 
-def arm_of(config: Config) -> str | None:
-    """The arm, None if the perturbation is none of the paper's (cheaper, carried, of another step or update).
-
-    Finetuning counts where there is one: the raw mask is the search's alone.
-    """
-    minimizer = config.minimizer
-    cheaper = minimizer.single_step or minimizer.subset < 1 or minimizer.every > 1
-    as_printed = minimizer.carry or minimizer.eta_z != math.inf or minimizer.update != "method"
-    if cheaper or as_printed:
-        return None
-    if minimizer.name == "awp":
-        return "awp"
-    if not is_finetuned(config):
-        return "s2ap" if minimizer.name == "s2ap" else "orig"
-    arms = {(False, False): "orig", (True, True): "s2ap", (False, True): "orig-awp", (True, False): "s2ap-plain"}
-    return arms[minimizer.name == "s2ap", config.finetune.awp]
-
-
-def is_finetuned(config: Config) -> bool:
-    """Whether a run trains weights under its final mask."""
-    method = METHODS.get(config.method.name)
-    stages = config.evaluation.stages
-    return getattr(method, "finetuned", True) and ("finetune" in stages or not stages)
-
-
 def cell_of(config: Config, printed: str = "") -> Cell:
     """The setting that a config is of, its sparsity rounded to a tenth of a percent."""
-    flops = config.method.flops_reduction
+    flops = course.flops_reduction(config)
     return Cell(
         data=config.data.name,
         network=config.network.name,
@@ -114,15 +89,6 @@ def cell_of(config: Config, printed: str = "") -> Cell:
         training="clean" if config.objective.name == "clean" else None,
         printed=printed,
     )
-
-
-def gamma_of(config: Config) -> float | None:
-    """Radius of the perturbation, None where neither scores nor weights are perturbed."""
-    if config.minimizer.name != "none":
-        return config.minimizer.gamma
-    if is_finetuned(config) and config.finetune.awp:
-        return config.finetune.gamma or config.minimizer.gamma
-    return None
 
 
 def paper_gamma(cell: Cell) -> float | None:
@@ -156,11 +122,10 @@ class Place:
 def place_of(run: Run) -> Place | None:
     """Where a run belongs, None if its perturbation is none of the paper's."""
     config = run.config
-    arm = arm_of(config)
-    if arm is None:
+    if not course.as_published(config):
         return None
-    found = cell_of(config), arm, gamma_of(config), config.seed, training_of(config), threat_of(config)
-    return Place(run, *found)
+    found = cell_of(config), course.arm(config), course.gamma(config), config.seed
+    return Place(run, *found, training_of(config), threat_of(config))
 
 
 class Library:
@@ -171,7 +136,7 @@ class Library:
 
     Attributes:
         skipped: what could not be used.
-        left_out: how many runs were trained or evaluated otherwise, and how.
+        left_out: how many runs were searched, trained or evaluated otherwise, and how.
         conflicts: groups of runs that claim the same place, none of which is used.
         used: by path the runs that something was read of, and the needs that were.
         batch_norm: the mode of BatchNorm that curvature is read of.
@@ -194,10 +159,19 @@ class Library:
         self.attack = attack or _commonest(attacks.elements())
         self.left_out: list[str] = []
         by_setting: dict[tuple[str, ...], list[Place]] = defaultdict(list)
+        unpublished: dict[str, list[Path]] = defaultdict(list)
         for run in runs:
             place = place_of(run)
             if place is not None:
                 by_setting[place.setting].append(place)
+            else:
+                unpublished[course.arm(run.config)].append(run.path)
+        for arm, paths in unpublished.items():
+            more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+            self.left_out.append(
+                f"{paths[0]}{more}: {arm} by a perturbation or an update that is none of the paper's, so that they are "
+                "in no cell; `python -m figures.cheaper` compares the cheaper ones"
+            )
         self.places = [place for alike in map(self._alike, by_setting.values()) for place in alike]
 
     def _alike(self, places: Sequence[Place]) -> list[Place]:

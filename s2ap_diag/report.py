@@ -30,6 +30,7 @@ from pydantic import BaseModel, Field, ValidationError
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
+from s2ap_core.runs import course
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.reading.files import open_packed_masks
 from s2ap_diag.reading.results import SHARPNESS, Run, Skipped, collect
@@ -299,7 +300,7 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
     losses = _losses(run, results)
     curvatures = {mode: _curve(run, f"lambda_max_{mode}") for mode in ("running", "batch") if results.prune}
     h = {epoch: distance.h for epoch, distance in enumerate(distances, 1)}
-    warmup = config.minimizer.warmup if results.prune and config.minimizer.name != "none" else 0
+    warmup = course.warmup(config) if results.prune else 0
     selected = results.prune.selected_epoch if results.prune else None
     charts = [
         chart("Robust validation loss", losses, warmup=warmup, selected=selected),
@@ -320,8 +321,8 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
         data=config.data.name,
         network=config.network.name,
         method=config.method.name if results.prune else None,
-        arm=arm(config, finetuned=results.finetune is not None) if results.prune else None,
-        gamma=_gamma(config, finetuned=results.finetune is not None) if results.prune else None,
+        arm=course.arm(config) if results.prune else None,
+        gamma=course.gamma(config) if results.prune else None,
         removed=removed,
         reduction=reduction,
         seed=config.seed,
@@ -342,31 +343,10 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
     )
 
 
-def arm(config: Config, *, finetuned: bool) -> str:
-    """The arm of the comparison: what perturbs the search, and whether the finetuning is the one that goes with it.
-
-    The paper finetunes Orig. plainly and S2AP with AWP; ``orig-awp`` and ``s2ap-plain`` are crossed. A search
-    that nothing is finetuned after is ``orig``, ``s2ap`` or ``awp`` alone.
-    """
-    searched = {"none": "orig"}.get(config.minimizer.name, config.minimizer.name)
-    if not finetuned or searched == "awp":
-        return searched
-    crossed = {("orig", True): "orig-awp", ("s2ap", False): "s2ap-plain"}
-    return crossed.get((searched, config.finetune.awp), searched)
-
-
-def _gamma(config: Config, *, finetuned: bool) -> float | None:
-    if config.minimizer.name != "none":
-        return config.minimizer.gamma
-    if finetuned and config.finetune.awp:
-        return config.finetune.gamma or config.minimizer.gamma
-    return None
-
-
 def _removed(config: Config) -> tuple[float, str]:
     """The fraction of weights or FLOPs that goes, and the same as the field says it."""
-    reduction = config.method.flops_reduction
-    if config.method.name.endswith("-channels") and reduction is not None:
+    reduction = course.flops_reduction(config)
+    if reduction is not None:
         return 1 - 1 / reduction, f"{reduction:.4g}× FLOPs"
     return 1 - config.method.keep, f"{100 * (1 - config.method.keep):.4g} %"
 
@@ -395,8 +375,6 @@ def _parse(model: type[Model], found: Any, file: Path, remedy: str) -> Model:
 
 def _results(run: Run) -> _Results:
     file, remedy = run.path / "results.json", "run again with --resume"
-    if not isinstance(run.results, dict):
-        raise InputError(f"{file}: not a JSON object; {remedy}")
     evaluated = {stage: run.results[f"evaluate-{stage}"] for stage in STAGES if f"evaluate-{stage}" in run.results}
     stages = {stage: run.results[stage] for stage in ("prune", "finetune") if stage in run.results}
     return _parse(_Results, {**stages, "evaluated": evaluated}, file, remedy)

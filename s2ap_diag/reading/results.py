@@ -1,7 +1,7 @@
 """The runs that lie in a folder, as figures and reports read them."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ import pandas as pd
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
+from s2ap_core.runs import course
 from s2ap_core.runs.directory import FORMAT, METRICS, TIMING, RunDirectory
 from s2ap_core.training.evaluation import Evaluation, load_evaluation
 from s2ap_diag.reading.files import open_packed_masks
@@ -148,17 +149,10 @@ def open_run(path: Path) -> Run:
     if found != FORMAT:
         raise InputError(f"{path}: of format {found}, this version reads {FORMAT}; run it anew")
     results = run.results()
-    missing = [stage for stage in _expected(run.config) if stage not in results]
+    missing = [entry for entry in course.expected(run.config) if entry not in results]
     if missing:
         raise InputError(f"{path}: half done, without {missing[0]}; go on with `s2ap-diag run --resume --out {path}`")
     return Run(path, run.config, results, environment)
-
-
-def _expected(config: Config) -> Sequence[str]:
-    stages = config.evaluation.stages
-    if config.method.name == "rlth":  # nothing is finetuned, so nothing of it is evaluated
-        stages = [stage for stage in stages if stage != "finetune"]
-    return [f"evaluate-{stage}" for stage in stages] or ["prune"]
 
 
 def run_folders(folder: Path) -> Iterator[Path]:

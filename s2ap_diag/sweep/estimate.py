@@ -6,29 +6,41 @@ benchmark's seconds per iteration on the machine in question, or from the paper'
 
 import heapq
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2ap_core.config import Config, StageSettings
+from s2ap_core.config import Config
+from s2ap_core.data import Split
 from s2ap_core.errors import InputError
-from s2ap_core.methods import build_method
 from s2ap_core.models import build
-from s2ap_core.runs.course import TRAINED_STAGES
+from s2ap_core.runs.disk import files_of_run, files_taken_over
+from s2ap_core.runs.passes import image_passes
 from s2ap_diag.sweep.plan import Task
 
-SIZES = {
-    "digits": (1_197, 200, 400, 1, 8, 10),
-    "cifar10": (49_000, 1_000, 10_000, 3, 32, 10),
-    "svhn": (72_257, 1_000, 26_032, 3, 32, 10),
-    "imagenet": (1_268_355, 12_812, 50_000, 3, 224, 1000),
+
+class Images(NamedTuple):
+    """Number and shape of a data set's images, known without its files."""
+
+    train: int
+    val: int
+    test: int
+    channels: int
+    size: int
+    classes: int
+
+
+IMAGES = {
+    "digits": Images(1_197, 200, 400, 1, 8, 10),
+    "cifar10": Images(49_000, 1_000, 10_000, 3, 32, 10),
+    "svhn": Images(72_257, 1_000, 26_032, 3, 32, 10),
+    "imagenet": Images(1_268_355, 12_812, 50_000, 3, 224, 1000),
 }
-"""Training, validation and test images, channels, size, classes."""
 
 _CIFAR = 20 * 50_000 * 12
 _IMAGENET = 10 * 1_281_167 * 2
@@ -42,19 +54,6 @@ PAPER = {
 """Table 7: hours of a search by the published code on A6000s, and its passes. On CIFAR-10 20 epochs with ten steps
 of the attack and two passes of the loss, on ImageNet 10 epochs with one and one."""
 
-ROBUST = 0.5
-"""Share of the test images that the later attacks of an evaluation still run on."""
-
-EVALUATION = {
-    "none": 1 / 3,
-    "pgd-50": 51.0,
-    # APGD-CE has 100 steps, targeted APGD 9 times 100 on what is left.
-    "apgd": 100 + 900 * ROBUST,
-    # FAB 9 times 100 with two passes in each, Square 5,000 forward passes.
-    "autoattack": 100 + (900 + 1800 + 5000 / 3) * ROBUST,
-}
-"""Passes for each test image."""
-
 
 @dataclass(frozen=True)
 class Size:
@@ -67,103 +66,48 @@ class Size:
 @cache
 def size_of(name: str, width: int | None, dataset: str) -> Size:
     """Counted on the meta device, where nothing is computed."""
-    *_, channels, size, classes = SIZES[dataset]
+    images = IMAGES[dataset]
     with torch.device("meta"):
-        model = build(name, width=width, input_size=size, input_channels=channels, classes=classes).eval()
+        model = build(
+            name, width=width, input_size=images.size, input_channels=images.channels, classes=images.classes
+        ).eval()
         with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, channels, size, size))
+            model(torch.empty(1, images.channels, images.size, images.size))
     return Size(counter.get_total_flops() / 2, sum(p.numel() for p in model.parameters()))
 
 
-def passes(task: Task) -> float:
-    """Passes of one image each, forward and backward, of a task from the beginning that it goes on from.
+def images_of(config: Config) -> Images:
+    """Those of its data set; one that is not in :data:`IMAGES` counts as CIFAR-10."""
+    return IMAGES.get(config.data.name, IMAGES["cifar10"])
 
-    Images of data sets that are not in :data:`SIZES` count as CIFAR-10's.
-    """
-    config, total = task.config, 0.0
-    train, val, test, *_ = _sizes(config)
-    ends = config.evaluation.stages or TRAINED_STAGES
-    method = build_method(config.method)
-    order = ("pretrain", "warmup", "prune", "end")
-    begun = order.index(task.shared) if task.shared else -1
-    until = order.index(task.until)
-    step = _passes_of_a_step(config)
-    if begun < 0 and method.pretrained and config.pretrain.checkpoint is None:
-        total += _stage(config.pretrain, train, val, step, step)
-    if until >= 1 and not set(ends) <= {"pretrain"}:
-        warmup = min(config.minimizer.warmup, config.prune.epochs)
-        plain = warmup if config.minimizer.name != "none" else config.prune.epochs
-        first = 0 if begun < 1 else warmup
-        last = {1: warmup}.get(until, config.prune.epochs)
-        if begun < 2:
-            before = max(0, min(plain, last) - first)
-            after = last - first - before
-            total += (before * step + after * (step + _perturbation(config))) * train
-            total += (last - first) * val * step
-            total += (last - first) * _tracked(config, train)
-    if until == 3:
-        if "finetune" in ends and method.finetuned:
-            total += _stage(config.finetune, train, val, step + (_losses(config) if config.finetune.awp else 0), step)
-        for stage in config.evaluation.stages:
-            if stage != "finetune" or method.finetuned:
-                total += EVALUATION[config.evaluation.attack] * min(config.evaluation.n or test, test)
-        if task.sharpness is not None:
-            steps = 20 + 2 + len(task.sharpness.rho) * task.sharpness.steps
-            total += min(task.sharpness.images, train) * steps
+
+def passes(task: Task) -> float:
+    """Passes of one image each, forward and backward, of a task from the beginning that it goes on from."""
+    images = images_of(task.config)
+    counts: dict[Split, int] = {"train": images.train, "val": images.val, "test": images.test}
+    total = sum(image_passes(task.config, counts, task.shared, task.until).values())
+    if task.sharpness is not None:
+        steps = 20 + 2 + len(task.sharpness.rho) * task.sharpness.steps
+        total += min(task.sharpness.images, images.train) * steps
     return total
 
 
 def work(task: Task) -> float:
     """Multiply-accumulates of a task: those of its passes, a backward pass counted as two forward ones."""
-    name = task.config.data.name if task.config.data.name in SIZES else "cifar10"
+    name = task.config.data.name if task.config.data.name in IMAGES else "cifar10"
     network = task.config.network
     return 3 * size_of(network.name, network.width, name).macs * passes(task)
 
 
-def _sizes(config: Config) -> tuple[int, int, int, int, int, int]:
-    return SIZES.get(config.data.name, SIZES["cifar10"])
-
-
-def _stage(settings: StageSettings, train: int, val: int, step: float, validation: float) -> float:
-    return settings.epochs * (train * step + val * validation)
-
-
-def _passes_of_a_step(config: Config) -> float:
-    steps = config.objective.steps
-    return {"clean": 1.0, "fast-at": 2.0, "pgd-at": steps + 1.0}.get(config.objective.name, steps + 2.0)
-
-
-def _perturbation(config: Config) -> float:
-    """The extra loss for z."""
-    minimizer = config.minimizer
-    return 0.0 if minimizer.single_step else _losses(config) * minimizer.subset / minimizer.every
-
-
-def _losses(config: Config) -> int:
-    """Passes of one loss: of the clean and the adversarial images, or of one of them."""
-    return 1 if config.objective.name in ("clean", "fast-at", "pgd-at") else 2
-
-
-def _tracked(config: Config, train: int) -> float:
-    tracking = config.tracking
-    if not tracking.every:
-        return 0.0
-    batch = config.prune.batch_size
-    readings = math.ceil(math.ceil(train / batch) / tracking.every)
-    # Two modes of BatchNorm; a product is a backward pass of a backward pass, on clean and adversarial images.
-    return readings * 2 * tracking.hvps * 4 * min(tracking.images or batch, batch)
-
-
-def disk(task: Task) -> float:
-    """Bytes that a task leaves: a checkpoint and a mask for each epoch of the search, and the stages' states."""
-    name = task.config.data.name if task.config.data.name in SIZES else "cifar10"
-    size = size_of(task.config.network.name, task.config.network.width, name).parameters
-    if task.until == "pretrain":
-        return 3 * 4.0 * size
-    epochs = task.config.minimizer.warmup if task.until == "warmup" else task.config.prune.epochs
-    linked = task.config.minimizer.warmup if task.shared in ("warmup", "prune") else 0
-    # Weights and scores of each epoch, the best and the state, which has momentum too.
-    return 4.0 * size * (2 * (epochs + 1 - linked) + 2 + 3 + 3) + size / 8 * (epochs + 1)
+def disk(task: Task) -> int:
+    """Bytes of the tensor files that a task leaves, besides those that its run has from its beginning."""
+    images = images_of(task.config)
+    files = files_of_run(task.config, images, until=task.until)
+    if task.before is not None:
+        minimizer = task.before.config.minimizer.name
+        for file in files_taken_over(task.config, images, task.before.until, minimizer):
+            del files[file]
+    return sum(files.values())
 
 
 def seconds_per_mac(benchmark: Path | None) -> Mapping[str, float]:

@@ -521,8 +521,10 @@ def test_a_damaged_run_spoils_nothing_else(runs, tmp_path):
 def test_runs_of_another_kind_are_in_no_cell(runs, tmp_path, change):
     clone(runs / "hydra-s2ap-0", "other", kind=change)
     shutil.rmtree(runs / "hydra-s2ap-0")
-    render(runs, tmp_path / "out", "table1")
+    result = render(runs, tmp_path / "out", "table1")
     assert one(tmp_path / "out" / "table1.csv", **HYDRA, arm="s2ap", metric="robust_accuracy")["seeds"] == "1"
+    of_the_paper = change[0].startswith(("awp", "gamma"))
+    assert any("other: s2ap by" in line for line in result.stderr.splitlines()) == (not of_the_paper)
 
 
 def test_figure_5_takes_every_gamma_and_table_5_the_papers(runs, tmp_path):

@@ -22,7 +22,6 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from scipy.stats import binomtest
 
-from s2ap_core.config import parse_config
 from s2ap_core.data import InMemory
 from s2ap_core.files.tensors import load_masks, save_masks
 from s2ap_core.runs.checkpoints import load_checkpoint
@@ -30,7 +29,7 @@ from s2ap_core.training.stages import Stages
 from s2ap_diag.commands import main
 from s2ap_diag.curvature.tracking import build_trackers
 from s2ap_diag.reading.results import open_run
-from s2ap_diag.report import arm, chart, render, summarise
+from s2ap_diag.report import chart, render, summarise
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
@@ -322,23 +321,6 @@ def test_every_graphic_has_a_name(parsed):
     graphics = [a for a in parsed.all("svg") if a.get("aria-hidden") != "true"]
     assert graphics
     assert all(a["role"] == "img" and len(a["aria-label"]) > 20 for a in graphics)
-
-
-@pytest.mark.parametrize(
-    ("minimizer", "awp", "finetuned", "expected"),
-    [
-        ("none", False, True, "orig"),
-        ("none", True, True, "orig-awp"),
-        ("s2ap", True, True, "s2ap"),
-        ("s2ap", False, True, "s2ap-plain"),
-        ("s2ap", False, False, "s2ap"),
-        ("none", True, False, "orig"),
-        ("awp", False, False, "awp"),
-    ],
-)
-def test_arms(minimizer, awp, finetuned, expected):
-    config = parse_config({"minimizer": {"name": minimizer}, "finetune": {"awp": awp}}, "test")
-    assert arm(config, finetuned=finetuned) == expected
 
 
 def test_what_cannot_be_shown_is_listed_with_the_reason(page, parsed):

@@ -158,7 +158,7 @@ def test_passes_are_counted_as_an_epoch_makes_them():
     (task,) = plan([planned])
     train, val, per_step = 1197, 200, 5 + 2
     pretrain, finetune = 8 * (train + val) * per_step, 5 * (train * (per_step + 2) + val * per_step)
-    search = 9 * (train + val) * per_step + (9 - 2) * train * 2
+    search = val * per_step + 9 * (train + val) * per_step + (9 - 2) * train * 2  # the first mask is validated, too
     attacked = 2 * 64 * (100 + (900 + 1800 + 5000 / 3) / 2)
     assert passes(task) == pytest.approx(pretrain + search + finetune + attacked)
     # The published counts: 0.56 G multiply-accumulates for ResNet-18 on 32x32, 11.17 M parameters.
