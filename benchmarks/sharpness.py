@@ -16,8 +16,8 @@ from s2ap_core.masks.masking import scores
 from s2ap_core.seeds import generator
 from s2ap_diag.curvature.eigen import lambda_max
 from s2ap_diag.curvature.hessian import Loss, ScoreHessian, batch_norm_mode
+from s2ap_diag.curvature.loss_difference import loss_difference
 from s2ap_diag.curvature.tracking import batch_loss
-from s2ap_diag.loss_difference import loss_difference
 
 Batch = tuple[Tensor, Tensor, Tensor]
 

@@ -1,47 +1,87 @@
 """The diagnostics: everything that looks at scores and masks.
 
 >>> import torch
->>> from s2ap_core.scores import attach
+>>> from s2ap_diag import attach, lambda_max, score_hessian
 >>> model = attach(torch.nn.Linear(4, 3), keep=0.5)
 >>> batch = (torch.eye(4), torch.tensor([0, 1, 2, 0]))
 >>> loss = lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
 >>> lambda_max(score_hessian(model, loss, [batch])).residual < 1
 True
+
+What it offers is imported when it is asked for: ``s2ap-diag --help`` would wait seconds for torch.
 """
 
-from s2ap_diag.curvature.eigen import (
-    Curvature,
-    Eigenpair,
-    LambdaMax,
-    curvature,
-    lambda_max,
-    lanczos,
-    power_iteration,
-    spectral_density,
-    trace,
-)
-from s2ap_diag.curvature.hessian import ScoreHessian
-from s2ap_diag.curvature.hessian import ScoreHessian as score_hessian
-from s2ap_diag.loss_difference import LossDifference, loss_difference
-from s2ap_diag.stability import Hamming, PackedMasks, hamming, score_margins, trajectory
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Curvature",
-    "Eigenpair",
-    "Hamming",
-    "LambdaMax",
-    "LossDifference",
-    "PackedMasks",
-    "ScoreHessian",
-    "curvature",
-    "hamming",
-    "lambda_max",
-    "lanczos",
-    "loss_difference",
-    "power_iteration",
-    "score_hessian",
-    "score_margins",
-    "spectral_density",
-    "trace",
-    "trajectory",
-]
+if TYPE_CHECKING:
+    from s2ap_core.masks.masking import attach as attach
+    from s2ap_core.masks.masking import masks as masks
+    from s2ap_core.masks.masking import scores as scores
+    from s2ap_diag.curvature.eigen import Eigenpair as Eigenpair
+    from s2ap_diag.curvature.eigen import LambdaMax as LambdaMax
+    from s2ap_diag.curvature.eigen import lambda_max as lambda_max
+    from s2ap_diag.curvature.eigen import lanczos as lanczos
+    from s2ap_diag.curvature.eigen import power_iteration as power_iteration
+    from s2ap_diag.curvature.eigen import spectral_density as spectral_density
+    from s2ap_diag.curvature.eigen import trace as trace
+    from s2ap_diag.curvature.hessian import ScoreHessian as ScoreHessian
+    from s2ap_diag.curvature.loss_difference import LossDifference as LossDifference
+    from s2ap_diag.curvature.loss_difference import loss_difference as loss_difference
+    from s2ap_diag.stability import Hamming as Hamming
+    from s2ap_diag.stability import PackedMasks as PackedMasks
+    from s2ap_diag.stability import hamming as hamming
+    from s2ap_diag.stability import score_margins as score_margins
+    from s2ap_diag.stability import trajectory as trajectory
+    from s2ap_diag.statistics import Comparison as Comparison
+    from s2ap_diag.statistics import compare as compare
+
+    score_hessian = ScoreHessian
+    __version__: str
+
+_OFFERED = {
+    "attach": "s2ap_core.masks.masking.attach",
+    "masks": "s2ap_core.masks.masking.masks",
+    "scores": "s2ap_core.masks.masking.scores",
+    "Eigenpair": "s2ap_diag.curvature.eigen.Eigenpair",
+    "LambdaMax": "s2ap_diag.curvature.eigen.LambdaMax",
+    "lambda_max": "s2ap_diag.curvature.eigen.lambda_max",
+    "lanczos": "s2ap_diag.curvature.eigen.lanczos",
+    "power_iteration": "s2ap_diag.curvature.eigen.power_iteration",
+    "spectral_density": "s2ap_diag.curvature.eigen.spectral_density",
+    "trace": "s2ap_diag.curvature.eigen.trace",
+    "ScoreHessian": "s2ap_diag.curvature.hessian.ScoreHessian",
+    "score_hessian": "s2ap_diag.curvature.hessian.ScoreHessian",
+    "LossDifference": "s2ap_diag.curvature.loss_difference.LossDifference",
+    "loss_difference": "s2ap_diag.curvature.loss_difference.loss_difference",
+    "Hamming": "s2ap_diag.stability.Hamming",
+    "PackedMasks": "s2ap_diag.stability.PackedMasks",
+    "hamming": "s2ap_diag.stability.hamming",
+    "score_margins": "s2ap_diag.stability.score_margins",
+    "trajectory": "s2ap_diag.stability.trajectory",
+    "Comparison": "s2ap_diag.statistics.Comparison",
+    "compare": "s2ap_diag.statistics.compare",
+}
+"""Where each public name is defined; the imports above say the same to type checkers."""
+
+__all__ = [*_OFFERED, "__version__"]
+
+if not TYPE_CHECKING:  # a type checker would take any name for one that is offered
+
+    def __getattr__(name: str) -> Any:
+        # Imported here, since importing the package is to cost next to nothing.
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value = version("s2ap-diag")
+        elif name in _OFFERED:
+            from importlib import import_module
+
+            module, _, attribute = _OFFERED[name].rpartition(".")
+            value = getattr(import_module(module), attribute)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -16,8 +16,8 @@ from s2ap_core.training.objectives import build_objective
 from s2ap_diag.adversary import Adversary, describe_adversary, needs_reestimation
 from s2ap_diag.curvature.eigen import Curvature, Method, SpectralDensity, curvature, spectral_density, spread
 from s2ap_diag.curvature.hessian import BatchNormMode
+from s2ap_diag.curvature.loss_difference import LossDifference, Norm, loss_difference
 from s2ap_diag.curvature.tracking import batch_loss
-from s2ap_diag.loss_difference import LossDifference, Norm, loss_difference
 from s2ap_diag.stability import ScoreMargins, score_margins
 
 RHOS = (0.001, 0.0025, 0.005, 0.0075, 0.01)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import s2ap_core.masks.topk
 from s2ap_core.errors import InputError
 from s2ap_core.masks.masking import attach, masks, scores
-from s2ap_diag.loss_difference import auto_pgd, checkpoints, loss_difference
+from s2ap_diag.curvature.loss_difference import auto_pgd, checkpoints, loss_difference
 from s2ap_diag.stability import score_margins
 
 
