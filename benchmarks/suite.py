@@ -12,6 +12,7 @@ from benchmarks import (
     profile,
     s2ap,
     sharpness,
+    start,
     table7,
     tracking,
 )
@@ -26,9 +27,10 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "autoattack": autoattack.run,
     "memory": memory.run,
     "hamming": hamming.run,
+    "start": start.run,
     "loader": loader.run,
     "distributed": distributed.run,
     "table7": table7.run,
 }
 # Absolute times of searches that nobody makes on a CPU, and a CPU's work that a GPU has no part in.
-UNUSUAL = {"cpu": {"table7"}, "cuda": {"hamming", "loader", "profile"}}
+UNUSUAL = {"cpu": {"table7"}, "cuda": {"hamming", "loader", "profile", "start"}}

@@ -1,0 +1,53 @@
+"""What a user waits for before anything is computed, over what Python and numpy take to start."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import Row, Setting, at_most, interleaved
+from s2ap_core.files.tensors import save_masks
+from s2ap_core.seeds import generator
+
+MASKS = 21
+"""Of each folder: before a search of 20 epochs and after each of them."""
+
+
+def run(setting: Setting) -> list[Row]:
+    rounds = 3 if setting.quick else 15
+    with tempfile.TemporaryDirectory() as folder:
+        first, second = (_write(Path(folder) / name, name) for name in ("none", "s2ap"))
+        calls = {
+            "pass": _python("-c", "pass"),
+            "help": _python("-m", "s2ap_diag", "--help"),
+            "numpy": _python("-c", "import numpy"),
+            "hamming": _python("-m", "s2ap_diag", "hamming", str(first), str(second)),
+        }
+        for call in calls.values():  # files into the page cache
+            call()
+        timed = interleaved(calls, rounds=rounds, device="cpu")
+    goals = {
+        ("help", "pass"): ("s2ap-diag --help, over python -c pass", 6.0),
+        ("hamming", "numpy"): ("s2ap-diag hamming of two folders of masks, over python -c 'import numpy'", 4.0),
+    }
+    return [
+        Row(name, timed.ratio(*pair), "x", at_most(bound), timed.compare(*pair))
+        for pair, (name, bound) in goals.items()
+    ]
+
+
+def _python(*arguments: str) -> Callable[[], object]:
+    return lambda: subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def _write(folder: Path, minimizer: str) -> Path:
+    """A mask file for each epoch of a narrow network, as a run writes them; a few entries flip from one to the next."""
+    rng = generator("cpu", 0, minimizer)
+    masks = {f"layer{i}.weight": torch.rand(64, 64, generator=rng) < 0.1 for i in range(20)}
+    for epoch in range(MASKS):
+        save_masks(folder / f"epoch-{epoch:03d}.safetensors", masks, {"epoch": epoch, "minimizer": minimizer})
+        masks = {name: mask ^ (torch.rand(mask.shape, generator=rng) < 0.005) for name, mask in masks.items()}
+    return folder
