@@ -10,9 +10,10 @@ from figures.catalogue import choose, load_catalogue
 from figures.matching import Library
 from figures.report import listing, render, warnings
 from s2ap_core.errors import InputError
-from s2ap_diag.commands import refuse
-from s2ap_diag.commands._common import EXISTING, make_table, show_table
+from s2ap_diag.commands.options.shared import EXISTING
 from s2ap_diag.curvature.hessian import BatchNormMode
+from s2ap_diag.execution.exits import refuse
+from s2ap_diag.output.tables import make_table, show_table
 
 
 class Only(click.Command):

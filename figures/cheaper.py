@@ -17,7 +17,7 @@ from figures.matching import Library, cell_of
 from s2ap_core.config import Config, MinimizerSettings
 from s2ap_core.files.atomic import write_file
 from s2ap_core.runs import course
-from s2ap_diag.commands._common import EXISTING
+from s2ap_diag.commands.options.shared import EXISTING
 from s2ap_diag.output.tables import to_csv
 from s2ap_diag.reading.results import Run, collect
 

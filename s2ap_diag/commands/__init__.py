@@ -1,18 +1,29 @@
-"""The s2ap-diag commands: one file each, one line each in ``COMMANDS``."""
+"""The s2ap-diag commands: one file for what each takes, one for what it does, one line each in ``COMMANDS``.
+
+What a command takes, in ``options``, imports click alone, and what it does only when it is called: ``--help`` would
+wait seconds for torch, pandas and matplotlib.
+"""
 
 import importlib
-import logging
 import os
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from s2ap_core.errors import InputError
-from s2ap_diag.execution.signals import INTERRUPTED, TERMINATED, Terminated, terminable
+from s2ap_diag.execution.console import logged_warnings
+from s2ap_diag.execution.exits import (
+    INTERRUPTED,
+    TERMINATED,
+    joined_processes,
+    leave,
+    lost_process,
+    refuse,
+    speaks_first,
+    under_torchrun,
+)
+from s2ap_diag.execution.signals import Terminated, terminable
 
 COMMANDS = (
     "demo",
@@ -33,7 +44,7 @@ SHARED = ("run", "evaluate", "sharpness")
 
 
 class Commands(click.Group):
-    """Imports a command when it is called, and turns bad input into one line and exit status 2."""
+    """Import a command's options when it is named, and turn bad input into one line and exit status 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -41,7 +52,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"s2ap_diag.commands.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"s2ap_diag.commands.options.{cmd_name}").command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -53,7 +64,7 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
         try:
-            with warnings.catch_warnings(), logged_warnings(), terminable(), joined():
+            with warnings.catch_warnings(), logged_warnings(), terminable(), joined_processes():
                 status = super().main(*args, **kwargs)
         except click.UsageError as error:
             where = error.ctx.command_path if error.ctx else "s2ap-diag"
@@ -71,68 +82,12 @@ class Commands(click.Group):
                 f"{error.filename or 'a file'}: {error.strerror or error}; put it right, a run continues with --resume"
             )
         except RuntimeError as error:
-            if not (under_torchrun() and lost_process(error)):
+            if not lost_process(error):
                 raise
             if speaks_first():
                 click.echo("error: another process of the run has ended; the run continues with --resume", err=True)
             leave(1)
         leave(status if isinstance(status, int) else 0)
-
-
-@contextmanager
-def logged_warnings() -> Iterator[None]:
-    """Send Python's warnings to the log, where the console does not show them."""
-    logging.captureWarnings(True)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-
-
-def refuse(message: str) -> NoReturn:
-    """Say in one line what cannot be used, and exit with status 2."""
-    if speaks_first():
-        click.echo("error: " + " ".join(message.split()), err=True)
-    leave(2)
-
-
-def leave(status: int) -> NoReturn:
-    """Exit with this status."""
-    if under_torchrun():
-        from s2ap_core import distributed
-
-        distributed.leave(status)
-    sys.exit(status)
-
-
-def under_torchrun() -> bool:
-    """Whether torchrun started this process; asked before torch is imported, which takes seconds."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def joined() -> AbstractContextManager[None]:
-    """Under torchrun, the group of its processes."""
-    if not under_torchrun():
-        return nullcontext()
-    from s2ap_core.distributed.group import process_group
-
-    return process_group()
-
-
-def speaks_first() -> bool:
-    """Whether this process is to tell of an error, which several may meet."""
-    if not under_torchrun():
-        return True
-    from s2ap_core import distributed
-
-    return distributed.speaks_first()
-
-
-def lost_process(error: RuntimeError) -> bool:
-    """Whether an error is that another process has ended or does not answer."""
-    from s2ap_core import distributed
-
-    return distributed.lost_process(error)
 
 
 @click.group(cls=Commands)

@@ -1,38 +1,19 @@
 """``s2ap-diag data``: download published data sets, and see what of them is there."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
 from s2ap_core.data import DATASETS
 from s2ap_core.data.fetch import Part, check, fetch
 from s2ap_core.errors import InputError
-from s2ap_diag.commands._common import EXISTING, Output, make_table, plain_progress, table_options
+from s2ap_diag.execution.progress import download_progress, plain_progress
+from s2ap_diag.output.destinations import Output
+from s2ap_diag.output.tables import make_table
 
 
-@click.group(name="data")
-def command() -> None:
-    """Download published data sets, and see what of them is there."""
-
-
-@command.command(name="fetch")
-@click.argument("name")
-@click.option("--root", type=EXISTING, required=True, help="Folder for all data sets; made if it is not there.")
-@table_options
 def fetch_command(name: str, root: Path, output: Output) -> None:
-    """Download data set NAME into a folder, checksum and all; goes on where an earlier download broke off."""
+    """Download a data set, and show its parts."""
     with download_progress(output.quiet) as bar:
         tasks: dict[str, Any] = {}
 
@@ -46,15 +27,8 @@ def fetch_command(name: str, root: Path, output: Output) -> None:
     refuse_incomplete(name, parts)
 
 
-@command.command(name="check")
-@click.argument("name")
-@click.option("--root", type=EXISTING, help="Folder that holds the data sets; digits needs none.")
-@table_options
 def check_command(name: str, root: Path | None, output: Output) -> None:
-    """Say what of data set NAME, or of each with `all`, is there and what is missing, with counts.
-
-    Exit status 2 if the data set is incomplete; with `all`, if one of those that are there is.
-    """
+    """Show the parts of a data set, or of ``all``, and which of them are there."""
     found: dict[str, list[Part]] = {}
     with plain_progress(output.quiet) as bar:
         for each in DATASETS if name == "all" else [name]:
@@ -95,17 +69,3 @@ def refuse_incomplete(name: str, parts: Sequence[Part]) -> None:
     problems = [part.problem for part in parts if part.problem]
     if problems:
         raise InputError(f"{name}: {len(problems)} of {len(parts)} parts cannot be used; first {problems[0]}")
-
-
-def download_progress(quiet: bool) -> Progress:
-    """A bar in bytes with speed and time left, on standard error, silent unless that is a terminal."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=quiet or not sys.stderr.isatty(),
-    )

@@ -8,24 +8,19 @@ import click
 import numpy as np
 import pandas as pd
 
-from s2ap_core.data import load
-from s2ap_core.files import lock
+from s2ap_core.config import Config
+from s2ap_core.data import Dataset
 from s2ap_core.files.atomic import write_file
 from s2ap_core.presets.read import read_config
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.directory import RunDirectory
-from s2ap_diag.commands._common import (
-    EXISTING,
-    Output,
-    check_device,
-    counting,
-    device_option,
-    make_table,
-    output_options,
-)
-from s2ap_diag.commands.run import accuracies, execute, start
+from s2ap_diag.execution.device import check_device
+from s2ap_diag.execution.execute import execute, prepare
+from s2ap_diag.execution.progress import counting
 from s2ap_diag.execution.signals import resumable
 from s2ap_diag.output import plots
+from s2ap_diag.output.destinations import Output
+from s2ap_diag.output.tables import accuracies, make_table
 from s2ap_diag.reading.results import open_run, save_sharpness
 from s2ap_diag.report import write_report
 from s2ap_diag.sharpness import Sharpness, SharpnessSettings, measure_sharpness
@@ -45,34 +40,24 @@ QUICK = (
 )
 
 
-@click.command(name="demo")
-@click.option("--out", type=EXISTING, default=Path("runs/demo"), show_default=True, help="Folder of the two runs.")
-@click.option("--quick", is_flag=True, help="A few epochs and PGD-50 instead of AutoAttack: a smoke test.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed.")
-@output_options
-@device_option
-def command(
+def run_command(
     out: Path,
     quick: bool,
     seed: int,
     output: Output,
     device: str,
 ) -> None:
-    """Prune a narrow ResNet-18 on digits by HYDRA with and without S2AP; measure both; draw Figure 1.
-
-    An interrupted demo goes on where it stopped when it is called again.
-    """
+    """Prune with both arms, measure both, and write figure, report and table."""
     check_device(device)
-    runs: dict[str, RunDirectory] = {}
-    for arm, changes in ARMS.items():
-        overrides = (*changes, *(QUICK if quick else ()), f"seed={seed}")
-        if arm != "orig":
-            overrides += (f"pretrain.checkpoint={runs['orig'].checkpoint('pretrain')}",)
-        with resumable(f"s2ap-diag demo --out {out}"), lock.hold(out / arm):
-            runs[arm] = start(read_config("digits", overrides), out / arm, resume=True, device=device)
-            execute(runs[arm], device=device, quiet=output.quiet, name=arm)
+    configs = configs_of(out, quick, seed)
+    with resumable(f"s2ap-diag demo --out {out}"):
+        data = prepare(configs["orig"])
+        runs = {
+            arm: execute(config, out / arm, device=device, quiet=output.quiet, resume=True, data=data, name=arm)
+            for arm, config in configs.items()
+        }
     settings = SharpnessSettings(rho=(0.01,), images=128, seed=seed)
-    sharpness = measure(runs, settings, device, output.quiet)
+    sharpness = measure(runs, data.to(device), settings, device, output.quiet)
     for arm, run in runs.items():
         save_sharpness(run.path, sharpness[arm])
     records = [row(arm, run, sharpness[arm]) for arm, run in runs.items()]
@@ -89,15 +74,23 @@ def command(
         click.echo(f"Report: {out / 'report.html'}")
 
 
+def configs_of(out: Path, quick: bool, seed: int) -> dict[str, Config]:
+    """Compose the config of each arm; all start from the dense network of the first."""
+    common = (*(QUICK if quick else ()), f"seed={seed}")
+    orig = read_config("digits", (*ARMS["orig"], *common))
+    dense = RunDirectory(out / "orig", orig).checkpoint("pretrain")
+    return {"orig": orig, "s2ap": read_config("digits", (*ARMS["s2ap"], *common, f"pretrain.checkpoint={dense}"))}
+
+
 def measure(
-    runs: dict[str, RunDirectory], settings: SharpnessSettings, device: str, quiet: bool
+    runs: dict[str, RunDirectory], data: Dataset, settings: SharpnessSettings, device: str, quiet: bool
 ) -> dict[str, Sharpness]:
     """The sharpness of each arm's selected scores, on the same images."""
     with counting("sharpness", len(runs) * (1 + len(settings.rho)), quiet) as advance:
         return {
             arm: measure_sharpness(
                 load_checkpoint(run.checkpoint("prune-best"), device),
-                load(run.config.data.name).to(device),
+                data,
                 run.config.objective,
                 settings,
                 advance,

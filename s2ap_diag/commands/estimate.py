@@ -6,29 +6,17 @@ from typing import Any
 
 import click
 
-from s2ap_diag.commands._common import EXISTING, Output, make_table, table_options
-from s2ap_diag.commands.sweep import scale_option, set_option
+from s2ap_diag.output.destinations import Output
+from s2ap_diag.output.tables import make_table
 from s2ap_diag.sweep.estimate import disk, seconds, seconds_per_mac, wall
 from s2ap_diag.sweep.grid import expand, read_grid
 from s2ap_diag.sweep.plan import plan
 
 
-@click.command(name="estimate")
-@click.argument("grid")
-@click.option("--gpus", default="1,8,64", show_default=True, help="Numbers of devices for the wall time.")
-@click.option(
-    "--benchmark",
-    type=EXISTING,
-    help="JSON of `python -m benchmarks --only table7`: seconds per iteration of your device.  "
-    "[default: the paper's Table 7, on an A6000]",
-)
-@scale_option
-@set_option
-@table_options
-def command(
+def run_command(
     grid: str, gpus: str, benchmark: Path | None, scale: str | None, overrides: tuple[str, ...], output: Output
 ) -> None:
-    """Hours of a device, wall time and disk space of GRID, a TOML file or one of `sweep --list`."""
+    """Add up what the tasks of a grid take, and show it by network."""
     try:
         devices = [int(number) for number in gpus.split(",")]
         if min(devices) < 1:

@@ -18,50 +18,18 @@ from s2ap_core.data.cifar10c import CORRUPTIONS
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.training.evaluation import evaluate
 from s2ap_diag.adversary import own_objective
-from s2ap_diag.commands._common import (
-    EXISTING,
-    Output,
-    Source,
-    check_device,
-    device_option,
-    make_table,
-    output_options,
-    plain_progress,
-    seed_option,
-    source_options,
-)
+from s2ap_diag.execution.device import check_device
+from s2ap_diag.execution.progress import plain_progress
 from s2ap_diag.output import plots
+from s2ap_diag.output.destinations import Output
+from s2ap_diag.output.tables import make_table
 from s2ap_diag.reading.files import expand
+from s2ap_diag.reading.source import Source
 
 log = logging.getLogger(__name__)
 
 
-@click.command(name="evaluate")
-@click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
-@click.option(
-    "--attack",
-    type=click.Choice(["autoattack", "apgd", "pgd-50", "none"]),
-    help="AutoAttack (standard; the default), its APGD-CE and targeted APGD alone, PGD-50 as a quick look, or none: "
-    "clean accuracy alone, the default on cifar10c.",
-)
-@click.option("--norm", type=click.Choice(["Linf", "L2", "L1"]), default="Linf", show_default=True)
-@click.option("--eps", help="Radius as a number or fraction; default that of the checkpoint's training.")
-@click.option("--n", type=click.IntRange(min=1), help="Number of test images, the first ones; default all.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True)
-@click.option(
-    "--corruption", help="With --dataset cifar10c: one of its corruptions, or all of them; the default is all."
-)
-@click.option("--severity", type=click.IntRange(1, 5), help="With --dataset cifar10c: how strong; the default is 3.")
-@click.option(
-    "--evals",
-    type=EXISTING,
-    help="Folder for correctness by image, saved after each batch and continued; default RUN/evals for RUN/ckpt/FILE.",
-)
-@source_options
-@output_options
-@device_option
-@seed_option
-def command(
+def run_command(
     checkpoints: tuple[Path, ...],
     attack: str | None,
     norm: str,
@@ -76,7 +44,7 @@ def command(
     device: str,
     seed: int,
 ) -> None:
-    """Evaluate CHECKPOINTS on the test images: ours or another tool's, files or folders."""
+    """Evaluate each checkpoint, on each corruption where there are some."""
     corrupted = source.dataset == "cifar10c"
     if (corruption or severity) and not corrupted:
         raise click.UsageError("--corruption and --severity go with --dataset cifar10c")

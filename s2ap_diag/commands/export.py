@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import click
 import torch
 from rich.table import Table
 from torch import Tensor, nn
@@ -17,30 +16,18 @@ from s2ap_core.export import check_suffix, exported_flops, image_shape, kept_cha
 from s2ap_core.masks.masking import bake
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.directory import RunDirectory
-from s2ap_diag.commands._common import (
-    EXISTING,
-    Output,
-    Source,
-    check_device,
-    counting,
-    device_option,
-    make_table,
-    output_options,
-)
+from s2ap_diag.execution.device import check_device
+from s2ap_diag.execution.progress import counting
 from s2ap_diag.output import plots
+from s2ap_diag.output.destinations import Output
+from s2ap_diag.output.tables import make_table
+from s2ap_diag.reading.source import Source
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest logit where that exceeds 1."""
 
 
-@click.command(name="export")
-@click.argument("run", type=EXISTING)
-@click.option("--out", type=EXISTING, required=True, help="FILE.safetensors, or FILE.pt2 for torch.export.")
-@click.option("--n", type=click.IntRange(min=1), default=128, show_default=True, help="Number of test images.")
-@click.option("--rounds", type=click.IntRange(min=1), default=20, show_default=True, help="Timed forward passes.")
-@output_options
-@device_option
-def command(
+def run_command(
     run: Path,
     out: Path,
     n: int,
@@ -48,10 +35,7 @@ def command(
     output: Output,
     device: str,
 ) -> None:
-    """Write the smaller dense network of RUN, a run of hydra-channels or harp-channels or a checkpoint of one.
-
-    The outputs of both are compared on test images first, and their forward passes timed in turn.
-    """
+    """Write the smaller network once its outputs are those of the masked one."""
     check_device(device)
     check_suffix(out)
     path = result_of(run)
@@ -63,7 +47,7 @@ def command(
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     masked = bake(checkpoint.model)
-    x = next(Source(None, None, None, None).data(checkpoint).to(device).batches("test", n)).x
+    x = next(Source().data(checkpoint).to(device).batches("test", n)).x
     difference = largest_difference(masked, smaller, x)
     save_exported(out, smaller, checkpoint, kept)
     with counting("timing", rounds, output.quiet) as advance:

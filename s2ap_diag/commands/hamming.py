@@ -5,27 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
-import pandas as pd
 from rich.table import Table
 
 from s2ap_core.errors import InputError
-from s2ap_diag.commands._common import EXISTING, Output, counting, make_table, output_options
-from s2ap_diag.output import plots
+from s2ap_diag.execution.progress import counting
+from s2ap_diag.output.destinations import Output
+from s2ap_diag.output.tables import make_table
 from s2ap_diag.reading.files import epoch_of, expand, open_masks, open_packed_masks
 from s2ap_diag.stability import Hamming, PackedMasks, hamming
 
 
-@click.command(name="hamming")
-@click.argument("masks", nargs=-1, required=True, type=EXISTING)
-@click.option("--against", type=click.Choice(["first", "previous", "other"]), default="first", show_default=True,
-              help="What each mask is compared with: its folder's first mask, the one before it, or that of "
-              "the same epoch in the other of two folders.")  # fmt: skip
-@click.option("--by-layer", is_flag=True, help="Draw h of each layer over the epochs.")
-@click.option("--per-kept", is_flag=True, help="Draw and tabulate h per kept weight instead of per entry.")
-@click.option("--keep", type=float, help="Fraction kept, for checkpoints that do not say it.")
-@output_options
-def command(
+def run_command(
     masks: tuple[Path, ...],
     against: str,
     by_layer: bool,
@@ -33,11 +23,7 @@ def command(
     keep: float | None,
     output: Output,
 ) -> None:
-    """Compare MASKS: a folder of epochs with its first mask, two or more folders, or single files.
-
-    Two folders also give the difference of their distances, first minus second, epoch by epoch: it is
-    positive where the second is the more stable.
-    """
+    """Compare masks within each folder or between two, show the distances and draw them."""
     folders = [path for path in masks if os.path.isdir(path)]
     if len(folders) == len(masks):
         names = [f"{p} ({i})" if masks.index(p) < i else str(p) for i, p in enumerate(masks)]
@@ -59,20 +45,25 @@ def command(
     arms = over_seeds(compared, groups, measure)
     differences: list[dict[str, Any]] = []
     if len(arms) == 2:
-        first, second = (arm.mean(axis=1) for arm in arms.values())
-        common = first.index.intersection(second.index)
-        differences = [{"epoch": int(e), "difference": float(first[e] - second[e])} for e in common]
+        first, second = map(mean_of, arms.values())
+        differences = [{"epoch": e, "difference": first[e] - second[e]} for e in first if e in second]
     records = [row for rows in compared.values() for row in rows]
     if output.plot is not None:
+        from s2ap_diag.output import mask_changes  # matplotlib takes longer than the rest
+
         if by_layer:
-            draw_layers(compared, output.plot)
+            layers = [(_short(name), {row["epoch"]: row["layers"] for row in rows}) for name, rows in compared.items()]
+            mask_changes.draw_layers(layers, output.plot)
         else:
-            draw(arms, differences, output.plot, "h per kept weight" if per_kept else "h")
+            mask_changes.draw(arms, differences, output.plot, "h per kept weight" if per_kept else "h")
     table = table_of(compared, differences, measure, against)
     output.emit([*records, *differences], table)
 
 
 Compared = dict[str, list[dict[str, Any]]]
+
+Distances = dict[str, dict[int, float]]
+"""Of one arm: h by folder and epoch."""
 
 
 def within(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks], against: str) -> Compared:
@@ -98,23 +89,29 @@ def between(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks]) 
     return {" vs ".join(groups): rows} if rows else {}
 
 
-def over_seeds(compared: Compared, groups: dict[str, list[Path]], measure: str) -> dict[str, pd.DataFrame]:
-    """h by epoch (rows) and folder (columns) of each arm; folders that differ in their seed alone are one arm."""
+def over_seeds(compared: Compared, groups: dict[str, list[Path]], measure: str) -> dict[str, Distances]:
+    """Gather h by arm; folders that differ in their seed alone are one arm."""
     by_arm: dict[Any, dict[int, str]] = {}
     for name in compared:
         arm, seed = _arm_and_seed(groups[name][0]) if name in groups else (None, None)
         if seed is None or seed in by_arm.get(arm, {}):
             arm, seed = name, 0
         by_arm.setdefault(arm, {})[seed] = name
-    found: dict[str, pd.DataFrame] = {}
+    found: dict[str, Distances] = {}
     for arm, names in by_arm.items():
         label = _short(next(iter(names.values()))) if len(names) == 1 else f"{arm[0]} {arm[1]}"
-        series = {
-            name: pd.Series({row["epoch"]: row[measure] for row in compared[name]}, dtype=float)
+        found[f"{label} ({len(found) + 1})" if label in found else label] = {
+            name: {row["epoch"]: row[measure] for row in compared[name] if row[measure] is not None}
             for name in names.values()
         }
-        found[f"{label} ({len(found) + 1})" if label in found else label] = pd.DataFrame(series).sort_index()
     return found
+
+
+def mean_of(arm: Distances) -> dict[int, float]:
+    """Average an arm's h over its folders, by epoch."""
+    epochs = sorted({epoch for distances in arm.values() for epoch in distances})
+    by_epoch = {epoch: [distances[epoch] for distances in arm.values() if epoch in distances] for epoch in epochs}
+    return {epoch: sum(distances) / len(distances) for epoch, distances in by_epoch.items()}
 
 
 def _arm_and_seed(path: Path) -> tuple[Any, int | None]:
@@ -163,28 +160,6 @@ def table_of(compared: Compared, differences: list[dict[str, Any]], measure: str
         ["epoch", *columns],
         [[e, *(cells.get(c) for c in columns)] for e, cells in sorted(by_epoch.items())],
     )
-
-
-def draw(arms: dict[str, pd.DataFrame], differences: list[dict[str, Any]], file: Path, measure: str) -> None:
-    """The distances over the epochs, with a band over seeds; for two arms their difference beside them."""
-    panels = 2 if differences else 1
-    with plots.picture(file, panels * plots.COLUMN, 2.4, panels) as axes:
-        plots.band_curves(axes[0] if differences else axes, arms, xlabel="epoch", ylabel=measure)
-        if differences:
-            difference = pd.Series({row["epoch"]: row["difference"] for row in differences})
-            first, second = arms
-            plots.difference_area(axes[1], difference, first=first, second=second)
-
-
-def draw_layers(compared: Compared, file: Path) -> None:
-    """A heat map of h, layers down and epochs across, for each folder."""
-    layers = len(next(iter(compared.values()))[0]["layers"])
-    height = max(2.4, 0.13 * layers + 0.8)
-    with plots.picture(file, len(compared) * plots.COLUMN, height, len(compared)) as axes:
-        for (name, rows), panel in zip(compared.items(), axes if len(compared) > 1 else [axes], strict=True):
-            table = pd.DataFrame({row["epoch"]: row["layers"] for row in rows})
-            plots.layer_heat_map(panel, table, label="h")
-            panel.set_title(_short(name))
 
 
 def _short(name: str) -> str:

@@ -3,32 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-import click
-
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.masks.masking import density, masks
-from s2ap_diag.commands._common import (
-    EXISTING,
-    Output,
-    Source,
-    make_table,
-    output_options,
-    source_options,
-)
-from s2ap_diag.output import plots
+from s2ap_diag.output.destinations import Output
+from s2ap_diag.output.tables import make_table
 from s2ap_diag.reading.files import expand
+from s2ap_diag.reading.source import Source
 
 
-@click.command(name="inspect")
-@click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
-@source_options
-@output_options
-def command(
+def run_command(
     checkpoints: tuple[Path, ...],
     source: Source,
     output: Output,
 ) -> None:
-    """Say what CHECKPOINTS hold; of a single one, layer by layer."""
+    """Count what each checkpoint keeps, and show it."""
     records: list[dict[str, Any]] = []
     for path in expand(checkpoints, "checkpoint"):
         found = source.open(path)
@@ -54,6 +42,8 @@ def command(
             }
         )
     if output.plot is not None:
+        from s2ap_diag.output import plots  # matplotlib takes as long as the rest
+
         last = records[-1]
         with plots.picture(output.plot, plots.COLUMN, max(2.4, 0.13 * len(last["layers"]) + 0.8)) as axes:
             plots.layer_bars(axes, {row["layer"]: row["keep"] for row in last["layers"]}, xlabel="fraction kept")

@@ -4,27 +4,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
-
 from s2ap_core.runs.checkpoints import Checkpoint, load_checkpoint
-from s2ap_diag.commands._common import EXISTING, Output, Source, make_table, output_options, source_options
+from s2ap_diag.output.destinations import Output
+from s2ap_diag.output.tables import make_table
 from s2ap_diag.reading.files import expand
+from s2ap_diag.reading.source import Source
 from s2ap_diag.verification import Finding, verify
 
 
-@click.command(name="verify")
-@click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
-@source_options
-@output_options
-def command(
+def run_command(
     checkpoints: tuple[Path, ...],
     source: Source,
     output: Output,
 ) -> None:
-    """Check CHECKPOINTS: counts, dead layers and channels, zeros outside the mask, finite values, ties.
-
-    One line for each finding; exit status 1 if any is a violation.
-    """
+    """Check each checkpoint, show the findings, and exit with 1 on a violation."""
     found: list[tuple[Path, Finding]] = []
     paths = expand(checkpoints, "checkpoint")
     for path in paths:

@@ -12,13 +12,10 @@ from typing import Any
 import click
 
 from s2ap_core.errors import InputError
+from s2ap_diag.execution.exits import INTERRUPTED, TERMINATED, leave, speaks_first
 
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-"""Exit statuses, as shells give them."""
-
-
-SOON = 0.05
-"""Seconds after which a dropped signal is sent again."""
+RESEND_DELAY = 0.05
+"""Seconds after which a signal is sent again whose exception Python dropped."""
 
 
 class Terminated(BaseException):
@@ -31,7 +28,7 @@ _arrived: list[int] = []
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within, SIGTERM raises :class:`Terminated`, so that every block is left by its ``finally``.
+    """Raise :class:`Terminated` on SIGTERM within the block, so that every block is left by its ``finally``.
 
     Neither it nor Ctrl-C is lost where Python drops what is raised, as in a finalizer: it is sent again.
     Only a program's main thread may handle signals; elsewhere nothing changes.
@@ -39,10 +36,10 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous, hook = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise)}, sys.unraisablehook
+    previous, hook = {signal.SIGTERM: signal.signal(signal.SIGTERM, _on_signal)}, sys.unraisablehook
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background
-        previous[signal.SIGINT] = signal.signal(signal.SIGINT, _raise)
-    sys.unraisablehook = _sending_again(hook)
+        previous[signal.SIGINT] = signal.signal(signal.SIGINT, _on_signal)
+    sys.unraisablehook = _resend_dropped(hook)
     try:
         yield
     finally:
@@ -52,24 +49,24 @@ def terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _sending_again(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def drop(dropped: Any) -> None:
+def _resend_dropped(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def on_dropped(dropped: Any) -> None:
         if isinstance(dropped.exc_value, KeyboardInterrupt | Terminated):
             # Later, when whatever drops exceptions is over.
-            threading.Timer(SOON, _thread.interrupt_main, (_arrived[-1],)).start()
+            threading.Timer(RESEND_DELAY, _thread.interrupt_main, (_arrived[-1],)).start()
         else:
             hook(dropped)
 
-    return drop
+    return on_dropped
 
 
-def _raise(number: int, frame: FrameType | None) -> None:
+def _on_signal(number: int, frame: FrameType | None) -> None:
     _arrived.append(number)
-    heed()
+    raise_pending_signal()
 
 
-def heed() -> None:
-    """Raise what a signal raised that has arrived: a library may have swallowed it."""
+def raise_pending_signal() -> None:
+    """Raise what a signal that has arrived raised before: a library may have swallowed it."""
     if _arrived:
         raise KeyboardInterrupt if _arrived[-1] == signal.SIGINT else Terminated
 
@@ -81,7 +78,7 @@ def resumable(how: str) -> Iterator[None]:
         try:
             yield
         except InputError:
-            heed()  # a library that calls Python makes an error of its own of what was raised there
+            raise_pending_signal()  # a library that calls Python makes an error of its own of what was raised there
             raise
     except KeyboardInterrupt:
         _leave("interrupted", how, INTERRUPTED)
@@ -90,8 +87,6 @@ def resumable(how: str) -> Iterator[None]:
 
 
 def _leave(what: str, how: str, status: int) -> None:
-    from s2ap_diag.commands import leave, speaks_first  # which import this module
-
     if speaks_first():
         click.echo(f"{what}; what is done is kept, go on with: {how}", err=True)
     leave(status)

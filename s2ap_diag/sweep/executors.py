@@ -12,20 +12,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-import psutil
-import torch
-from torch import Tensor, nn
-
-from s2ap_core.config import Config
-from s2ap_core.data import Dataset
 from s2ap_core.errors import InputError
-from s2ap_core.runs.checkpoints import build_network, describe
-
-PROCESS = 0.6 * 2**30
-"""Bytes of a process that has imported everything and holds small data."""
-
-PASSES_HELD = 3
-"""Activations are held forward, backward, and once more by what the passes make on the way."""
 
 
 class LocalExecutor(Executor):
@@ -102,9 +89,10 @@ class RayExecutor(Executor):
 
     def __init__(self, address: str, cpus: int, gpus: float) -> None:
         try:
-            import ray
+            import ray  # an extra
         except ModuleNotFoundError as error:
             raise InputError(f"--ray {address}: Ray is not installed; pip install 's2ap-diag[cluster]'") from error
+        logging.getLogger("ray").setLevel(logging.ERROR)
         self.ray, self.cpus, self.gpus = ray, cpus, gpus
         try:
             host, _, port = address.rpartition(":")
@@ -135,29 +123,3 @@ class RayExecutor(Executor):
         """Leave the cluster; what still runs there is cancelled with the job."""
         del wait, cancel_futures
         self.ray.shutdown()
-
-
-def memory_of(config: Config, data: Dataset) -> float:
-    """Bytes that a run needs at most, from the activations of one image on the meta device."""
-    held = 0
-
-    def count(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal held
-        if not list(module.children()) and isinstance(output, Tensor):
-            held += output.numel() * output.element_size()
-
-    with torch.device("meta"):
-        model = build_network(describe(config, data, "prune", 0)["network"]).eval()
-        for module in model.modules():
-            module.register_forward_hook(count)
-        model(torch.empty(1, data.channels, data.size, data.size))
-    batch = max(config.pretrain.batch_size, config.prune.batch_size, config.finetune.batch_size)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    # Weights, scores, their gradients and momentum, and a copy to attack.
-    return PROCESS + PASSES_HELD * batch * held + 6 * weights
-
-
-def fitting_workers(memory: float, cores: int | None = None) -> int:
-    """How many tasks of so many bytes run at once: one to a core, as far as the memory that is free goes."""
-    cores = cores or len(os.sched_getaffinity(0))
-    return max(1, min(cores, int(0.9 * psutil.virtual_memory().available / memory)))

@@ -39,7 +39,7 @@ class Measurement(_Settings):
     steps: int = Field(default=20, ge=1)
 
 
-class Group(_Settings):
+class Combinations(_Settings):
     """All combinations of presets and lists of values.
 
     Attributes:
@@ -64,7 +64,7 @@ class Grid(_Settings):
     title: str = ""
     scale: Literal["digits"] | None = None
     set: dict[str, Any] = {}
-    group: list[Group]
+    group: list[Combinations]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def read_grid(source: str) -> Grid:
     if source in TABLES or source == "all":
         seeds: dict[str, list[Any]] = {"seed": list(range(SEEDS))}
         return Grid(
-            title=known[source], group=[Group(presets=[*TABLES] if source == "all" else [source], values=seeds)]
+            title=known[source], group=[Combinations(presets=[*TABLES] if source == "all" else [source], values=seeds)]
         )
     if source in known:
         return _parse((_folder() / f"{source}.toml").read_text(encoding="utf-8"), source)

@@ -17,7 +17,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.files import lock
 from s2ap_diag.sweep.estimate import work
 from s2ap_diag.sweep.plan import Task
-from s2ap_diag.sweep.tasks import Outcome, Place, is_done, log_file, run_task
+from s2ap_diag.sweep.tasks import Outcome, Workplace, is_done, log_file, run_task
 
 STATUS = "sweep.json"
 
@@ -28,7 +28,7 @@ State = Literal["waiting", "running", "done", "failed"]
 
 
 @dataclass
-class Entry:
+class TaskStatus:
     """What became of a task; ``work`` is its share of the whole in image passes, seconds those of this sweep."""
 
     name: str
@@ -49,15 +49,15 @@ class Schedule:
     """
 
     tasks: Sequence[Task]
-    place: Place
+    workplace: Workplace
     workers: int
-    on_change: Callable[[Entry], None] = lambda entry: None
-    entries: dict[str, Entry] = field(default_factory=dict)
+    on_change: Callable[[TaskStatus], None] = lambda status: None
+    statuses: dict[str, TaskStatus] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for task in self.tasks:
-            state: State = "done" if is_done(task, self.place.root) else "waiting"
-            self.entries[task.name] = Entry(task.name, state, work(task), log=log_file(task.name))
+            state: State = "done" if is_done(task, self.workplace.root) else "waiting"
+            self.statuses[task.name] = TaskStatus(task.name, state, work(task), log=log_file(task.name))
 
     def run(self, executor: Executor) -> None:
         """Run what is missing. A task that fails stops those that wait for it, and no others.
@@ -72,14 +72,14 @@ class Schedule:
                 self._run(executor)
             finally:
                 executor.shutdown(cancel_futures=True)
-                for entry in self.entries.values():
-                    if entry.state == "running":  # it was stopped, and goes on the next time
-                        entry.state = "waiting"
+                for status in self.statuses.values():
+                    if status.state == "running":  # it was stopped, and goes on the next time
+                        status.state = "waiting"
                 self.save(working=False)
 
     def _alone(self) -> AbstractContextManager[None]:
         """A lock on the folder; behind a URL there is none to be had."""
-        filesystem, path = fsspec.core.url_to_fs(self.place.root)
+        filesystem, path = fsspec.core.url_to_fs(self.workplace.root)
         return lock.hold(Path(path)) if "file" in filesystem.protocol else nullcontext()
 
     def _run(self, executor: Executor) -> None:
@@ -89,7 +89,7 @@ class Schedule:
             for task in self._ready()[: max(0, self.workers - len(pending))]:
                 attempts[task.name] += 1
                 self._set(task.name, "running")
-                pending[executor.submit(run_task, task, self.place)] = task
+                pending[executor.submit(run_task, task, self.workplace)] = task
             if not pending:
                 return
             finished, _ = wait(pending, return_when=FIRST_COMPLETED)
@@ -106,9 +106,9 @@ class Schedule:
     def _ready(self) -> list[Task]:
         ready = []
         for task in self.tasks:
-            if self.entries[task.name].state != "waiting":
+            if self.statuses[task.name].state != "waiting":
                 continue
-            before = self.entries[task.after] if task.after is not None else None
+            before = self.statuses[task.after] if task.after is not None else None
             if before is not None and before.state == "failed":
                 self._set(task.name, "failed", f"it goes on from {before.name}, which failed")
             elif before is None or before.state == "done":
@@ -116,35 +116,35 @@ class Schedule:
         return ready
 
     def _end(self, outcome: Outcome) -> None:
-        self.entries[outcome.name].seconds = outcome.seconds
+        self.statuses[outcome.name].seconds = outcome.seconds
         self._set(outcome.name, "failed" if outcome.error else "done", outcome.error or "")
 
     def _set(self, name: str, state: State, error: str = "") -> None:
-        entry = self.entries[name]
-        entry.state, entry.error = state, error if state == "failed" else ""
+        status = self.statuses[name]
+        status.state, status.error = state, error if state == "failed" else ""
         self.save()
-        self.on_change(entry)
+        self.on_change(status)
 
     @property
     def work_left(self) -> float:
         """Of what is neither done nor failed."""
-        return sum(entry.work for entry in self.entries.values() if entry.state in ("waiting", "running"))
+        return sum(status.work for status in self.statuses.values() if status.state in ("waiting", "running"))
 
     @property
-    def failed(self) -> list[Entry]:
+    def failed(self) -> list[TaskStatus]:
         """What failed."""
-        return [entry for entry in self.entries.values() if entry.state == "failed"]
+        return [status for status in self.statuses.values() if status.state == "failed"]
 
     def save(self, working: bool = True) -> None:
         """Write the states where ``--status`` reads them."""
-        left = seconds_left(list(self.entries.values()), self.workers)
+        left = seconds_left(list(self.statuses.values()), self.workers)
         found = {
             "updated": time.time(),
             "working": working,
             "left": left,
-            "tasks": [asdict(e) for e in self.entries.values()],
+            "tasks": [asdict(status) for status in self.statuses.values()],
         }
-        filesystem, path = fsspec.core.url_to_fs(self.place.root)
+        filesystem, path = fsspec.core.url_to_fs(self.workplace.root)
         filesystem.makedirs(path, exist_ok=True)
         unfinished = f"{path}/.{STATUS}.tmp"
         with filesystem.open(unfinished, "w") as file:
@@ -152,14 +152,14 @@ class Schedule:
         filesystem.mv(unfinished, f"{path}/{STATUS}")
 
 
-def seconds_left(entries: Sequence[Entry], workers: int) -> float | None:
+def seconds_left(statuses: Sequence[TaskStatus], workers: int) -> float | None:
     """From the speed of what is done in this sweep; None before the first."""
-    timed = [entry for entry in entries if entry.state == "done" and entry.seconds > 0]
-    done = sum(entry.work for entry in timed)
+    timed = [status for status in statuses if status.state == "done" and status.seconds > 0]
+    done = sum(status.work for status in timed)
     if not done:
         return None
-    rate = sum(entry.seconds for entry in timed) / done / max(1, workers)
-    return rate * sum(entry.work for entry in entries if entry.state in ("waiting", "running"))
+    rate = sum(status.seconds for status in timed) / done / max(1, workers)
+    return rate * sum(status.work for status in statuses if status.state in ("waiting", "running"))
 
 
 def read_status(root: str) -> dict[str, Any]:

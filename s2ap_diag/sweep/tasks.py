@@ -13,13 +13,14 @@ from pathlib import Path
 import fsspec
 import torch
 
+from s2ap_core.data import Dataset
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
 from s2ap_core.files.atomic import write_file
 from s2ap_core.runs.beginnings import continue_from
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.directory import RunDirectory
-from s2ap_diag.commands.run import execute, prepare, start
+from s2ap_diag.execution.execute import execute, prepare
 from s2ap_diag.reading.results import SHARPNESS, save_sharpness
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
 from s2ap_diag.sweep.grid import Measurement
@@ -32,8 +33,8 @@ DONE = ".done"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where tasks run.
+class Workplace:
+    """Where the tasks of a sweep run.
 
     Attributes:
         root: the sweep's folder, or an fsspec URL of it such as ``s3://bucket/runs``.
@@ -65,14 +66,14 @@ def is_done(task: Task, root: str) -> bool:
     return bool(filesystem.exists(f"{path}/{task.name}/{DONE}"))
 
 
-def run_task(task: Task, place: Place) -> Outcome:
+def run_task(task: Task, workplace: Workplace) -> Outcome:
     """Run a task from where it stopped. Errors end in its log and in the outcome, none are raised."""
-    torch.set_num_threads(place.threads)
+    torch.set_num_threads(workplace.threads)
     started = time.monotonic()
-    with _folder_of(place.root, task) as folder, _logged(folder / log_file(task.name)) as log:
-        log.info("begins: until %s on %s", task.until, place.device)
+    with _folder_of(workplace.root, task) as folder, _logged(folder / log_file(task.name)) as log:
+        log.info("begins: until %s on %s", task.until, workplace.device)
         try:
-            _run(task, folder, place.device)
+            _run(task, folder, workplace.device)
         except InputError as error:
             log.error("%s", error)
             return Outcome(task.name, time.monotonic() - started, str(error))
@@ -89,26 +90,24 @@ def _run(task: Task, folder: Path, device: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         continue_from(folder / task.after, path, task.config, task.shared, device)
     lock.release_foreign(path)  # of a node that died: the sweep alone gives out its tasks
-    data = prepare(task.config)
     # A beginning may have been begun under another run's settings: its name says that they agree up to there.
     begun = task.until != "end" and RunDirectory.begun(path)
-    run = start(None if begun else task.config, path, resume=True, device=device)
-    execute(run, data=data, device=device, quiet=True, until=task.until)
+    data, config = prepare(task.config), None if begun else task.config
+    run = execute(config, path, device=device, quiet=True, resume=True, data=data, until=task.until)
     if task.until == "end" and task.sharpness is not None and run.checkpoint("prune-best").exists():
         log.info("%s: sharpness of the selected scores", task.name)
-        _measure(run, task.sharpness, device)
+        _measure(run, data, task.sharpness, device)
     write_file(path / DONE, task.until)
 
 
-def _measure(run: RunDirectory, asked: Measurement, device: str) -> None:
+def _measure(run: RunDirectory, data: Dataset, asked: Measurement, device: str) -> None:
     if (run.path / SHARPNESS).exists():
         return
     settings = SharpnessSettings(
         images=asked.images, batch_size=asked.batch_size, rho=asked.rho, steps=asked.steps, seed=run.config.seed
     )
-    data = prepare(run.config).to(device)
     checkpoint = load_checkpoint(run.checkpoint("prune-best"), device)
-    save_sharpness(run.path, measure_sharpness(checkpoint, data, run.config.objective, settings))
+    save_sharpness(run.path, measure_sharpness(checkpoint, data.to(device), run.config.objective, settings))
 
 
 @contextmanager

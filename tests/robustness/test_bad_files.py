@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import s2ap_diag.commands.run as run_command
 from s2ap_core.errors import InputError
 from s2ap_core.files.tensors import load_masks, load_tensors, save_tensors
+from s2ap_core.training.stages import Stages
 
 pytestmark = pytest.mark.usefixtures("tiny_network", "prototypes_registered")
 
@@ -408,7 +408,7 @@ def test_damaged_evaluations(attempt: Attempt, world: World, folder: Path) -> No
 @pytest.fixture
 def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """``run`` ends where its stages would begin: a damaged config that is valid may ask for years."""
-    monkeypatch.setattr(run_command, "execute", lambda *_, **__: None)
+    monkeypatch.setattr(Stages, "all", lambda *_, **__: None)
 
 
 def test_damaged_configs(attempt: Attempt, world: World, folder: Path, without_training: None) -> None:
@@ -472,7 +472,7 @@ def test_runs_resumed_with_damaged_files(
     attempt: Attempt, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every other time the results are gone, so that every stage looks at its files again."""
-    begun, execute = tmp_path / "begun", run_command.execute
+    begun, all_stages = tmp_path / "begun", Stages.all
     shutil.copytree(world.run, begun)
 
     def never(*_: Any, **__: Any) -> None:
@@ -481,7 +481,7 @@ def test_runs_resumed_with_damaged_files(
     def case(turn: int, name: str, held: bytes) -> None:
         run = tmp_path / f"run{turn}"
         shutil.copytree(begun, run)
-        monkeypatch.setattr(run_command, "execute", never if name == "config.toml" else execute)
+        monkeypatch.setattr(Stages, "all", never if name == "config.toml" else all_stages)
         if name != "results.json" and turn % 2:
             (run / "results.json").unlink()
         (run / name).write_bytes(held)

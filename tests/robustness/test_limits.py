@@ -19,7 +19,7 @@ from s2ap_core.runs.disk import bytes_of_run
 from s2ap_core.training.loop import DIVERGED, Callback
 from s2ap_core.training.stages import Stages
 from s2ap_diag.commands import main
-from s2ap_diag.commands._common import Once
+from s2ap_diag.execution.console import Once
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -135,7 +135,7 @@ class Noisy(Callback):
 
 
 def test_the_console_has_what_matters_once_and_the_log_has_all(folder, monkeypatch):
-    monkeypatch.setattr("s2ap_diag.commands.run.build_trackers", lambda settings: [Noisy()])
+    monkeypatch.setattr("s2ap_diag.execution.execute.build_trackers", lambda settings: [Noisy()])
     run = folder / "run"
     outcome = CliRunner().invoke(main, ["run", str(folder / "tiny.toml"), "--out", str(run)])
     assert outcome.exit_code == 0

@@ -25,7 +25,7 @@ from s2ap_core.files.tensors import load_masks
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.seeds import generator
 from s2ap_diag.commands import main
-from s2ap_diag.commands.run import command
+from s2ap_diag.commands.options.run import command
 from s2ap_diag.execution import launch
 from tests.core.distributed import distributed_worker as worker
 

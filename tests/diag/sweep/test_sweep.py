@@ -16,10 +16,10 @@ from s2ap_core.errors import InputError
 from s2ap_core.runs.course import fingerprint
 from s2ap_diag.commands import main
 from s2ap_diag.sweep.estimate import passes, seconds, seconds_per_mac, size_of, wall, work
-from s2ap_diag.sweep.grid import Grid, Group, expand, grids, read_grid
+from s2ap_diag.sweep.grid import Combinations, Grid, expand, grids, read_grid
 from s2ap_diag.sweep.plan import plan
 from s2ap_diag.sweep.schedule import read_status
-from s2ap_diag.sweep.tasks import Place, is_done, run_task
+from s2ap_diag.sweep.tasks import Workplace, is_done, run_task
 
 GRID = """
 scale = "digits"
@@ -80,7 +80,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_grid_is_each_preset_with_each_combination_of_values():
-    group = Group(
+    group = Combinations(
         presets=["cifar10-resnet18-hydra-orig-9?"],
         set={"prune.epochs": 7, "evaluation.stages": ["prune"]},
         values={"method.keep": [0.3, 0.25], "seed": [4, 5, 6]},
@@ -109,7 +109,7 @@ def test_a_changed_config_is_a_different_run(grid):
 
 
 def test_names_lead_nowhere_else():
-    group = Group(presets=["digits"], values={"title": ["../../x", "<script>", "a\nb", "y" * 300]})
+    group = Combinations(presets=["digits"], values={"title": ["../../x", "<script>", "a\nb", "y" * 300]})
     planned = expand(Grid(group=[group]))
     assert len(planned) == 1  # a title makes no difference to what is run
     assert all(set(p.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-._") for p in planned)
@@ -154,7 +154,9 @@ def test_what_runs_begin_with_is_a_task_of_its_own_that_they_wait_for(grid):
 
 
 def test_passes_are_counted_as_an_epoch_makes_them():
-    (planned,) = expand(Grid(group=[Group(presets=["svhn-resnet18-hydra-s2ap-90"], scale="digits", sharpness=False)]))
+    (planned,) = expand(
+        Grid(group=[Combinations(presets=["svhn-resnet18-hydra-s2ap-90"], scale="digits", sharpness=False)])
+    )
     (task,) = plan([planned])
     train, val, per_step = 1197, 200, 5 + 2
     pretrain, finetune = 8 * (train + val) * per_step, 5 * (train * (per_step + 2) + val * per_step)
@@ -167,7 +169,7 @@ def test_passes_are_counted_as_an_epoch_makes_them():
 
 
 def test_a_search_of_table_7_takes_the_hours_that_table_7_says():
-    (planned,) = expand(Grid(group=[Group(presets=["cifar10-resnet18-hydra-orig-90"], sharpness=False)]))
+    (planned,) = expand(Grid(group=[Combinations(presets=["cifar10-resnet18-hydra-orig-90"], sharpness=False)]))
     (task,) = plan([planned])
     rates = seconds_per_mac(None)
     per_pass = 3 * size_of("resnet18", None, "cifar10").macs * rates["resnet18"]
@@ -245,7 +247,7 @@ def test_the_runs_may_lie_behind_a_url(grid, alone, tmp_path):
     tasks = [task for task in plan(expand(read_grid(str(grid)))) if task.config.seed == 0]
     for task in tasks:
         assert not is_done(task, url)
-        assert run_task(task, Place(url)).error is None
+        assert run_task(task, Workplace(url)).error is None
         assert is_done(task, url)
     fsspec.filesystem("memory").get("/far/runs/", f"{tmp_path / 'here'}/", recursive=True)
     ours, theirs = results(tmp_path / "here"), results(alone)

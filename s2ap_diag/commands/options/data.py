@@ -1,0 +1,37 @@
+"""The options of ``s2ap-diag data``."""
+
+from typing import Any
+
+import click
+
+from s2ap_diag.commands.options.shared import EXISTING, table_options
+
+
+@click.group(name="data")
+def command() -> None:
+    """Download published data sets, and see what of them is there."""
+
+
+@command.command(name="fetch")
+@click.argument("name")
+@click.option("--root", type=EXISTING, required=True, help="Folder for all data sets; made if it is not there.")
+@table_options
+def fetch(**options: Any) -> None:
+    """Download data set NAME into a folder, checksum and all; goes on where an earlier download broke off."""
+    from s2ap_diag.commands.data import fetch_command
+
+    fetch_command(**options)
+
+
+@command.command(name="check")
+@click.argument("name")
+@click.option("--root", type=EXISTING, help="Folder that holds the data sets; digits needs none.")
+@table_options
+def check(**options: Any) -> None:
+    """Say what of data set NAME, or of each with `all`, is there and what is missing, with counts.
+
+    Exit status 2 if the data set is incomplete; with `all`, if one of those that are there is.
+    """
+    from s2ap_diag.commands.data import check_command
+
+    check_command(**options)

@@ -1,0 +1,24 @@
+"""The options of ``s2ap-diag export``."""
+
+from typing import Any
+
+import click
+
+from s2ap_diag.commands.options.shared import EXISTING, device_option, output_options
+
+
+@click.command(name="export")
+@click.argument("run", type=EXISTING)
+@click.option("--out", type=EXISTING, required=True, help="FILE.safetensors, or FILE.pt2 for torch.export.")
+@click.option("--n", type=click.IntRange(min=1), default=128, show_default=True, help="Number of test images.")
+@click.option("--rounds", type=click.IntRange(min=1), default=20, show_default=True, help="Timed forward passes.")
+@output_options
+@device_option
+def command(**options: Any) -> None:
+    """Write the smaller dense network of RUN, a run of hydra-channels or harp-channels or a checkpoint of one.
+
+    The outputs of both are compared on test images first, and their forward passes timed in turn.
+    """
+    from s2ap_diag.commands.export import run_command
+
+    run_command(**options)

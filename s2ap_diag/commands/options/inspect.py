@@ -1,0 +1,18 @@
+"""The options of ``s2ap-diag inspect``."""
+
+from typing import Any
+
+import click
+
+from s2ap_diag.commands.options.shared import EXISTING, output_options, source_options
+
+
+@click.command(name="inspect")
+@click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
+@source_options
+@output_options
+def command(**options: Any) -> None:
+    """Say what CHECKPOINTS hold; of a single one, layer by layer."""
+    from s2ap_diag.commands.inspect import run_command
+
+    run_command(**options)

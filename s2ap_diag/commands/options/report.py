@@ -1,0 +1,23 @@
+"""The options of ``s2ap-diag report``."""
+
+from typing import Any
+
+import click
+
+from s2ap_diag.commands.options.shared import EXISTING, quiet_option
+
+
+@click.command(name="report")
+@click.argument("runs", type=EXISTING)
+@click.option("--out", type=EXISTING, help="The file to write.  [default: RUNS/report.html]")
+@click.option("--title", help="The report's heading.  [default: the folder's name]")
+@quiet_option
+def command(**options: Any) -> None:
+    """Show all runs under the folder RUNS in one HTML file that opens in any browser, without a network.
+
+    A table to sort, and for each run its curves, its layers' mask changes, config, environment and files.
+    Runs that are half done or damaged are listed with the reason.
+    """
+    from s2ap_diag.commands.report import run_command
+
+    run_command(**options)

@@ -1,0 +1,87 @@
+"""Options that several commands have."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from s2ap_diag.execution.console import show_warnings
+from s2ap_diag.execution.exits import is_first_process
+
+if TYPE_CHECKING:  # both import more than --help can wait for
+    from s2ap_diag.output.destinations import Output
+    from s2ap_diag.reading.source import Source
+
+EXISTING = click.Path(path_type=Path)
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _set_up(ctx: click.Context, param: click.Parameter, quiet: bool) -> bool:
+    del ctx, param
+    quiet = quiet or not is_first_process()
+    show_warnings(quiet=quiet)
+    return quiet
+
+
+quiet_option = click.option(
+    "--quiet", is_flag=True, callback=_set_up, expose_value=True, help="No table, progress or warnings."
+)
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed.")
+scale_option = click.option(
+    "--scale", type=click.Choice(["digits"]), help="Every run narrow and short, on scikit-learn's digits."
+)
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting of every run."
+)
+
+
+def _output(json: str | None, csv: Path | None, quiet: bool, plot: Path | None = None) -> "Output":
+    from s2ap_diag.output.destinations import Output
+
+    return Output(json, csv, plot, quiet) if is_first_process() else Output(None, None, None, quiet=True)
+
+
+def _source(keep: float | None, network: str | None, dataset: str | None, root: Path | None) -> "Source":
+    from s2ap_diag.reading.source import Source
+
+    return Source(keep, network, dataset, root)
+
+
+def _bundle(name: str, make: Callable[..., Any], *options: Decorator) -> Decorator:
+    """Add options that reach the command as one argument ``name``, made by ``make`` of those that it names."""
+    keys = inspect.signature(make).parameters
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        def bundled(**given: Any) -> Any:
+            own = {key: given.pop(key) for key in keys if key in given}
+            return function(**{name: make(**own)}, **given)
+
+        call: Callable[..., Any] = functools.wraps(function)(bundled)
+        for option in reversed(options):
+            call = option(call)
+        return call
+
+    return apply
+
+
+_table_options = (
+    click.option("--json", type=click.Path(), help="Write the results as JSON; - is standard output."),
+    click.option("--csv", type=EXISTING, help="Write the results as CSV."),
+    quiet_option,
+)
+table_options = _bundle("output", _output, *_table_options)
+_plot_option = click.option("--plot", type=EXISTING, help="Draw the results (.png, .pdf or .svg).")
+output_options = _bundle("output", _output, *_table_options, _plot_option)
+source_options = _bundle(
+    "source",
+    _source,
+    click.option("--keep", type=float, help="Fraction kept, where the file does not say it."),
+    click.option("--network", help="The network, where the file does not say it."),
+    click.option("--dataset", help="The data set, where the file does not say it."),
+    click.option("--root", type=EXISTING, help="Folder of the data set's published files."),
+)

@@ -1,0 +1,46 @@
+"""The options of ``s2ap-diag sharpness``."""
+
+from typing import Any
+
+import click
+
+from s2ap_diag.commands.options.shared import EXISTING, device_option, output_options, seed_option, source_options
+
+
+@click.command(name="sharpness")
+@click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
+@click.option("--method", type=click.Choice(["power", "lanczos", "pyhessian"]), default="power", show_default=True)
+@click.option("--hvps", type=click.IntRange(min=1), help="Hessian-vector products of an eigenvalue; power: 10.")
+@click.option("--tolerance", type=click.FloatRange(min=0, min_open=True), help="Stop at this residual.")
+@click.option(
+    "--batch-norm", type=click.Choice(["running", "batch"]), default="running", show_default=True,
+    help="Statistics BatchNorm normalises with: part of the metric.",
+)  # fmt: skip
+@click.option("--by-layer", "by_layer", flag_value="layer", help="lambda_max of each layer's diagonal block too.")
+@click.option("--by-block", "by_layer", flag_value="block", help="The same for blocks of layers, such as layer1.0.")
+@click.option("--rho", multiple=True, type=click.FloatRange(min=0),
+              help="Radius of the loss difference; may be repeated.  [default: Table 13's, 0.001 to 0.01]")  # fmt: skip
+@click.option("--no-loss-difference", is_flag=True, help="lambda_max alone.")
+@click.option("--spectrum", type=EXISTING, help="Draw the density of all eigenvalues, and estimate the trace.")
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of Auto-PGD.")
+@click.option("--ball", type=click.Choice(["linf", "l2"]), default="linf", show_default=True)
+@click.option("--scale", type=click.Choice(["score", "one"]), default="score", show_default=True,
+              help="c of Eq. 12: |s| or 1.")  # fmt: skip
+@click.option("--recraft", is_flag=True, help="Make the adversarial examples anew at each step.")
+@click.option("--restarts", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--images", type=click.IntRange(min=1), default=1024, show_default=True, help="Training images.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--objective", help="trades, pgd-at, mart, fast-at or clean; default the checkpoint's own, or trades.")
+@click.option("--eps", help="Radius of the adversary; default the checkpoint's own, or 8/255.")
+@source_options
+@output_options
+@device_option
+@seed_option
+def command(**options: Any) -> None:
+    """Measure CHECKPOINTS (files or folders, ours or another tool's) by lambda_max and loss difference.
+
+    Of a folder, the checkpoints that have scores are measured, in the order of their epochs.
+    """
+    from s2ap_diag.commands.sharpness import run_command
+
+    run_command(**options)

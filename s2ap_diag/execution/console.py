@@ -1,0 +1,44 @@
+"""What a command warns of on standard error."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Once:
+    """Let a warning onto the console once, whichever stage, checkpoint or batch it is about.
+
+    What is warned of is a record's last argument, else its message. Python's own warnings, which dependencies
+    give and a user can do nothing about, are not shown; a run's log has them.
+    """
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether the record is shown."""
+        what = str(record.args[-1] if isinstance(record.args, tuple) and record.args else record.msg)
+        new = what not in self.seen
+        self.seen.add(what)
+        return new and record.name != "py.warnings"
+
+
+def show_warnings(*, quiet: bool) -> None:
+    """Show warnings and errors on standard error, each once; with ``quiet`` errors alone."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.ERROR if quiet else logging.WARNING)
+        handler.addFilter(Once())
+    logging.addLevelName(logging.WARNING, "warning")
+    # The attacks' library logs its own progress and warnings; ours are in Evaluation.warnings.
+    logging.getLogger("auto-attack").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def logged_warnings() -> Iterator[None]:
+    """Send Python's warnings to the log, where the console does not show them."""
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)

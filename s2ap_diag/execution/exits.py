@@ -1,0 +1,76 @@
+"""How a command ends: its exit status, and who tells of an error that several processes of one run meet.
+
+Functions that ask about other processes import ``s2ap_core.distributed`` where torchrun started this one and nowhere
+else: it imports torch, for which ``--help`` must not wait.
+"""
+
+import os
+import signal
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import NoReturn
+
+import click
+
+REFUSED = 2
+"""Exit status for input that cannot be used."""
+
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+"""Exit statuses after a signal, as shells give them."""
+
+
+def refuse(message: str) -> NoReturn:
+    """Say in one line what cannot be used, and exit with status 2."""
+    if speaks_first():
+        click.echo("error: " + " ".join(message.split()), err=True)
+    leave(REFUSED)
+
+
+def leave(status: int) -> NoReturn:
+    """Exit with this status."""
+    if under_torchrun():
+        from s2ap_core import distributed
+
+        distributed.leave(status)
+    sys.exit(status)
+
+
+def under_torchrun() -> bool:
+    """Tell whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def joined_processes() -> AbstractContextManager[None]:
+    """Join the processes that torchrun started for the block; without torchrun do nothing."""
+    if not under_torchrun():
+        return nullcontext()
+    from s2ap_core.distributed.group import process_group
+
+    return process_group()
+
+
+def is_first_process() -> bool:
+    """Tell whether this process prints and writes for all processes of its run."""
+    if not under_torchrun():
+        return True
+    from s2ap_core import distributed
+
+    return distributed.rank() == 0
+
+
+def speaks_first() -> bool:
+    """Tell whether this process is to report an error that several may meet."""
+    if not under_torchrun():
+        return True
+    from s2ap_core import distributed
+
+    return distributed.speaks_first()
+
+
+def lost_process(error: RuntimeError) -> bool:
+    """Tell whether an error means that another process of the run has ended or does not answer."""
+    if not under_torchrun():
+        return False
+    from s2ap_core import distributed
+
+    return distributed.lost_process(error)

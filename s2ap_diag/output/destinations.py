@@ -1,0 +1,37 @@
+"""Where a command's results go: the terminal, JSON, CSV."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from s2ap_core.files.atomic import write_file
+from s2ap_diag.output.tables import show_table, to_csv
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go; ``plot`` is for the command to draw."""
+
+    json: str | None
+    csv: Path | None
+    plot: Path | None
+    quiet: bool
+
+    def emit(self, records: Sequence[dict[str, Any]], table: Table) -> None:
+        """Show a table and write the records; with JSON on standard output, nothing else goes there."""
+        if self.csv is not None:
+            import pandas as pd  # takes longer than all of a command that needs no torch
+
+            write_file(self.csv, to_csv(pd.json_normalize(list(records))))
+        if self.json is not None:
+            text = json.dumps(list(records), indent=2, default=str)
+            if self.json == "-":
+                click.echo(text)
+                return
+            write_file(Path(self.json), text + "\n")
+        show_table(table, self.quiet)

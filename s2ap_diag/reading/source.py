@@ -1,0 +1,44 @@
+"""What a user adds to checkpoints of other tools, which do not say it themselves."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from s2ap_core.config import DataSettings
+from s2ap_core.data import Dataset, load
+from s2ap_core.errors import InputError
+from s2ap_core.runs.checkpoints import Checkpoint
+from s2ap_core.runs.directory import RunDirectory
+from s2ap_diag.reading.files import open_checkpoint
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a user says of checkpoints; None where the files say it."""
+
+    keep: float | None = None
+    network: str | None = None
+    dataset: str | None = None
+    root: Path | None = None
+
+    def open(self, path: Path, device: str = "cpu") -> Checkpoint:
+        """Open a checkpoint, ours or another tool's.
+
+        Raises:
+            InputError: if it cannot be used, or does not say what no option says.
+        """
+        return open_checkpoint(path, network=self.network, dataset=self.dataset, keep=self.keep, device=device)
+
+    def data(self, checkpoint: Checkpoint) -> Dataset:
+        """Load the data that a checkpoint was made with: the option's, or its file's and its run's own.
+
+        Raises:
+            InputError: if neither says which, or the files cannot be used.
+        """
+        run = checkpoint.path.parent.parent
+        settings = RunDirectory.open(run).config.data if (run / "config.toml").is_file() else DataSettings()
+        name = self.dataset or checkpoint.header.get("dataset")
+        if name is None:
+            raise InputError(f"{checkpoint.path}: does not say its data set; give --dataset")
+        if name != settings.name:
+            return load(name, self.root)
+        return load(name, self.root or settings.root, **settings.options)
