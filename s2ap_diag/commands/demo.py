@@ -85,7 +85,7 @@ def configs_of(out: Path, quick: bool, seed: int) -> dict[str, Config]:
 def measure(
     runs: dict[str, RunDirectory], data: Dataset, settings: SharpnessSettings, device: str, quiet: bool
 ) -> dict[str, Sharpness]:
-    """The sharpness of each arm's selected scores, on the same images."""
+    """Measure the sharpness of each arm's selected scores, on the same images."""
     with counting("sharpness", len(runs) * (1 + len(settings.rho)), quiet) as advance:
         return {
             arm: measure_sharpness(
@@ -100,7 +100,7 @@ def measure(
 
 
 def row(arm: str, run: RunDirectory, sharpness: Sharpness) -> dict[str, Any]:
-    """What one arm's run gave; accuracies in percent."""
+    """Gather what one arm's run gave; accuracies in percent."""
     results = run.results()
     dense = accuracies(results, "pretrain")
     raw, finetuned = accuracies(results, "prune"), accuracies(results, "finetune")
@@ -124,7 +124,7 @@ def row(arm: str, run: RunDirectory, sharpness: Sharpness) -> dict[str, Any]:
 
 
 def table_of(records: list[dict[str, Any]]) -> Any:
-    """One row for each arm; the dense network, which both start from, stands in the first."""
+    """Make a row for each arm; the dense network, which both start from, stands in the first."""
     first = records[0]
     title = (
         f"HYDRA on digits, keep {first['keep']:.3g}; clean / robust accuracy in % under {first['attack']}, "
@@ -148,7 +148,7 @@ def _pair(record: dict[str, Any], kind: str) -> str | None:
 
 
 def verdict(records: list[dict[str, Any]]) -> str:
-    """In words: where S2AP gained and where it lost, as measured, in one run of one seed."""
+    """Say where S2AP gained and where it lost, as measured, in one run of one seed."""
     orig, s2ap = records
     good = {"mask_robust": "raw mask's robust accuracy", "finetuned_robust": "finetuned robust accuracy"}
     low = {"lambda_max": "λ_max", "loss_difference": "loss difference", "h": "Hamming distance"}

@@ -83,7 +83,7 @@ def run_command(
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, by which a saved evaluation knows its checkpoint."""
+    """Compute a file's SHA-256, by which a saved evaluation knows its checkpoint."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -91,7 +91,7 @@ def checksum(path: Path) -> str:
 def evaluation_file(
     path: Path, evals: Path | None, settings: EvaluationSettings, which: dict[str, Any], seed: int
 ) -> Path | None:
-    """Where correctness by image is kept; nowhere for another tool's file unless a folder is named."""
+    """Name the file for correctness by image; None for another tool's checkpoint unless a folder is given."""
     if evals is None:
         run = path.parent.parent
         if path.parent.name != "ckpt" or not (run / "config.toml").is_file():
@@ -103,7 +103,7 @@ def evaluation_file(
 
 
 def corruptions(root: Path | None, corruption: str, severity: int) -> Iterator[tuple[dict[str, Any], Dataset]]:
-    """CIFAR-10-C: what each corruption is called in a record, and its images.
+    """Load CIFAR-10-C: what each corruption is called in a record, and its images.
 
     Raises:
         InputError: if there is no such corruption, or its files cannot be used.
@@ -114,7 +114,7 @@ def corruptions(root: Path | None, corruption: str, severity: int) -> Iterator[t
 
 
 def mean(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The mean over the corruptions. It has no interval: they show the same images, and are no sample."""
+    """Average over the corruptions, without an interval: they show the same images, and are no sample."""
     accuracies = [key for key in records[0] if key.endswith("_accuracy")]
     kept = ("checkpoint", "epoch", "severity", "attack", "norm", "eps", "seed", "n")
     return {
@@ -125,7 +125,7 @@ def mean(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def trained_radius(checkpoint: Checkpoint) -> Fraction:
-    """eps of the checkpoint's own training, else the paper's: 4/255 on ImageNet, 8/255 elsewhere."""
+    """Give eps of the checkpoint's own training, else the paper's: 4/255 on ImageNet, 8/255 elsewhere."""
     own = own_objective(checkpoint)
     if "eps" in own:
         return parse_config({"objective": own}, str(checkpoint.path)).objective.eps
@@ -133,7 +133,7 @@ def trained_radius(checkpoint: Checkpoint) -> Fraction:
 
 
 def table_of(records: list[dict[str, Any]]) -> Table:
-    """One row for each checkpoint and corruption, accuracies in percent with their 95 % intervals."""
+    """Make a row for each checkpoint and corruption, accuracies in percent with their 95 % intervals."""
     first = records[0]
     cells: dict[str, list[Any]] = {"checkpoint": ["/".join(Path(r["checkpoint"]).parts[-3:]) for r in records]}
     if "corruption" in first:
@@ -152,7 +152,7 @@ def table_of(records: list[dict[str, Any]]) -> Table:
 
 
 def kinds(record: dict[str, Any]) -> list[str]:
-    """Which accuracies were measured."""
+    """Name the accuracies that were measured."""
     return ["clean"] if record["attack"] == "none" else ["clean", "robust"]
 
 

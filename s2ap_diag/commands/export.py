@@ -72,7 +72,7 @@ def run_command(
 
 
 def result_of(run: Path) -> Path:
-    """The checkpoint to export: the finetuned network of a run, else its raw mask; a file stands for itself.
+    """Choose the checkpoint to export: a run's finetuned network, else its raw mask; a file stands for itself.
 
     Raises:
         InputError: if the run has neither yet, or there is no such run or file.
@@ -90,7 +90,7 @@ def result_of(run: Path) -> Path:
 
 @torch.no_grad()
 def largest_difference(masked: nn.Module, smaller: nn.Module, x: Tensor) -> float:
-    """The largest difference of a logit on images [B, C, H, W].
+    """Compute the largest difference of a logit on images [B, C, H, W].
 
     Raises:
         InputError: if it is more than rounding.
@@ -104,7 +104,7 @@ def largest_difference(masked: nn.Module, smaller: nn.Module, x: Tensor) -> floa
 
 @torch.no_grad()
 def forward_seconds(models: tuple[nn.Module, ...], x: Tensor, rounds: int, advance: Callable[[], None]) -> list[float]:
-    """Median seconds of each model's forward pass on ``x``; the models take turns, after one round untimed."""
+    """Time each model's forward pass on ``x``: median seconds; the models take turns, after one round untimed."""
     seconds: list[list[float]] = [[] for _ in models]
     for timed in range(rounds + 1):
         for model, found in zip(models, seconds, strict=True):
@@ -120,12 +120,12 @@ def forward_seconds(models: tuple[nn.Module, ...], x: Tensor, rounds: int, advan
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of parameters."""
+    """Count the parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 def table_of(record: dict[str, Any]) -> Table:
-    """The masked network beside the exported one."""
+    """Set the masked network beside the exported one."""
     flops, sizes, seconds = record["flops"], record["parameters"], record["seconds"]
     title = f"{record['file']}: max |difference| {record['max_difference']:.1e} on {record['images']} test images"
     rows = [

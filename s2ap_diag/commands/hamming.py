@@ -67,7 +67,7 @@ Distances = dict[str, dict[int, float]]
 
 
 def within(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks], against: str) -> Compared:
-    """Each group's masks against its first or against the one before; a group of one file has nothing."""
+    """Compare each group's masks with its first or with the one before; a group of one file has nothing."""
     found: Compared = {}
     for name, paths in groups.items():
         base = read(paths[0])
@@ -82,7 +82,7 @@ def within(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks], a
 
 
 def between(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks]) -> Compared:
-    """The masks of the same epoch in two folders."""
+    """Compare the masks of the same epoch in two folders."""
     first, second = ({epoch_of(p): p for p in paths} for paths in groups.values())
     common = [epoch for epoch in first if epoch in second]
     rows = [record(second[e], hamming(read(first[e]), read(second[e])), i) for i, e in enumerate(common)]
@@ -123,7 +123,7 @@ def _arm_and_seed(path: Path) -> tuple[Any, int | None]:
 
 
 def record(path: Path, found: Hamming, position: int) -> dict[str, Any]:
-    """The entry of ``hamming --json``; a file without a number is known by its position."""
+    """Make the entry of ``hamming --json``; a file without a number is known by its position."""
     epoch = epoch_of(path)
     return {
         "masks": str(path),
@@ -143,7 +143,7 @@ def record(path: Path, found: Hamming, position: int) -> dict[str, Any]:
 
 
 def table_of(compared: Compared, differences: list[dict[str, Any]], measure: str, against: str) -> Table:
-    """Epochs down; h (and its ratio to chance) of each group across, and their difference."""
+    """Lay out epochs down; h (and its ratio to chance) of each group across, and their difference."""
     by_epoch: dict[int, dict[str, Any]] = {}
     for name, rows in compared.items():
         short = _short(name)
@@ -163,6 +163,6 @@ def table_of(compared: Compared, differences: list[dict[str, Any]], measure: str
 
 
 def _short(name: str) -> str:
-    """What tells one folder from another: RUN of RUN/masks."""
+    """Give what tells one folder from another: RUN of RUN/masks."""
     path = Path(name)
     return path.parent.name if path.name == "masks" and path.parent.name else path.name or name

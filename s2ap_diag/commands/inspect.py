@@ -51,7 +51,7 @@ def run_command(
 
 
 def table_of(records: list[dict[str, Any]]) -> Any:
-    """Layers of a single checkpoint, or one row for each of several."""
+    """List the layers of a single checkpoint, or make a row for each of several."""
     if len(records) == 1:
         (one,) = records
         network = (one.get("network") or {}).get("name")

@@ -65,7 +65,7 @@ def run_command(
 
 
 def resolve(config: str, scale: str | None, overrides: tuple[str, ...], seed: int | None) -> Config:
-    """The settings of a run: the config's, scaled, and what the user sets on top.
+    """Read the settings of a run: the config's, scaled, and what the user sets on top.
 
     Raises:
         InputError: as :func:`s2ap_core.presets.read.read_config`.
@@ -77,7 +77,7 @@ def resolve(config: str, scale: str | None, overrides: tuple[str, ...], seed: in
 
 
 def overview() -> Table:
-    """The presets by the table of the paper that they belong to, many to a row."""
+    """List the presets by the table of the paper that they belong to, many to a row."""
     plain = [preset for preset in presets().values() if not preset.tables + preset.beside]
     rows: list[list[Any]] = [["", preset.name, 1, preset.what] for preset in plain]
     for group in groups():
@@ -90,7 +90,7 @@ def overview() -> Table:
 
 
 def matching(pattern: str) -> Table:
-    """The presets that match a pattern, one to a row.
+    """List the presets that match a pattern, one to a row.
 
     Raises:
         InputError: if none does.

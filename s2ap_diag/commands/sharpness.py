@@ -91,7 +91,7 @@ def run_command(
 
 
 def adversary_of(checkpoint: Checkpoint, objective: str | None, eps: str | None) -> ObjectiveSettings:
-    """The objective that a checkpoint was searched with, changed by the options."""
+    """Give the objective that a checkpoint was searched with, changed by the options."""
     own = own_objective(checkpoint)
     asked = {k: v for k, v in {"name": objective, "eps": eps}.items() if v is not None}
     return parse_config({"objective": own | asked}, "--objective/--eps").objective

@@ -77,7 +77,7 @@ def run_command(
 
 
 def planned(schedule: Schedule) -> Table:
-    """What would run, in order."""
+    """List what would run, in order."""
     rows: list[list[Any]] = [
         [task.name, task.until, task.after or "", schedule.statuses[task.name].state] for task in schedule.tasks
     ]
@@ -87,7 +87,7 @@ def planned(schedule: Schedule) -> Table:
 
 
 def summary(root: str, schedule: Schedule) -> Table:
-    """How many tasks ended how."""
+    """Count the tasks that are done and those that failed."""
     statuses = list(schedule.statuses.values())
     rows: list[list[Any]] = [
         [state, sum(entry.state == state for entry in statuses), sum(e.seconds for e in statuses if e.state == state)]
@@ -110,7 +110,7 @@ def watch(root: str) -> None:
 
 
 def status_table(root: str, found: dict[str, Any]) -> Table:
-    """Counts by state, the tasks that run, and those that failed."""
+    """Count the tasks by state, and list those that run or failed."""
     tasks = found["tasks"]
     counts = {s: sum(t["state"] == s for t in tasks) for s in ("done", "running", "waiting", "failed")}
     left = "unknown" if found["left"] is None else f"{found['left'] / 60:.0f} min"

@@ -57,7 +57,7 @@ def _first_to_end(failures: Mapping[int, ProcessFailure], processes: int) -> str
 
 
 def arguments(context: click.Context, without: str) -> list[str]:
-    """The command line that gave this context its parameters, its command's name first, ``without`` one option."""
+    """Compose the command line that gave this context its parameters, command first, ``without`` one option."""
     found = [str(context.info_name)]
     for parameter in context.command.params:
         name = str(parameter.name)

@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 PACKAGES = ("s2ap_core", "s2ap_diag")
 
 
-class _Patient(logging.FileHandler):
-    """A log that cannot be written, as on a full disk, says nothing: the run's own files do, with their path."""
+class _SilentFileHandler(logging.FileHandler):
+    """Say nothing where the log cannot be written, as on a full disk: the run's own files do, with their path."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -37,7 +37,7 @@ def run_log(run: Path) -> Iterator[None]:
         return
     path = run / "run.log"
     try:
-        handler = _Patient(path, encoding="utf-8")
+        handler = _SilentFileHandler(path, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); free space and --resume") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -16,7 +16,9 @@ from s2ap_core.errors import InputError
 
 
 class LocalExecutor(Executor):
-    """Worker processes that import once; each is a pool of its own, so that a killed one takes no other task with it.
+    """Run tasks in worker processes that import once.
+
+    Each is a pool of its own, so that a killed one takes no other task with it.
 
     Args:
         workers: how many; no more tasks may be submitted at once.
@@ -31,7 +33,7 @@ class LocalExecutor(Executor):
             self._idle.put(index)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """As for any executor; a pool whose process was killed is replaced."""
+        """Submit a task as to any executor; a pool whose process was killed is replaced."""
         index = self._idle.get()
         try:
             future = self._pools[index].submit(fn, *args, **kwargs)
@@ -67,7 +69,7 @@ def _begin_worker(slot: str | None) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose sweep was killed would hold its run, and its memory, for ever."""
+    """End a worker whose sweep was killed: it would hold its run, and its memory, for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -75,7 +77,7 @@ def _end_with_parent() -> None:
 
 
 class RayExecutor(Executor):
-    """Tasks on a Ray cluster, begun again where a node died.
+    """Run tasks on a Ray cluster, and begin them again where a node died.
 
     Args:
         address: of the cluster, or ``auto``.
@@ -105,13 +107,13 @@ class RayExecutor(Executor):
             raise InputError(f"--ray {address}: no cluster answers ({error}); start one with `ray start`") from error
 
     def slots(self) -> int:
-        """How many tasks the cluster runs at once."""
+        """Count how many tasks the cluster runs at once."""
         there = self.ray.cluster_resources()
         fits = there.get("CPU", 1) / self.cpus
         return max(1, int(min(fits, there.get("GPU", 0) / self.gpus) if self.gpus else fits))
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """As for any executor."""
+        """Submit a task as to any executor."""
         options: Any = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": self.RETRIES}
         if self.gpus:  # a worker that had one GPU would stay on it
             options["max_calls"] = 1

@@ -77,7 +77,7 @@ class PlannedRun:
 
 
 def grids() -> dict[str, str]:
-    """Names and titles of the grids that come with the package: each table's, ``all``, and the files'."""
+    """Name the grids that come with the package, and their titles: each table's, ``all``, and the files'."""
     found = {table: f"the runs of Table {table.removeprefix('table')}, {SEEDS} seeds" for table in TABLES}
     found["all"] = f"the runs of all tables, {SEEDS} seeds"
     for file in _folder().iterdir():
@@ -87,7 +87,7 @@ def grids() -> dict[str, str]:
 
 
 def read_grid(source: str) -> Grid:
-    """A grid of :func:`grids`, or of a TOML file.
+    """Read a grid of :func:`grids`, or of a TOML file.
 
     Raises:
         InputError: if there is none of that name, or the file is not a grid.
@@ -113,7 +113,7 @@ def read_grid(source: str) -> Grid:
 
 
 def expand(grid: Grid, *, scale: str | None = None, overrides: tuple[str, ...] = ()) -> list[PlannedRun]:
-    """The runs of a grid, each once, in its order.
+    """List the runs of a grid, each once, in its order.
 
     Args:
         scale: ``digits`` scales all groups.
@@ -142,7 +142,7 @@ def expand(grid: Grid, *, scale: str | None = None, overrides: tuple[str, ...] =
 
 
 def _measured(asked: Measurement | Literal[False], scaled: bool) -> Measurement | None:
-    """On digits no more images than there are in a batch: each radius takes twenty passes over them."""
+    """Take on digits no more images than there are in a batch: each radius makes twenty passes over them."""
     if asked and scaled:
         return asked.model_copy(update={"images": min(asked.images, asked.batch_size)})
     return asked or None
@@ -159,7 +159,7 @@ def _presets(patterns: list[str]) -> list[str]:
 
 
 def _name(preset: str, chosen: dict[str, Any], config: Config) -> str:
-    """Safe as a folder's name, whatever the values are."""
+    """Compose a name that is safe for a folder, whatever the values are."""
     said = [f"{key.rpartition('.')[2]}{value}" for key, value in chosen.items() if key != "seed"]
     words = "-".join([Path(preset).stem, *said, f"s{config.seed}"])
     safe = "".join(c if c.isalnum() or c in "-._" else "_" for c in words)

@@ -78,7 +78,7 @@ class Schedule:
                 self.save(working=False)
 
     def _alone(self) -> AbstractContextManager[None]:
-        """A lock on the folder; behind a URL there is none to be had."""
+        """Lock the folder; behind a URL there is no lock to be had."""
         filesystem, path = fsspec.core.url_to_fs(self.workplace.root)
         return lock.hold(Path(path)) if "file" in filesystem.protocol else nullcontext()
 
@@ -127,12 +127,12 @@ class Schedule:
 
     @property
     def work_left(self) -> float:
-        """Of what is neither done nor failed."""
+        """Add up the work of the tasks that are neither done nor failed."""
         return sum(status.work for status in self.statuses.values() if status.state in ("waiting", "running"))
 
     @property
     def failed(self) -> list[TaskStatus]:
-        """What failed."""
+        """List the tasks that failed."""
         return [status for status in self.statuses.values() if status.state == "failed"]
 
     def save(self, working: bool = True) -> None:
@@ -153,7 +153,7 @@ class Schedule:
 
 
 def seconds_left(statuses: Sequence[TaskStatus], workers: int) -> float | None:
-    """From the speed of what is done in this sweep; None before the first."""
+    """Estimate the seconds left from the speed of this sweep's tasks so far; None before the first is done."""
     timed = [status for status in statuses if status.state == "done" and status.seconds > 0]
     done = sum(status.work for status in timed)
     if not done:
@@ -163,7 +163,7 @@ def seconds_left(statuses: Sequence[TaskStatus], workers: int) -> float | None:
 
 
 def read_status(root: str) -> dict[str, Any]:
-    """What :meth:`Schedule.save` wrote.
+    """Read what :meth:`Schedule.save` wrote.
 
     Raises:
         InputError: if no sweep began there.

@@ -56,12 +56,12 @@ class Outcome:
 
 
 def log_file(name: str) -> str:
-    """Where a task's log lies below the sweep's folder."""
+    """Name a task's log below the sweep's folder."""
     return f"logs/{name.replace('/', '-')}.log"
 
 
 def is_done(task: Task, root: str) -> bool:
-    """Whether this task's run went as far as it should."""
+    """Tell whether this task's run went as far as it should."""
     filesystem, path = fsspec.core.url_to_fs(root)
     return bool(filesystem.exists(f"{path}/{task.name}/{DONE}"))
 
@@ -112,7 +112,7 @@ def _measure(run: RunDirectory, data: Dataset, asked: Measurement, device: str) 
 
 @contextmanager
 def _folder_of(root: str, task: Task) -> Iterator[Path]:
-    """The sweep's folder; of a URL, a folder here with what the task needs, brought back when it ends."""
+    """Give the sweep's folder; of a URL, a folder here with what the task needs, brought back when it ends."""
     filesystem, remote = fsspec.core.url_to_fs(root)
     if "file" in filesystem.protocol:
         yield Path(remote)
@@ -137,7 +137,7 @@ def _folder_of(root: str, task: Task) -> Iterator[Path]:
 
 @contextmanager
 def _logged(file: Path) -> Iterator[logging.Logger]:
-    """What is logged while the block runs, warnings included, goes to this file too."""
+    """Log to this file too while the block runs, warnings included."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
