@@ -8,7 +8,7 @@ import torch
 from benchmarks.measure import Row, Setting, at_most, interleaved
 from s2ap_core.files.tensors import save_masks
 from s2ap_core.seeds import generator
-from s2ap_diag.reading.files import open_packed_masks
+from s2ap_diag.reading.read import read
 from s2ap_diag.stability import trajectory
 
 MASKS = 20
@@ -39,7 +39,7 @@ def _measure(packed: list[Path], plain: list[Path], entries: int) -> list[Row]:
     flipped: dict[str, list[int]] = {}
 
     def ours() -> None:
-        flipped["ours"] = [found.flipped for found in trajectory([open_packed_masks(path) for path in packed])]
+        flipped["ours"] = [found.flipped for found in trajectory([read(path).as_masks().masks for path in packed])]
 
     def boolean() -> None:
         masks = [torch.load(path) for path in plain]

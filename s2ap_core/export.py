@@ -26,7 +26,13 @@ SUFFIXES = (".safetensors", ".pt2")
 
 
 def image_shape(described: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(C, H, W) of the images that the network of a header's ``network`` entry takes."""
+    """(C, H, W) of the images that the network of a header's ``network`` entry takes.
+
+    Raises:
+        InputError: if it does not say so, as those of other tools' files.
+    """
+    if described["input_size"] is None:
+        raise InputError("does not say the size of its images: export takes runs and checkpoints of ours")
     return described["input_channels"], described["input_size"], described["input_size"]
 
 

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from s2ap_diag.curvature.hessian import ScoreHessian as ScoreHessian
     from s2ap_diag.curvature.loss_difference import LossDifference as LossDifference
     from s2ap_diag.curvature.loss_difference import loss_difference as loss_difference
+    from s2ap_diag.reading.read import load as load
     from s2ap_diag.stability import Hamming as Hamming
     from s2ap_diag.stability import PackedMasks as PackedMasks
     from s2ap_diag.stability import hamming as hamming
-    from s2ap_diag.stability import score_margins as score_margins
     from s2ap_diag.stability import trajectory as trajectory
+    from s2ap_diag.stability.margins import score_margins as score_margins
     from s2ap_diag.statistics import Comparison as Comparison
     from s2ap_diag.statistics import compare as compare
 
@@ -53,10 +54,11 @@ _OFFERED = {
     "score_hessian": "s2ap_diag.curvature.hessian.ScoreHessian",
     "LossDifference": "s2ap_diag.curvature.loss_difference.LossDifference",
     "loss_difference": "s2ap_diag.curvature.loss_difference.loss_difference",
+    "load": "s2ap_diag.reading.read.load",
     "Hamming": "s2ap_diag.stability.Hamming",
     "PackedMasks": "s2ap_diag.stability.PackedMasks",
     "hamming": "s2ap_diag.stability.hamming",
-    "score_margins": "s2ap_diag.stability.score_margins",
+    "score_margins": "s2ap_diag.stability.margins.score_margins",
     "trajectory": "s2ap_diag.stability.trajectory",
     "Comparison": "s2ap_diag.statistics.Comparison",
     "compare": "s2ap_diag.statistics.compare",

@@ -32,7 +32,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_core.runs import course
 from s2ap_core.runs.directory import RunDirectory
-from s2ap_diag.reading.files import open_packed_masks
+from s2ap_diag.reading.read import read
 from s2ap_diag.reading.results import SHARPNESS, Run, Skipped, collect
 from s2ap_diag.stability import Hamming, hamming
 
@@ -415,8 +415,9 @@ def _curve(run: Run, metric: str, stage: str = "prune") -> dict[int, float]:
 def _distances(run: Run) -> list[Hamming]:
     """The distance of each epoch's mask, from 1, to the first; one mask at a time is held beside the first."""
     files = RunDirectory(run.path, run.config)
-    first = open_packed_masks(files.masks(0))
-    return [hamming(first, open_packed_masks(files.masks(e))) for e in range(1, run.config.prune.epochs + 1)]
+    first, *later = (files.masks(epoch) for epoch in range(run.config.prune.epochs + 1))
+    start = read(first).as_masks().masks
+    return [hamming(start, read(file).as_masks().masks) for file in later]
 
 
 def _last_tracked(curvatures: Mapping[str, Mapping[int, float]]) -> LambdaMax | None:

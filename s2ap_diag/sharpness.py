@@ -18,7 +18,7 @@ from s2ap_diag.curvature.eigen import Curvature, Method, SpectralDensity, curvat
 from s2ap_diag.curvature.hessian import BatchNormMode
 from s2ap_diag.curvature.loss_difference import LossDifference, Norm, loss_difference
 from s2ap_diag.curvature.tracking import batch_loss
-from s2ap_diag.stability import ScoreMargins, score_margins
+from s2ap_diag.stability.margins import ScoreMargins, score_margins
 
 RHOS = (0.001, 0.0025, 0.005, 0.0075, 0.01)
 

@@ -42,19 +42,23 @@ def is_safetensors(path: Path) -> bool:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a checkpoint file") from error
 
 
-def is_ours(path: Path) -> bool:
-    """Whether the file is a safetensors file with a header of ours, which may be damaged all the same.
+def peek(path: Path) -> dict[str, Any] | None:
+    """Read what the header of a file of ours says, unchecked, and nothing else; None of another tool's file.
 
     Raises:
         InputError: if it cannot be read, or is a truncated safetensors file.
     """
     if not is_safetensors(path):
-        return False
+        return None
     try:
         with safe_open(path, framework="numpy") as file:
-            return HEADER in (file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+            metadata = file.metadata() or {}
+        if HEADER not in metadata:
+            return None
+        header = json.loads(metadata[HEADER])
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: truncated, or not a safetensors file; copy or make it again") from error
+    return header if isinstance(header, dict) else {}
 
 
 def read(path: Path, framework: str, content: Callable[[T], Content]) -> tuple[dict[str, T], dict[str, Any]]:

@@ -4,29 +4,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from s2ap_core.errors import InputError
 from s2ap_core.files.header import is_safetensors
+from s2ap_core.foreign.names import without_prefix
 from s2ap_core.foreign.pickles import is_plain, read_safetensors, unpickle
-
-T = TypeVar("T")
-
-
-PREFIXES = ("module.basic_model.", "basic_model.", "module.")
-
 
 SCORES = {"hydra": "popup_scores", "harp": "popup_scores", "rlth": "scores"}
 """What each tool calls a layer's scores."""
 
 
 _PLAIN = {"popup_scores": "scores", "k_score": "rate"}
-
-
-_LAYER_TENSORS = ("weight", "weight_orig", "weight_mask", "popup_scores", "scores", "k_score")
 
 
 @dataclass(frozen=True)
@@ -82,19 +73,6 @@ def read_state(path: Path) -> StateDict:
         method = "harp" if of_harp else "hydra" if "arch" in envelope else None
     epoch = envelope.get("epoch")
     return StateDict(path, form, method, tensors, epoch if isinstance(epoch, int) else None)
-
-
-def without_prefix(raw: Mapping[str, T]) -> dict[str, T]:
-    """The entries without the prefix that wrappers put before every name of the network.
-
-    Raises:
-        InputError: if only some layers carry it.
-    """
-    prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in raw)), "")
-    bare = [key for key in raw if not key.startswith(prefix) and key.rpartition(".")[2] in _LAYER_TENSORS]
-    if bare:
-        raise InputError(f"some keys start with {prefix!r}, {bare[0]} does not; save one network's state dict")
-    return {key.removeprefix(prefix): entry for key, entry in raw.items() if key.startswith(prefix)}
 
 
 def _has(raw: Mapping[str, Tensor], kind: str) -> bool:

@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from statistics import mode
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
-from s2ap_core.foreign.formats import SCORES, StateDict, _file_name, read_state
+from s2ap_core.foreign.formats import SCORES, StateDict, _file_name
 from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import masks
 from s2ap_core.masks.parametrization import ScoreMask, check_keep
@@ -26,8 +25,8 @@ from s2ap_core.runs.checkpoints import Checkpoint, build_network, fill
 log = logging.getLogger(__name__)
 
 
-def read_foreign(
-    path: Path,
+def foreign_checkpoint(
+    source: StateDict,
     *,
     network: str | None = None,
     dataset: str | None = None,
@@ -35,13 +34,13 @@ def read_foreign(
     width: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Checkpoint:
-    """A model from another tool's checkpoint, with its masks, in eval mode.
+    """Build the model of another tool's checkpoint, with its masks, in eval mode.
 
     Scores become score masks, with HARP's rates where there are; ``weight_mask`` becomes a fixed mask, and
     so do the nonzero weights of a dense file.
 
     Args:
-        path: the file.
+        source: what :func:`s2ap_core.foreign.formats.read_state` read.
         network: a key of NETWORKS, for a file whose keys fit none or several of them.
         dataset: goes into the header.
         keep: fraction kept; files with scores do not say it.
@@ -49,39 +48,38 @@ def read_foreign(
         device: where the model is put.
 
     Raises:
-        InputError: if the file is missing, damaged, holds more than tensors and plain values, does not say
-            what it must, or does not fit its network; the line names the first tensor that does not.
+        InputError: if the file does not say what it must, or does not fit its network; the line names the first
+            tensor that does not.
     """
-    found = read_state(path)
     try:
-        described, state = _fit(found, network, width)
-        header = _header(found, state, described, keep) | {"dataset": dataset}
+        described, state = _fit(source, network, width)
+        header = _header(source, state, described, keep) | {"dataset": dataset}
         model = build_network(described)
         fill(model, state, header["keep"])
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return Checkpoint(path, model.to(device).eval(), header)
+        raise InputError(f"{source.path}: {error}") from error
+    return Checkpoint(source.path, model.to(device).eval(), header)
 
 
 def foreign_masks(
-    found: StateDict, *, network: str | None = None, keep: float | None = None, width: int | None = None
+    source: StateDict, *, network: str | None = None, keep: float | None = None, width: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Boolean masks by weight name (``conv1.weight``) and the header, without building the network.
 
     Where no network is named and none is recognised, every layer with scores or a mask counts.
 
     Raises:
-        InputError: as :func:`read_foreign`.
+        InputError: as :func:`foreign_checkpoint`.
     """
     try:
-        if network is None and recognise(found.tensors) is None and found.format != "dense":
-            header = _header(found, found.tensors, None, keep)
-            return _masks_of_any(found.tensors, header["keep"]), header
-        described, state = _fit(found, network, width)
-        header = _header(found, state, described, keep)
+        if network is None and recognise(source.tensors) is None and source.format != "dense":
+            header = _header(source, source.tensors, None, keep)
+            return _masks_of_any(source.tensors, header["keep"]), header
+        described, state = _fit(source, network, width)
+        header = _header(source, state, described, keep)
         return masks_without_weights(described, state, header["keep"]), header
     except InputError as error:
-        raise InputError(f"{found.path}: {error}") from error
+        raise InputError(f"{source.path}: {error}") from error
 
 
 def masks_without_weights(described: Mapping[str, Any], state: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
@@ -129,13 +127,13 @@ def _unknown_layers(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str
     return [layer for layer in layers if layer.partition(".")[0] in parts and layer not in known]
 
 
-def _fit(found: StateDict, network: str | None, width: int | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _fit(source: StateDict, network: str | None, width: int | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header's description of the network, and the tensors that belong to it, names and shapes checked."""
-    name = network or recognise(found.tensors)
+    name = network or recognise(source.tensors)
     if name is None:
         raise InputError(f"does not say its network; give --network, one of {', '.join(NETWORKS)}")
     bare = _on_meta(name, norm_affine=False)
-    tensors = _with_linear_head(found.tensors, bare) if found.format == "rlth" else found.tensors
+    tensors = _with_linear_head(source.tensors, bare) if source.format == "rlth" else source.tensors
     if unknown := _unknown_layers(bare, tensors):
         raise InputError(f"{name} has no layer {unknown[0]}; give another --network")
     affine = _on_meta(name).state_dict().keys() - bare.state_dict().keys()
@@ -148,10 +146,10 @@ def _fit(found: StateDict, network: str | None, width: int | None) -> tuple[dict
         "norm_affine": bool(affine & tensors.keys()),
     }
     model = _on_meta(**described)
-    tensors = _with_masks(found, tensors, model)
-    shapes = _expected(found.format, tensors, model)
+    tensors = _with_masks(source, tensors, model)
+    shapes = _expected(source.format, tensors, model)
     for key, shape in shapes.items():
-        theirs = _file_name(key, found.format)
+        theirs = _file_name(key, source.format)
         if key not in tensors:
             raise InputError(f"lacks {theirs}, which {name} has; give a whole checkpoint or another --network")
         if tuple(tensors[key].shape) != shape:
@@ -162,19 +160,19 @@ def _fit(found: StateDict, network: str | None, width: int | None) -> tuple[dict
     return described, {key: tensors[key] for key in shapes}
 
 
-def _with_masks(found: StateDict, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _with_masks(source: StateDict, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The tensors with a mask for each layer that has one, and for no layer that the network keeps dense."""
     layers = maskable_layers(model)
-    if found.format == "dense":
-        if found.method == "harp":
+    if source.format == "dense":
+        if source.method == "harp":
             log.warning(
                 "%s: HARP cuts its dense file uniformly at the global keep rate, not at the learned ones, so "
                 "this is not HARP's mask; give its checkpoint.pth.tar with --keep",
-                found.path,
+                source.path,
             )
         weights = {layer: tensors.get(f"{layer}.weight") for layer in layers}
         return tensors | {f"{layer}.mask": w != 0 for layer, w in weights.items() if w is not None}
-    if found.format == "torch-prune":
+    if source.format == "torch-prune":
         masked = [key.removesuffix(".mask") for key in tensors if key.endswith(".mask")]
         dense = [layer for layer in masked if layer not in layers]
         return tensors | {f"{n}.weight": tensors[f"{n}.weight"] * tensors[f"{n}.mask"] for n in dense}
@@ -235,11 +233,11 @@ def _with_linear_head(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[s
 
 
 def _header(
-    found: StateDict, state: Mapping[str, Tensor], described: Mapping[str, Any] | None, keep: float | None
+    source: StateDict, state: Mapping[str, Tensor], described: Mapping[str, Any] | None, keep: float | None
 ) -> dict[str, Any]:
     if keep is not None:
         check_keep(keep)
-    elif found.format in SCORES:
+    elif source.format in SCORES:
         raise InputError("does not say its keep rate; give --keep, the fraction of weights kept")
     else:
         bits = [t for name, t in state.items() if name.rpartition(".")[2] == "mask"]
@@ -249,25 +247,25 @@ def _header(
     return {
         "network": described,
         "dataset": None,
-        "method": found.method,
+        "method": source.method,
         "keep": keep,
         "stage": "prune",
-        "epoch": found.epoch,
-        "format": found.format,
+        "epoch": source.epoch,
+        "format": source.format,
     }
 
 
 def _masks_of_any(tensors: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
     """The masks of a network that is not known, in the order of the file."""
-    found = {}
+    selected = {}
     for name, tensor in tensors.items():
         layer, dot, last = name.rpartition(".")
         weight, rate = f"{layer}{dot}weight", tensors.get(f"{layer}{dot}rate")
         if last == "mask":
-            found[weight] = tensor
+            selected[weight] = tensor
         elif last == "scores":
             if weight not in tensors or tensors[weight].shape != tensor.shape:
                 raise InputError(f"the scores of {layer} do not have the shape of its weight; give another file")
             parameter, keep_min = (None, 0.0) if rate is None else (nn.Parameter(rate), 0.1 * keep)
-            found[weight] = ScoreMask(tensor, keep, parameter, keep_min).mask().detach().bool()
-    return found
+            selected[weight] = ScoreMask(tensor, keep, parameter, keep_min).mask().detach().bool()
+    return selected

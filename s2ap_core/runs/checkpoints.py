@@ -126,7 +126,17 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     Raises:
         InputError: if the file is missing, damaged, not a checkpoint, or does not fit its network.
     """
-    tensors, header = load_tensors(path)
+    return build_checkpoint(path, *load_tensors(path), device)
+
+
+def build_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any], device: torch.device | str = "cpu"
+) -> Checkpoint:
+    """Build the model, in eval mode, whose tensors and header were read from ``path``.
+
+    Raises:
+        InputError: if they are not those of a checkpoint, or do not fit its network.
+    """
     if "network" not in header or "keep" not in header:
         raise InputError(f"{path}: not a checkpoint (no network in its header); checkpoints lie in RUN/ckpt")
     try:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from s2ap_core.errors import InputError
 from s2ap_core.export import check_suffix, exported_flops, image_shape, kept_channels, save_exported, shrink
 from s2ap_core.masks.masking import bake
-from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import counting
 from s2ap_diag.output import plots
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table
+from s2ap_diag.reading.read import read
 from s2ap_diag.reading.source import Source
 
 TOLERANCE = 1e-5
@@ -39,9 +39,9 @@ def run_command(
     check_device(device)
     check_suffix(out)
     path = result_of(run)
-    checkpoint = load_checkpoint(path, device)
-    images = image_shape(checkpoint.header["network"])
+    checkpoint = read(path).as_checkpoint(device)
     try:
+        images = image_shape(checkpoint.header["network"])
         kept = kept_channels(checkpoint.model)
         smaller = shrink(checkpoint.model, images, kept)
     except InputError as error:

@@ -11,7 +11,8 @@ from s2ap_core.errors import InputError
 from s2ap_diag.execution.progress import counting
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table
-from s2ap_diag.reading.files import epoch_of, expand, open_masks, open_packed_masks
+from s2ap_diag.reading.files import epoch_of, expand
+from s2ap_diag.reading.read import read
 from s2ap_diag.stability import Hamming, PackedMasks, hamming
 
 
@@ -33,16 +34,20 @@ def run_command(
     if against == "other" and len(groups) != 2:
         raise InputError("--against other: give two folders of masks")
     with counting("hamming", sum(map(len, groups.values())), output.quiet) as advance:
+        headers: dict[Path, dict[str, Any]] = {}
 
-        def read(path: Path) -> PackedMasks:
+        def masks_of(path: Path) -> PackedMasks:
             advance()
-            return open_packed_masks(path, keep=keep)
+            file = read(path, keep=keep).as_masks()
+            headers[path] = file.header
+            return file.masks
 
-        compared = between(groups, read) if against == "other" else within(groups, read, against)
+        compared = between(groups, masks_of) if against == "other" else within(groups, masks_of, against)
     if not compared:
         raise InputError(f"{masks[0]}: a single mask; give the folder, or another mask to compare it with")
     measure = "h_per_kept" if per_kept else "h"
-    arms = over_seeds(compared, groups, measure)
+    said = {name: headers[paths[0]] for name, paths in groups.items() if name in compared}
+    arms = over_seeds(compared, said, measure)
     differences: list[dict[str, Any]] = []
     if len(arms) == 2:
         first, second = map(mean_of, arms.values())
@@ -89,11 +94,11 @@ def between(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks]) 
     return {" vs ".join(groups): rows} if rows else {}
 
 
-def over_seeds(compared: Compared, groups: dict[str, list[Path]], measure: str) -> dict[str, Distances]:
+def over_seeds(compared: Compared, headers: dict[str, dict[str, Any]], measure: str) -> dict[str, Distances]:
     """Gather h by arm; folders that differ in their seed alone are one arm."""
     by_arm: dict[Any, dict[int, str]] = {}
     for name in compared:
-        arm, seed = _arm_and_seed(groups[name][0]) if name in groups else (None, None)
+        arm, seed = _arm_and_seed(headers.get(name, {}))
         if seed is None or seed in by_arm.get(arm, {}):
             arm, seed = name, 0
         by_arm.setdefault(arm, {})[seed] = name
@@ -114,11 +119,8 @@ def mean_of(arm: Distances) -> dict[int, float]:
     return {epoch: sum(distances) / len(distances) for epoch, distances in by_epoch.items()}
 
 
-def _arm_and_seed(path: Path) -> tuple[Any, int | None]:
-    """What a mask file of ours says of its run, apart from the seed, and the seed; None of another tool's."""
-    if path.suffix != ".safetensors":
-        return None, None
-    header = open_masks(path)[1]
+def _arm_and_seed(header: dict[str, Any]) -> tuple[Any, int | None]:
+    """What a file of ours says of its run, apart from the seed, and the seed; None of another tool's."""
     return tuple(str(header.get(k)) for k in ("method", "minimizer", "keep", "dataset", "network")), header.get("seed")
 
 

@@ -4,12 +4,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from s2ap_core.runs.checkpoints import Checkpoint, load_checkpoint
+from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table
 from s2ap_diag.reading.files import expand
 from s2ap_diag.reading.source import Source
 from s2ap_diag.verification import Finding, verify
+
+SEARCHED = "prune-best.safetensors"
+"""The search's result beside a finetuned network."""
 
 
 def run_command(
@@ -20,9 +23,22 @@ def run_command(
     """Check each checkpoint, show the findings, and exit with 1 on a violation."""
     found: list[tuple[Path, Finding]] = []
     paths = expand(checkpoints, "checkpoint")
+    searches: dict[Path, Checkpoint] = {}
+
+    def opened(path: Path) -> Checkpoint:
+        """A search's result is kept: it is checked itself, and a finetuned network is held against it."""
+        if path.name != SEARCHED:
+            return source.open(path)
+        if path not in searches:
+            searches[path] = source.open(path)
+        return searches[path]
+
     for path in paths:
-        checkpoint = source.open(path)
-        found += [(path, finding) for finding in verify(checkpoint, searched(checkpoint))]
+        checkpoint = opened(path)
+        beside = path.with_name(SEARCHED)
+        finetuned = checkpoint.header.get("stage") == "finetune" and beside.is_file()
+        search = opened(beside) if finetuned else None
+        found += [(path, finding) for finding in verify(checkpoint, search)]
     records: list[dict[str, Any]] = [
         {"checkpoint": str(path), "kind": f.kind, "layer": f.layer, "message": f.message} for path, f in found
     ]
@@ -32,11 +48,3 @@ def run_command(
     table = make_table(title, ["checkpoint", "finding", "layer", "what"], rows)
     output.emit(records, table)
     sys.exit(1 if violations else 0)
-
-
-def searched(checkpoint: Checkpoint) -> Checkpoint | None:
-    """The search's result beside a finetuned checkpoint of ours."""
-    beside = checkpoint.path.with_name("prune-best.safetensors")
-    if checkpoint.header.get("stage") == "finetune" and beside.is_file():
-        return load_checkpoint(beside)
-    return None

@@ -15,7 +15,7 @@ from s2ap_core.files.atomic import write_file
 from s2ap_core.runs import course
 from s2ap_core.runs.directory import FORMAT, METRICS, TIMING, RunDirectory
 from s2ap_core.training.evaluation import Evaluation, load_evaluation
-from s2ap_diag.reading.files import open_packed_masks
+from s2ap_diag.reading.read import read
 from s2ap_diag.sharpness import Sharpness
 from s2ap_diag.stability import trajectory
 
@@ -77,7 +77,7 @@ class Run:
             InputError: if a mask is missing or damaged.
         """
         run = RunDirectory(self.path, self.config)
-        saved = [open_packed_masks(run.masks(epoch)) for epoch in range(self.config.prune.epochs + 1)]
+        saved = [read(run.masks(epoch)).as_masks().masks for epoch in range(self.config.prune.epochs + 1)]
         found = [distance.h for distance in trajectory(saved)]
         return pd.Series(found, index=pd.RangeIndex(1, len(found) + 1, name="epoch"), dtype=float)
 

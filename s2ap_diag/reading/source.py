@@ -8,7 +8,7 @@ from s2ap_core.data import Dataset, load
 from s2ap_core.errors import InputError
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.runs.directory import RunDirectory
-from s2ap_diag.reading.files import open_checkpoint
+from s2ap_diag.reading.read import read
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Source:
         Raises:
             InputError: if it cannot be used, or does not say what no option says.
         """
-        return open_checkpoint(path, network=self.network, dataset=self.dataset, keep=self.keep, device=device)
+        content = read(path, network=self.network, dataset=self.dataset, keep=self.keep)
+        return content.as_checkpoint(device)
 
     def data(self, checkpoint: Checkpoint) -> Dataset:
         """Load the data that a checkpoint was made with: the option's, or its file's and its run's own.

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
 from s2ap_core.files.tensors import load_tensors, save_tensors
-from s2ap_core.foreign.network import read_foreign
 from s2ap_core.masks.masking import attach, attach_masks, masks, scores
 from s2ap_core.masks.parametrization import FixedMask, ScoreMask
 from s2ap_core.masks.topk import n_dropped, topk_mask
 from s2ap_core.runs.checkpoints import load_checkpoint, save_checkpoint
 from s2ap_diag import hamming, lambda_max, loss_difference, score_hessian
-from s2ap_diag.stability import score_margins
+from s2ap_diag.reading.read import read
+from s2ap_diag.stability.margins import score_margins
 
 pytestmark = pytest.mark.usefixtures("tiny_network", "prototypes_registered")
 
@@ -313,7 +313,7 @@ def test_other_tools_checkpoints_in_other_precision(
     state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in state.items()}
     path = tmp_path / f"checkpoint{suffix}"
     path.write_bytes(mutate.saved(state) if suffix == ".pt" else mutate.foreign_safetensors(state))
-    found = read_foreign(path, network="tiny", keep=0.3).model
+    found = read(path, network="tiny", keep=0.3).as_checkpoint().model
     for name, bits in masks(found).items():
         assert np.array_equal(bits.numpy(), naive_mask(state[name.replace("weight", "popup_scores")].double(), 0.3))
     assert {t.dtype for t in found.state_dict().values() if t.is_floating_point()} == {torch.float32}

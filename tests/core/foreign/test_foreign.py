@@ -17,7 +17,7 @@ from torch.nn.utils import prune
 from s2ap_core import models
 from s2ap_core.errors import InputError
 from s2ap_core.foreign.formats import read_state
-from s2ap_core.foreign.network import foreign_masks, read_foreign, recognise
+from s2ap_core.foreign.network import foreign_checkpoint, foreign_masks, recognise
 from s2ap_core.masks import masking
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.runs.checkpoints import Checkpoint
@@ -25,6 +25,10 @@ from s2ap_core.runs.checkpoints import Checkpoint
 REFERENCE = json.loads((Path(__file__).parents[2] / "reference" / "state_dicts.json").read_text())
 KEEP = 0.3
 State = dict[str, Tensor]
+
+
+def read_foreign(path: Path, **options: Any) -> Checkpoint:
+    return foreign_checkpoint(read_state(path), **options)
 
 
 def network(**options: Any) -> nn.Module:

@@ -15,7 +15,7 @@ import s2ap_core.masks.topk
 from s2ap_core.errors import InputError
 from s2ap_core.masks.masking import attach, masks, scores
 from s2ap_diag.curvature.loss_difference import auto_pgd, checkpoints, loss_difference
-from s2ap_diag.stability import score_margins
+from s2ap_diag.stability.margins import score_margins
 
 
 def quadratic(a: Tensor, b: Tensor) -> Callable[[Tensor], tuple[float, Tensor]]:

@@ -3,6 +3,8 @@
 import pickle
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from s2ap_core.masks import masking
 from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import attach, attach_masks, fix_masks, scores
 from s2ap_core.masks.parametrization import ScoreMask
-from s2ap_core.runs.checkpoints import save_checkpoint
-from s2ap_diag.reading.files import epoch_of, expand, open_checkpoint, open_masks
+from s2ap_core.runs.checkpoints import Checkpoint, save_checkpoint
+from s2ap_diag.reading.files import epoch_of, expand
+from s2ap_diag.reading.masks import MaskFile
+from s2ap_diag.reading.read import load, read
 
 HEADER = {
     "network": {
@@ -44,6 +48,15 @@ HEADER = {
 def network() -> nn.Module:
     torch.manual_seed(2)
     return models.build(**HEADER["network"])
+
+
+def checkpoint_of(path: Path, **options: Any) -> Checkpoint:
+    return read(path, **options).as_checkpoint()
+
+
+def masks_of(path: Path, **options: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    file = read(path, **options).as_masks()
+    return {name: torch.from_numpy(mask) for name, mask in file.masks.unpack().items()}, file.header
 
 
 def refused(read: Callable[[], object], path: Path) -> str:
@@ -155,17 +168,17 @@ def test_our_checkpoint_and_its_masks(tmp_path: Path) -> None:
         nn.init.normal_(score)
     path = tmp_path / "prune-epoch-003.safetensors"
     save_checkpoint(path, model, HEADER)
-    found = open_checkpoint(path, network="vgg16_bn", keep=0.9)  # the file knows better
+    found = checkpoint_of(path, network="vgg16_bn", keep=0.9)  # the file knows better
     x = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(found.model(x), model.eval()(x))
     assert found.header.items() >= HEADER.items()
     expected = masking.masks(model)
-    masks, header = open_masks(path)
+    masks, header = masks_of(path)
     assert_masks(masks, expected)
     assert header == found.header
     fix_masks(model)  # as in finetuning: a stored mask in the place of scores
     save_checkpoint(path, model, HEADER)
-    assert_masks(open_masks(path)[0], expected)
+    assert_masks(masks_of(path)[0], expected)
 
 
 def test_our_learned_rates_are_heeded(tmp_path: Path) -> None:
@@ -177,24 +190,24 @@ def test_our_learned_rates_are_heeded(tmp_path: Path) -> None:
 
     attach_masks(model, make)
     save_checkpoint(tmp_path / "harp.safetensors", model, HEADER | {"method": "harp"})
-    assert_masks(open_masks(tmp_path / "harp.safetensors")[0], masking.masks(model))
+    assert_masks(masks_of(tmp_path / "harp.safetensors")[0], masking.masks(model))
 
 
 def test_our_mask_files(tmp_path: Path) -> None:
     expected = masking.masks(attach(network(), 0.2))
     path = tmp_path / "epoch-003.safetensors"
     save_masks(path, expected, HEADER)
-    masks, header = open_masks(path)
+    masks, header = masks_of(path)
     assert_masks(masks, expected)
     assert (header["epoch"], header["keep"]) == (3, 0.2)
-    refused(lambda: open_checkpoint(path), path)
+    refused(lambda: checkpoint_of(path), path)
 
 
 def test_our_pretrained_network_has_no_masks(tmp_path: Path) -> None:
     path = tmp_path / "pretrain.safetensors"
     save_checkpoint(path, network(), HEADER | {"stage": "pretrain"})
-    assert "no masks (stage pretrain)" in refused(lambda: open_masks(path), path)
-    assert masking.masks(open_checkpoint(path).model) == {}
+    assert "no masks (stage pretrain)" in refused(lambda: masks_of(path), path)
+    assert masking.masks(checkpoint_of(path).model) == {}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.9])
@@ -203,11 +216,75 @@ def test_ours_truncated_or_altered(share: float, tmp_path: Path) -> None:
     save_checkpoint(path, attach(network(), 0.2), HEADER)
     held = path.read_bytes()
     path.write_bytes(held[: int(share * len(held))])
-    for read in (open_checkpoint, open_masks):
-        assert "truncated" in refused(lambda read=read: read(path), path)  # type: ignore[misc]
+    for use in (checkpoint_of, masks_of):
+        assert "truncated" in refused(lambda use=use: use(path), path)  # type: ignore[misc]
     path.write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
-    for read in (open_checkpoint, open_masks):
-        assert "checksum" in refused(lambda read=read: read(path), path)  # type: ignore[misc]
+    for use in (checkpoint_of, masks_of):
+        assert "checksum" in refused(lambda use=use: use(path), path)  # type: ignore[misc]
+
+
+def test_what_a_file_is_loaded_as(tmp_path: Path) -> None:
+    model, ours, packed = (
+        attach(network(), 0.2),
+        tmp_path / "prune-best.safetensors",
+        tmp_path / "epoch-003.safetensors",
+    )
+    save_checkpoint(ours, model, HEADER)
+    save_masks(packed, masking.masks(model), HEADER)
+    state, hydra_masks = hydra_state()
+    theirs, plain = tmp_path / "hydra.pt", tmp_path / "plain.pt"
+    torch.save(state, theirs)
+    torch.save(hydra_masks, plain)
+    x = torch.rand(2, 1, 8, 8)
+    loaded = load(str(ours))
+    assert isinstance(loaded, Checkpoint)
+    torch.testing.assert_close(loaded.model(x), model.eval()(x))
+    assert isinstance(load(theirs, keep=0.25), Checkpoint)
+    for path, expected in ((packed, masking.masks(model)), (plain, hydra_masks)):
+        found = load(path)
+        assert isinstance(found, MaskFile)
+        assert_masks({name: torch.from_numpy(mask) for name, mask in found.masks.unpack().items()}, expected)
+    assert load(packed).header["epoch"] == 3
+    assert "holds masks and no weights" in refused(lambda: checkpoint_of(packed), packed)
+
+
+def test_a_damaged_header_does_not_make_ours_another_tools(tmp_path: Path) -> None:
+    for content in ("[]", "null", "{", '{"shapes": 3}'):
+        save_file({"w": torch.ones(2, 2)}, tmp_path / "w.safetensors", metadata={"s2ap": content})
+        for use in (masks_of, checkpoint_of):
+            refused(lambda use=use: use(tmp_path / "w.safetensors"), tmp_path / "w.safetensors")  # type: ignore[misc]
+
+
+NO_TORCH = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise AssertionError("imports torch")
+
+sys.meta_path.insert(0, Refuse())
+from pathlib import Path
+from s2ap_diag.reading.files import expand
+from s2ap_diag.reading.read import load
+from s2ap_diag.stability import hamming, trajectory
+
+packed, arrays = (trajectory([load(file).masks for file in expand([Path(folder)], "masks")]) for folder in sys.argv[1:])
+assert [step.flipped for step in packed] == [step.flipped for step in arrays] == [3]
+"""
+
+
+def test_mask_files_are_read_and_compared_without_torch(tmp_path: Path) -> None:
+    first = {"conv1.weight": torch.rand(4, 1, 3, 3) < 0.5, "fc.weight": torch.rand(10, 7) < 0.5}
+    second = {name: mask.clone() for name, mask in first.items()}
+    second["fc.weight"][0, :3] ^= True
+    (tmp_path / "arrays").mkdir()
+    for epoch, masks in enumerate((first, second)):
+        save_masks(tmp_path / "packed" / f"epoch-{epoch}.safetensors", masks, HEADER)
+        np.savez(tmp_path / "arrays" / f"{epoch}.npz", **{name: mask.numpy() for name, mask in masks.items()})
+    folders = [str(tmp_path / name) for name in ("packed", "arrays")]
+    outcome = subprocess.run([sys.executable, "-c", NO_TORCH, *folders], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
 
 
 # --- other tools' ---
@@ -230,23 +307,23 @@ def test_another_tools_checkpoint(tmp_path: Path) -> None:
     state, expected = hydra_state()
     path = tmp_path / "checkpoint_12.pth.tar"
     torch.save({"state_dict": state}, path)
-    found = open_checkpoint(path, keep=0.25, dataset="digits")
+    found = checkpoint_of(path, keep=0.25, dataset="digits")
     assert_masks(masking.masks(found.model), expected)
     assert (found.header["epoch"], found.header["dataset"]) == (12, "digits")
-    masks, header = open_masks(path, keep=0.25)
+    masks, header = masks_of(path, keep=0.25)
     assert_masks(masks, expected)
     assert header["epoch"] == 12
-    for read in (open_checkpoint, open_masks):
-        assert "--keep" in refused(lambda read=read: read(path), path)  # type: ignore[misc]
+    for use in (checkpoint_of, masks_of):
+        assert "--keep" in refused(lambda use=use: use(path), path)  # type: ignore[misc]
     torch.save({"state_dict": state, "epoch": 5}, path)  # the file itself knows better than its name
-    assert open_masks(path, keep=0.25)[1]["epoch"] == open_checkpoint(path, keep=0.25).header["epoch"] == 5
+    assert masks_of(path, keep=0.25)[1]["epoch"] == checkpoint_of(path, keep=0.25).header["epoch"] == 5
 
 
 def test_a_dense_checkpoint_is_not_taken_for_masks(tmp_path: Path) -> None:
     state, masks = hydra_state()
     dense = {name: t * masks.get(name, 1) for name, t in state.items() if not name.endswith("scores")}
     torch.save(dense, tmp_path / "dense.pt")
-    assert_masks(open_masks(tmp_path / "dense.pt")[0], masks)
+    assert_masks(masks_of(tmp_path / "dense.pt")[0], masks)
 
 
 # --- plain masks ---
@@ -271,7 +348,7 @@ def test_plain_masks(naming: str, suffix: str, dtype: Any, tmp_path: Path) -> No
     expected = {layer: generator.random(shape) < 0.3 for layer, shape in shapes.items()}
     path = tmp_path / f"mask_004{suffix}"
     WRITERS[suffix](path, {naming.format(layer): mask.astype(dtype) for layer, mask in expected.items()})
-    masks, header = open_masks(path)
+    masks, header = masks_of(path)
     assert masks.keys() == {f"{layer}.weight" for layer in shapes}
     for layer, mask in expected.items():
         assert masks[f"{layer}.weight"].dtype == torch.bool
@@ -283,7 +360,7 @@ def test_plain_masks(naming: str, suffix: str, dtype: Any, tmp_path: Path) -> No
 
 def test_a_single_array(tmp_path: Path) -> None:
     np.save(tmp_path / "m.npy", np.eye(5, dtype=np.int8))
-    masks, header = open_masks(tmp_path / "m.npy")
+    masks, header = masks_of(tmp_path / "m.npy")
     assert list(masks) == ["weight"]
     assert masks["weight"].equal(torch.eye(5, dtype=torch.bool))
     assert (header["keep"], header["epoch"], header["network"]) == (0.2, None, None)
@@ -297,13 +374,13 @@ def test_masks_with_other_values_are_refused(suffix: str, value: float, tmp_path
     wrong[2, 1] = value
     path = tmp_path / f"masks{suffix}"
     WRITERS[suffix](path, {"a.weight": mask, "b.weight": wrong})
-    assert re.search(r"b\.weight holds values other than 0 and 1", refused(lambda: open_masks(path), path))
+    assert re.search(r"b\.weight holds values other than 0 and 1", refused(lambda: masks_of(path), path))
 
 
 def test_an_array_with_other_values_is_refused(tmp_path: Path) -> None:
     for array in (np.array([0.0, 0.1]), np.array(["0", "1"])):
         np.save(tmp_path / "m.npy", array)
-        assert "other than 0 and 1" in refused(lambda: open_masks(tmp_path / "m.npy"), tmp_path / "m.npy")
+        assert "other than 0 and 1" in refused(lambda: masks_of(tmp_path / "m.npy"), tmp_path / "m.npy")
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
@@ -313,17 +390,17 @@ def test_truncated_masks(suffix: str, tmp_path: Path) -> None:
     held = path.read_bytes()
     for length in (0, 60, len(held) // 2, len(held) - 30):
         path.write_bytes(held[:length])
-        assert "truncated" in refused(lambda: open_masks(path), path)
+        assert "truncated" in refused(lambda: masks_of(path), path)
 
 
 def test_files_that_hold_no_masks(tmp_path: Path) -> None:
     np.savez(tmp_path / "empty.npz")
     np.savez(tmp_path / "twice.npz", **{"a": np.eye(2), "a.mask": np.eye(2)})
     for name in ("empty.npz", "twice.npz"):
-        assert "no masks" in refused(lambda name=name: open_masks(tmp_path / name), tmp_path / name)  # type: ignore[misc]
+        assert "no masks" in refused(lambda name=name: masks_of(tmp_path / name), tmp_path / name)  # type: ignore[misc]
     for name in ("no.npz", "no.pt", "no.safetensors"):
-        assert "no such file" in refused(lambda name=name: open_masks(tmp_path / name), tmp_path / name)  # type: ignore[misc]
-    assert "no such file" in refused(lambda: open_checkpoint(tmp_path / "no.pt"), tmp_path / "no.pt")
+        assert "no such file" in refused(lambda name=name: masks_of(tmp_path / name), tmp_path / name)  # type: ignore[misc]
+    assert "no such file" in refused(lambda: checkpoint_of(tmp_path / "no.pt"), tmp_path / "no.pt")
 
 
 class Creates:
@@ -346,6 +423,6 @@ def test_code_in_a_file_does_not_run(name: str, tmp_path: Path) -> None:
         path.write_bytes(pickle.dumps(held, protocol=2))
     else:
         torch.save(held, path)
-    for read in (open_masks, open_checkpoint):
-        refused(lambda read=read: read(path), path)  # type: ignore[misc]
+    for use in (masks_of, checkpoint_of):
+        refused(lambda use=use: use(path), path)  # type: ignore[misc]
     assert not trap.exists()

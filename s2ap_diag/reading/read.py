@@ -1,0 +1,102 @@
+"""The one door: any file, ours or another tool's, opened once into what it is."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from s2ap_core.files.header import peek
+from s2ap_diag.reading.files import ARRAYS, Kind
+from s2ap_diag.reading.masks import MaskFile, read_arrays, read_packed
+
+if TYPE_CHECKING:
+    import torch
+
+    from s2ap_core.runs.checkpoints import Checkpoint
+
+
+class Content(Protocol):
+    """What a file holds; its bytes are read and its checksum is seen to fit."""
+
+    @property
+    def kind(self) -> Kind:
+        """Say what the file is taken for where nothing else is asked of it."""
+
+    def as_checkpoint(self, device: "torch.device | str" = "cpu") -> "Checkpoint":
+        """Build the model with its masks, in eval mode.
+
+        Raises:
+            InputError: if the file holds no weights, does not say what it must, or does not fit its network.
+        """
+
+    def as_masks(self) -> MaskFile:
+        """Select the masks, without building the network.
+
+        Raises:
+            InputError: if the file holds none, or does not say what it must.
+        """
+
+
+def read(
+    path: Path,
+    *,
+    network: str | None = None,
+    dataset: str | None = None,
+    keep: float | None = None,
+    width: int | None = None,
+) -> Content:
+    """Read a file: masks or a checkpoint of ours, another tool's checkpoint, or plain masks.
+
+    Plain masks are .npz, .npy (one array, named ``weight``), safetensors and pickled dicts of tensors, all boolean
+    or 0 and 1. Those that need no torch are read without it.
+
+    Args:
+        path: the file.
+        network: a key of NETWORKS; this and the rest are what another tool's file does not say, ours say it themselves.
+        dataset: what it was made with.
+        keep: fraction kept.
+        width: of the network.
+
+    Raises:
+        InputError: if the file is missing or damaged, or holds neither.
+    """
+    if path.suffix in ARRAYS:
+        return read_arrays(path)
+    header = peek(path)
+    if header is not None and "shapes" in header:
+        return read_packed(path)
+    # Not at the top, since mask files are read without torch, which takes seconds to import.
+    from s2ap_core.files.tensors import load_tensors
+    from s2ap_core.foreign.formats import read_state
+    from s2ap_diag.reading.checkpoints import ForeignFile, OwnFile
+
+    if header is not None:
+        tensors, header = load_tensors(path)
+        return OwnFile(path, header, tensors)
+    return ForeignFile(read_state(path), network, dataset, keep, width)
+
+
+def load(
+    path: "str | os.PathLike[str]",
+    *,
+    network: str | None = None,
+    dataset: str | None = None,
+    keep: float | None = None,
+    width: int | None = None,
+    device: "torch.device | str" = "cpu",
+) -> "Checkpoint | MaskFile":
+    """Load what a file holds: a checkpoint's model with its masks, or a mask file's masks; both with a ``header``.
+
+    Args:
+        path: the file, ours or another tool's.
+        network: this, ``dataset``, ``keep`` and ``width`` are as for :func:`read`.
+        device: where the model is put.
+
+    Returns:
+        A ``Checkpoint`` with ``model``, an ``nn.Module`` in eval mode, or a ``MaskFile`` with ``masks``, packed
+        (``masks.unpack()`` gives boolean arrays).
+
+    Raises:
+        InputError: if the file is missing or damaged, does not say what it must, or does not fit its network.
+    """
+    content = read(Path(path), network=network, dataset=dataset, keep=keep, width=width)
+    return content.as_masks() if content.kind == "masks" else content.as_checkpoint(device)
