@@ -1,9 +1,7 @@
 """What a run must find unchanged when it goes on: its images, its network and the code that makes it."""
 
-import hashlib
 import json
 from collections.abc import Mapping
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,18 @@ from s2ap_core.distributed.group import wait
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_core.runs.checkpoints import build_network, describe
+from s2ap_core.runs.definitions import checksums, definitions, files_of
 from s2ap_core.runs.directory import FORMAT, RunDirectory
 
 FILE = "fingerprint.json"
+
+
+PACKAGE = Path(__file__).parents[1]
+"""Whose code makes a run."""
+
+
+SOURCE = "code.source"
+"""The entry of its definitions."""
 
 
 Changes = dict[str, tuple[Any, Any]]
@@ -30,15 +37,25 @@ SHOWN = 3
 
 
 def identity(config: Config, data: Dataset) -> dict[str, Any]:
-    """Number and checksum of each split's images, shape of each parameter, version and checksum of the code."""
+    """Collect what a run depends on, by dotted key.
+
+    Number and checksum of each split's images, shape of each parameter, version of the code and the checksum of
+    each of its definitions.
+    """
     with torch.device("meta"):
         network = build_network(describe(config, data, "pretrain", 0)["network"])
     splits: tuple[Split, ...] = ("train", "val", "test")
-    return {
-        "code": {"version": version("s2ap-diag"), "format": FORMAT, "source": source_checksum()},
-        "data": {split: _split(data, split) for split in splits},
-        "network": {name: list(parameter.shape) for name, parameter in network.named_parameters()},
-    }
+    return flat(
+        {
+            "data": {split: _split(data, split) for split in splits},
+            "network": {name: list(parameter.shape) for name, parameter in network.named_parameters()},
+            "code": {
+                "version": version("s2ap-diag"),
+                "format": FORMAT,
+                "source": checksums(definitions(PACKAGE)),
+            },
+        }
+    )
 
 
 def _split(data: Dataset, split: Split) -> dict[str, Any] | None:
@@ -48,20 +65,11 @@ def _split(data: Dataset, split: Split) -> dict[str, Any] | None:
         return None
 
 
-@cache
-def source_checksum() -> str:
-    """SHA-256, 16 digits of it, of the pruner's source files: edits between two releases count, too."""
-    folder, digest = Path(__file__).parent, hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def check_unchanged(run: RunDirectory, data: Dataset) -> None:
     """Note what a new run depends on; of one that goes on, see that it is the same.
 
     Raises:
-        InputError: naming what differs, before and now.
+        InputError: naming what differs, before and now, and the file where it is code.
     """
     changes = changed(run, data)
     if changes is None:
@@ -80,7 +88,7 @@ def accept_changes(run: RunDirectory, data: Dataset) -> None:
 
 
 def changed(run: RunDirectory, data: Dataset) -> Changes | None:
-    """What differs from what the run began with; None if it has not begun.
+    """Compare with what the run began with; None if it has not begun.
 
     Raises:
         InputError: if its file is damaged.
@@ -89,24 +97,37 @@ def changed(run: RunDirectory, data: Dataset) -> Changes | None:
     if not path.exists():
         return None
     try:
-        before = json.loads(path.read_text())
-        return differences(before, identity(run.config, data))
+        before = flat(json.loads(path.read_text()))
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path}: damaged; remove it if nothing has changed since the run began") from error
+    now = identity(run.config, data)
+    if SOURCE in before:  # an earlier version noted one checksum of all files
+        now = {key: value for key, value in now.items() if not key.startswith(SOURCE)}
+        now[SOURCE] = "noted for each definition by itself, so that the two cannot be compared"
+    return {_with_file(key, old): (old, new) for key, (old, new) in differences(before, now).items()}
+
+
+def _with_file(key: str, before: Any) -> str:
+    """Name a definition by itself and the file in which it stands now; other keys stay."""
+    name = key.removeprefix(f"{SOURCE}.")
+    if name == key:
+        return key
+    return f"{name} ({', '.join(files_of(name, before, definitions(PACKAGE))) or 'removed'})"
 
 
 def _note(run: RunDirectory, found: Mapping[str, Any]) -> None:
-    write_file(run.path / FILE, json.dumps(found, indent=2) + "\n")
+    lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in found.items())
+    write_file(run.path / FILE, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
-    """The entries of nested settings that differ, by dotted key, in their order."""
+    """Find the entries of nested settings that differ, by dotted key, in their order."""
     old, new = flat(before), flat(now)
     return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
 
 
 def refusal(run: Path, changes: Changes) -> str:
-    """Why a run is not gone on with, in one line."""
+    """Say in one line why a run is not gone on with."""
     shown = [f"{key} = {old}, now {new}" for key, (old, new) in list(changes.items())[:SHOWN]]
     if len(changes) > SHOWN:
         shown.append(f"{len(changes) - SHOWN} more")
@@ -114,7 +135,7 @@ def refusal(run: Path, changes: Changes) -> str:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
+    """Name nested settings by dotted key."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}

@@ -10,13 +10,14 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-import s2ap_core.runs.identity
 from s2ap_core.config import EvaluationSettings
 from s2ap_core.data import InMemory, load
 from s2ap_core.errors import InputError
+from s2ap_core.runs import identity
 from s2ap_core.runs.beginnings import continue_from
+from s2ap_core.runs.definitions import WITHOUT_INFLUENCE, checksums, definitions, files_of
 from s2ap_core.runs.directory import RunDirectory
-from s2ap_core.runs.identity import differences, source_checksum
+from s2ap_core.runs.identity import differences
 from s2ap_core.training.evaluation import evaluate, load_evaluation
 from s2ap_core.training.stages import Stages
 from s2ap_diag.commands import main
@@ -72,20 +73,170 @@ def test_other_images_are_refused(begun, spoil, words):
     assert processes.contents(run) == before
 
 
-def test_other_code_is_refused_unless_forced_which_is_written_down(begun, monkeypatch):
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """A copy of the package's files, which is taken for the code that runs are made by."""
+    copy = shutil.copytree(identity.PACKAGE, tmp_path / "s2ap_core", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(identity, "PACKAGE", copy)
+    yield copy
+    definitions.cache_clear()
+
+
+def edit(file, before, after):
+    """Replace a text that a file holds once; what a process read of it is forgotten."""
+    text = file.read_text()
+    assert text.count(before) == 1
+    file.write_text(text.replace(before, after))
+    definitions.cache_clear()
+
+
+def test_other_code_is_refused_naming_the_file_unless_forced_which_is_written_down(begun, sources):
     _, config, run = begun
-    monkeypatch.setattr(s2ap_core.runs.identity, "source_checksum", lambda: "f00d")
-    refused(resume(config, run), run, f"code.source = {source_checksum()}, now f00d")
+    assert resume(config, run).exit_code == 0
+    edit(sources / "masks" / "topk.py", "return int((1 - keep) * numel)", "return round((1 - keep) * numel)")
+    key = "n_dropped (s2ap_core/masks/topk.py)"
+    refused(resume(config, run), run, f"began with {key} = ")
     assert resume(config, run, "--force").exit_code == 0
     (forced,) = json.loads((run / "environment.json").read_text())["forced"]
-    assert forced["changed"] == {"code.source": {"was": source_checksum(), "is": "f00d"}}
+    ((changed, values),) = forced["changed"].items()
+    assert changed == key
+    assert values["is"] == checksums(definitions(sources))["n_dropped"] != values["was"]
     assert resume(config, run).exit_code == 0  # it is known now
+
+
+def test_a_run_of_files_that_were_moved_needs_no_force(begun, sources):
+    _, config, run = begun
+    (sources / "masks" / "topk.py").rename(sources / "selection.py")
+    definitions.cache_clear()
+    assert resume(config, run).exit_code == 0
+    assert "forced" not in json.loads((run / "environment.json").read_text())
+
+
+def test_the_one_checksum_that_earlier_versions_noted_is_refused_with_what_to_do(begun):
+    _, config, run = begun
+    noted = json.loads((run / "fingerprint.json").read_text())
+    kept = {key: value for key, value in noted.items() if not key.startswith("code.source")}
+    (run / "fingerprint.json").write_text(json.dumps({**kept, "code": {"source": "0123456789abcdef"}}))
+    refused(resume(config, run), run, "code.source = 0123456789abcdef, now noted for each definition", "--force")
+    assert resume(config, run, "--force").exit_code == 0
+    (forced,) = json.loads((run / "environment.json").read_text())["forced"]
+    assert list(forced["changed"]) == ["code.source"]
+    assert json.loads((run / "fingerprint.json").read_text()) == noted
+
+
+ONE = '''"""A module."""
+
+import numpy as np
+from elsewhere import K
+
+LEAST = 1  # at least
+
+
+def kept(n: int) -> int:
+    """Number kept."""
+    # As HYDRA counts.
+    return max(n // K, LEAST)
+
+
+class Mask:
+    """A mask."""
+
+    bits: int
+    """How many."""
+
+    def count(self) -> int:
+        return kept(np.sum(self.bits))
+'''
+
+
+@pytest.fixture
+def tiny_package(tmp_path):
+    """A package of two modules, and what it defines after some files were written anew."""
+    package = tmp_path / "package"
+    (package / "inner").mkdir(parents=True)
+
+    def written(one=ONE, **files):
+        for file in package.rglob("*.py"):
+            file.unlink()
+        for name, text in {"one": one, "inner/two": "TABLE = {}\nTABLE['a'] = 1\n", **files}.items():
+            (package / f"{name}.py").write_text(text)
+        definitions.cache_clear()
+        return definitions(package)
+
+    yield written
+    definitions.cache_clear()
+
+
+def test_each_definition_has_a_checksum_and_a_file(tiny_package):
+    found = tiny_package()
+    assert list(found) == ["LEAST", "Mask", "TABLE", "kept"]
+    assert {name: list(of.values()) for name, of in found.items() if name != "TABLE"} == {
+        name: [["package/one.py"]] for name in ("LEAST", "Mask", "kept")
+    }
+    assert list(found["TABLE"].values()) == [["package/inner/two.py"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("# As HYDRA counts.", "# As others count."),
+        ('    """Number kept."""\n', ""),
+        ('"""How many."""', '"""Of them."""'),
+        ('"""A mask."""', '"""One mask."""'),
+        ('"""A module."""', '"""The module."""'),
+        ("from elsewhere import K", "from here.and_there import K"),
+        ("max(n // K, LEAST)", "max(\n        n // K,\n        LEAST,\n    )"),
+        ("    # As HYDRA counts.\n", "    from elsewhere import L\n\n"),
+    ],
+)
+def test_words_layout_and_imports_change_nothing(tiny_package, before, after):
+    assert before in ONE
+    assert checksums(tiny_package()) == checksums(tiny_package(ONE.replace(before, after)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "name"),
+    [
+        ("n // K", "n / K", "kept"),
+        ("max(n", "min(n", "kept"),
+        ("LEAST = 1", "LEAST = 2", "LEAST"),
+        ("LEAST = 1", 'LEAST = "1"', "LEAST"),
+        ("bits: int", "bits: float", "Mask"),
+        ("np.sum(self.bits)", "np.sum(~self.bits)", "Mask"),
+        ("    def count", "    @property\n    def count", "Mask"),
+    ],
+)
+def test_a_change_is_of_its_definition_and_file_alone(tiny_package, before, after, name):
+    assert before in ONE
+    first = checksums(tiny_package())
+    found = tiny_package(ONE.replace(before, after))
+    assert [key for key, value in checksums(found).items() if first[key] != value] == [name]
+    assert files_of(name, first[name], found) == ["package/one.py"]
+
+
+def test_a_moved_definition_changes_nothing_and_a_second_of_its_name_is_found_beside_it(tiny_package):
+    first = checksums(tiny_package())
+    start = ONE.index("def kept")
+    end = ONE.index("class Mask")
+    moved = tiny_package(ONE[:start] + ONE[end:], three=f"from one import LEAST\n\n\n{ONE[start:end]}")
+    assert checksums(moved) == first
+    assert list(moved["kept"].values()) == [["package/three.py"]]
+    found = tiny_package(three="def kept(n):\n    return n\n")
+    assert set(first["kept"].split()) < set(checksums(found)["kept"].split())
+    assert files_of("kept", first["kept"], found) == ["package/three.py"]
+
+
+def test_what_is_left_out_is_there():
+    assert all((identity.PACKAGE / path).exists() for path in WITHOUT_INFLUENCE)
+    files = {file for of in definitions(identity.PACKAGE).values() for places in of.values() for file in places}
+    assert {"s2ap_core/masks/topk.py", "s2ap_core/training/iteration.py"} <= files
+    assert not any(file.startswith(f"s2ap_core/{path}") for path in WITHOUT_INFLUENCE for file in files)
 
 
 def test_another_network_under_the_same_name_is_refused(begun, monkeypatch):
     _, config, run = begun
     noted = json.loads((run / "fingerprint.json").read_text())
-    noted["network"]["conv1.weight"] = [2, 3, 5, 5]
+    noted["network.conv1.weight"] = [2, 3, 5, 5]
     (run / "fingerprint.json").write_text(json.dumps(noted))
     refused(resume(config, run), run, "network.conv1.weight = [2, 3, 5, 5], now [2, 3, 3, 3]")
 

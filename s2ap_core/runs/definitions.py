@@ -1,0 +1,96 @@
+"""What the pruner's source files define, so that a run that goes on notices what was edited since it began.
+
+Each function, class and constant of a module has a checksum of its own, of its syntax alone: comments, docstrings,
+layout and imports change nothing, and neither does the file in which it stands.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+WITHOUT_INFLUENCE = (
+    *("export.py", "foreign", "presets", "data/fetch.py", "files/lock.py"),
+    *("runs/definitions.py", "runs/disk.py", "runs/identity.py"),
+)
+"""Files and folders of the package that no run's results depend on."""
+
+STATEMENTS = "(statements)"
+"""The name of what stands in a module and defines nothing."""
+
+Definitions = dict[str, dict[str, list[str]]]
+"""By name, in alphabetical order: checksums, and the files in which a definition of that checksum stands."""
+
+
+@cache
+def definitions(package: Path) -> Definitions:
+    """Read what the modules of a package define, but for those without influence.
+
+    Definitions of one name in several files are listed together.
+
+    >>> found = definitions(Path(__file__).parents[1])
+    >>> list(found["topk_mask"].values())
+    [['s2ap_core/masks/topk.py']]
+    """
+    found: Definitions = {}
+    for file in sorted(package.rglob("*.py")):
+        within = file.relative_to(package)
+        if any(within.is_relative_to(left_out) for left_out in WITHOUT_INFLUENCE):
+            continue
+        for statement in ast.parse(file.read_bytes()).body:
+            if _is_silent(statement):
+                continue
+            checksum = hashlib.sha256(_syntax(statement).encode()).hexdigest()[:8]
+            for name in _names(statement):
+                files = found.setdefault(name, {}).setdefault(checksum, [])
+                files.append((package.name / within).as_posix())
+    return dict(sorted(found.items()))
+
+
+def checksums(found: Definitions) -> dict[str, str]:
+    """Give the checksums of each name in one string, whatever files they come from."""
+    return {name: " ".join(sorted(of_name)) for name, of_name in found.items()}
+
+
+def files_of(name: str, before: str | None, found: Definitions) -> list[str]:
+    """Name the files in which definitions of a name stand that were not there before.
+
+    Args:
+        before: what :func:`checksums` gave then.
+    """
+    known = (before or "").split()
+    return [file for checksum, files in found.get(name, {}).items() if checksum not in known for file in files]
+
+
+def _names(statement: ast.stmt) -> Iterator[str]:
+    """Name what a statement defines; an entry of a table belongs to the table."""
+    match statement:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name
+        case ast.Assign() | ast.AnnAssign() | ast.AugAssign():
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            yield from {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+        case _:
+            yield STATEMENTS
+
+
+def _is_silent(statement: object) -> bool:
+    """Whether a statement computes nothing: an import, a docstring, ``__all__``."""
+    match statement:
+        case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant(value=str())):
+            return True
+        case ast.Assign(targets=[ast.Name(id="__all__")]):
+            return True
+    return False
+
+
+def _syntax(node: object) -> str:
+    """Write a syntax tree without what computes nothing, and the same under every version of Python."""
+    if isinstance(node, list):
+        return f"[{','.join(_syntax(item) for item in node if not _is_silent(item))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    # Later versions have more fields, empty where the syntax of earlier ones is used.
+    fields = [(name, value) for name, value in ast.iter_fields(node) if name != "ctx" and value not in (None, [])]
+    return f"{type(node).__name__}({','.join(f'{name}={_syntax(value)}' for name, value in fields)})"
