@@ -166,11 +166,8 @@ class RunDirectory:
 
 
 def environment(seed: int, device: str) -> dict[str, Any]:
-    """What a run ran on: versions, device, the code's git commit, the seed."""
+    """Collect what a run runs on: versions, device, the code's git commit, the seed."""
     packages = ("s2ap-diag", "torch", "numpy", "pyautoattack")
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return {
         "format": FORMAT,
         "python": platform.python_version(),
@@ -179,6 +176,25 @@ def environment(seed: int, device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
         "processes": world(),
-        "commit": git.stdout.strip() or None,
+        "commit": commit_of(Path(__file__)),
         "seed": seed,
     }
+
+
+def commit_of(source: Path) -> str | None:
+    """Ask git for the commit that a source file is checked out from.
+
+    Returns:
+        None where git is not installed or does not know the file: a package that lies in the environment of some
+        other repository is no part of that repository's commit.
+    """
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *arguments], cwd=source.parent, capture_output=True, text=True, check=False)
+
+    try:
+        if git("ls-files", "--error-unmatch", source.name).returncode:
+            return None
+        return git("rev-parse", "HEAD").stdout.strip() or None
+    except OSError:
+        return None

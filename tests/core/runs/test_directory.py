@@ -21,7 +21,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_core.files.packed import load_packed
 from s2ap_core.files.tensors import load_masks, load_tensors, save_masks, save_tensors
-from s2ap_core.runs.directory import METRICS, RunDirectory
+from s2ap_core.runs.directory import METRICS, RunDirectory, commit_of
 
 HEADER = {"keep": 0.1, "stage": "prune", "epoch": 3, "network": {"name": "tiny", "width": None}}
 
@@ -243,6 +243,26 @@ def test_metrics_are_cut_back_to_what_was_committed(tmp_path, new_run):
     assert list(csv.reader((tmp_path / "run" / "metrics.csv").open())) == rows[:2]
     run.truncate("metrics.csv", 10**6)
     assert list(csv.reader((tmp_path / "run" / "metrics.csv").open())) == rows[:2]
+
+
+def test_the_commit_is_that_of_the_source_and_of_no_repository_around_it(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+        done = subprocess.run(["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    installed = tmp_path / "venv" / "package.py"
+    installed.parent.mkdir()
+    for file in (tmp_path / "source.py", installed):
+        file.write_text("")
+        assert commit_of(file) is None
+    git("init", "--quiet")
+    git("add", "source.py")
+    git("commit", "--quiet", "--message", "one file")
+    assert commit_of(tmp_path / "source.py") == git("rev-parse", "HEAD")
+    assert commit_of(installed) is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit_of(tmp_path / "source.py") is None  # git is not installed
 
 
 def test_results_are_merged_and_environment_says_what_ran(tmp_path, new_run):
