@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_core.files.tensors import load_tensors, save_tensors
-from s2ap_core.masks.channel_graph import NORMS, ChannelGraph, channels, shape
+from s2ap_core.masks.channel_graph import ChannelGraph, channels, shape
 from s2ap_core.masks.layers import weight_of
 from s2ap_core.masks.masking import bake, masks
 from s2ap_core.runs.checkpoints import Checkpoint, build_network

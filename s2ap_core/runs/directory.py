@@ -80,6 +80,10 @@ class RunDirectory:
         """Where the checkpoint of this name lies, such as ``prune-best``."""
         return self.path / "ckpt" / f"{name}.safetensors"
 
+    def result(self, stage: str) -> Path:
+        """Where the checkpoint lies that a stage hands on."""
+        return self.checkpoint("pretrain" if stage == "pretrain" else f"{stage}-best")
+
     def masks(self, epoch: int) -> Path:
         """Where the mask after this epoch of the search lies; 0 is before it."""
         return self.path / "masks" / f"epoch-{epoch:03d}.safetensors"

@@ -3,35 +3,32 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from s2ap_core.config import StageSettings
 from s2ap_core.data import Dataset
 from s2ap_core.distributed.group import wait
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
-from s2ap_core.files.tensors import load_tensors, save_masks, save_tensors
 from s2ap_core.masks.layers import to_channels_last
-from s2ap_core.masks.masking import fix_masks, masks, scores
-from s2ap_core.masks.state import load_plain_state_dict, plain_state_dict
+from s2ap_core.masks.masking import fix_masks, scores
 from s2ap_core.methods import build_method
 from s2ap_core.runs import course
 from s2ap_core.runs.checkpoints import build_network, describe, load_checkpoint, save_checkpoint
-from s2ap_core.runs.course import TRAINED_STAGES, Until
-from s2ap_core.runs.directory import METRICS, TIMING, RunDirectory
+from s2ap_core.runs.course import Until
+from s2ap_core.runs.directory import TIMING, RunDirectory
 from s2ap_core.runs.disk import check_space
 from s2ap_core.runs.identity import check_unchanged
 from s2ap_core.seeds import derive_seed, generator
+from s2ap_core.training.epochs import Epochs
 from s2ap_core.training.evaluation import Evaluation, evaluate
-from s2ap_core.training.loop import Callback, Loop, Selection
+from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.objectives import build_objective
-from s2ap_core.training.optimization import is_finite, normalize_score_gradient, searched_parameters
+from s2ap_core.training.optimization import normalize_score_gradient, searched_parameters
 from s2ap_core.training.perturbation import Perturbation, score_layers, weight_layers
-from s2ap_core.training.state import _fitting
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +87,6 @@ class Stages:
         for stage in course.evaluated(self.config, until):
             self.evaluate(stage)
 
-    def result(self, stage: str) -> Path:
-        """The checkpoint that a stage hands on."""
-        return self.run.checkpoint("pretrain" if stage == "pretrain" else f"{stage}-best")
-
     def pretrain(self) -> None:
         """Train the dense network; a method that prunes untrained weights gets those instead."""
         settings, config = self.config.pretrain, self.config
@@ -104,12 +97,12 @@ class Stages:
             given = load_checkpoint(settings.checkpoint)
             if given.header["network"] != header["network"]:
                 raise InputError(f"{settings.checkpoint}: another network than this config's; see its header")
-            save_checkpoint(self.result("pretrain"), given.model, given.header)
+            save_checkpoint(self.run.result("pretrain"), given.model, given.header)
             self.run.add_results(pretrain={"checkpoint": str(settings.checkpoint)})
             return
         model = self._initial_network(header)
         if not self.method.pretrained:
-            save_checkpoint(self.result("pretrain"), model, header)
+            save_checkpoint(self.run.result("pretrain"), model, header)
             self.run.add_results(pretrain={"epochs": 0})
             return
         self._train(self._loop("pretrain", settings, model, list(model.parameters())))
@@ -119,7 +112,7 @@ class Stages:
         if self._done("prune"):
             return
         settings, minimizer = self.config.prune, self.config.minimizer
-        model = load_checkpoint(self.result("pretrain"), self.device).model
+        model = load_checkpoint(self.run.result("pretrain"), self.device).model
         self.method.attach(model, generator("cpu", self.config.seed, "scores"))
         loop = self._loop("prune", settings, model, searched_parameters(model, settings))
         loop.method = self.method
@@ -146,7 +139,7 @@ class Stages:
         if self._done("finetune"):
             return
         settings = self.config.finetune
-        model = fix_masks(load_checkpoint(self.result("prune"), self.device).model)
+        model = fix_masks(load_checkpoint(self.run.result("prune"), self.device).model)
         loop = self._loop("finetune", settings, model, [p for p in model.parameters() if p.requires_grad])
         gamma = course.finetuning_gamma(self.config)
         if gamma is not None:
@@ -157,7 +150,7 @@ class Stages:
     def evaluate(self, stage: str) -> Evaluation:
         """Evaluate what a stage handed on, into ``evals/STAGE.npz`` and ``results.json``."""
         wait()
-        checkpoint = load_checkpoint(self.result(stage), self.device)
+        checkpoint = load_checkpoint(self.run.result(stage), self.device)
         started = time.monotonic()
 
         def on_batch(done: int, total: int) -> None:
@@ -184,7 +177,7 @@ class Stages:
 
     def _done(self, stage: str) -> bool:
         wait()
-        return stage in self.run.results() and self.result(stage).exists()
+        return stage in self.run.results() and self.run.result(stage).exists()
 
     def _initial_network(self, header: Mapping[str, Any]) -> nn.Module:
         with torch.random.fork_rng([]):
@@ -212,126 +205,26 @@ class Stages:
             precision=self.config.compute.precision,
         )
 
-    def _train(self, loop: Loop, epochs: int | None = None) -> None:
-        """All epochs of a stage, or the first so many, from the last one that is on disk."""
-        stage, selection = loop.stage, Selection(loop.settings.select)
-        if self.run.state(stage).exists():
-            self._restore(loop, selection)
-            self._drop_checkpoints(loop)
-        else:
-            self.run.truncate("metrics.csv", self._metrics_before(stage))
+    def _train(self, loop: Loop, until: int | None = None) -> None:
+        """Train a stage to its last epoch, or to epoch ``until``, from the last one that is on disk."""
+        epochs = Epochs(self.run, loop, self.keep_checkpoints)
+        resumed = epochs.resume()
         for callback in self.callbacks:
             callback.on_stage(loop)
-        if stage == "prune" and not self.run.state(stage).exists():
-            self._end_epoch(loop, selection, seconds=0.0)  # Algorithm 1 starts with s* = s.
-        last = loop.settings.epochs if epochs is None else min(epochs, loop.settings.epochs)
+        if loop.stage == "prune" and not resumed:
+            epochs.end_epoch(seconds=0.0)  # Algorithm 1 starts with s* = s.
+        last = loop.settings.epochs if until is None else min(until, loop.settings.epochs)
         for epoch in range(loop.epoch + 1, last + 1):
             loop.epoch = epoch
             started = time.monotonic()
             loop.train_epoch()
-            self._end_epoch(loop, selection, seconds=time.monotonic() - started)
+            epochs.end_epoch(seconds=time.monotonic() - started)
         if loop.epoch < loop.settings.epochs:
             return
         wait()
-        if selection.epoch is None:
-            raise InputError(f"{stage}: no epoch has a finite validation loss; {loop.remedy()}")
+        selected = epochs.selection.epoch
+        if selected is None:
+            raise InputError(f"{loop.stage}: no epoch has a finite validation loss; {loop.remedy()}")
         for warning in loop.method.warnings() if loop.method is not None else ():
-            log.warning("%s: %s", stage, warning)
-        self.run.add_results(**{stage: {"epochs": loop.epoch, "selected_epoch": selection.epoch}})
-
-    def _end_epoch(self, loop: Loop, selection: Selection, seconds: float) -> None:
-        """Validate what the epoch offers, save it and the epoch, and commit both with the state for a resume."""
-        if not is_finite(loop.model):  # its last step may have been too far
-            raise InputError(f"{loop.stage}: the network holds nan or inf after epoch {loop.epoch}; {loop.remedy()}")
-        candidate = loop.candidate()
-        validation = loop.validate(candidate)
-        header = describe(self.config, self.data, loop.stage, loop.epoch)
-        if loop.method is not None:
-            if loop.epoch:
-                loop.method.end_epoch(loop.model, loop.epoch - 1)
-            save_masks(self.run.masks(loop.epoch), masks(loop.model), header)
-            save_checkpoint(self.run.checkpoint(f"prune-epoch-{loop.epoch:03d}"), loop.model, header)
-        if selection.offer(loop.epoch, validation["val_loss"], validation["val_robust_accuracy"]):
-            offered = header if loop.method is None else {**header, "at_budget": True}
-            save_checkpoint(self.result(loop.stage), candidate, offered)
-        rows: list[tuple[Any, ...]] = [("", name, value) for name, value in validation.items()]
-        if loop.epoch:
-            rows += [("", "train_loss", loop.loss), ("", "lr", loop.optimizer.param_groups[0]["lr"])]
-        for callback in self.callbacks:
-            rows += callback.on_epoch(loop)
-        readings = ", ".join(f"{name} {value:.4g}" for at, name, value in rows if at == "")
-        log.info("%s: epoch %d of %d: %s", loop.stage, loop.epoch, loop.settings.epochs, readings)
-        length = self.run.append("metrics.csv", METRICS, [(loop.stage, loop.epoch, *row) for row in rows])
-        self._save_state(loop, selection, header, length)
-        self._drop_checkpoints(loop)
-        if loop.epoch:
-            self.run.append("timing.csv", TIMING, [(loop.stage, loop.epoch, round(seconds, 3))])
-
-    def _drop_checkpoints(self, loop: Loop) -> None:
-        """Remove the checkpoints that are not to be kept of epochs that are committed."""
-        if self.keep_checkpoints is None or loop.stage != "prune":
-            return
-        for epoch in range(loop.epoch - self.keep_checkpoints + 1):
-            self.run.checkpoint(f"prune-epoch-{epoch:03d}").unlink(missing_ok=True)
-
-    def _save_state(self, loop: Loop, selection: Selection, header: Mapping[str, Any], metrics: int) -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in plain_state_dict(loop.model).items()}
-        for index, state in loop.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        carried = loop.perturbation.z if loop.perturbation is not None and loop.perturbation.carry else None
-        tensors |= {f"z.{index}": z for index, z in enumerate(carried or ())}
-        for index, callback in enumerate(self.callbacks):
-            tensors |= {f"callback.{index}.{name}": value for name, value in callback.state_dict().items()}
-        save_tensors(
-            self.run.state(loop.stage),
-            tensors,
-            {
-                **header,
-                "metrics_bytes": metrics,
-                "selection": [selection.best, selection.epoch],
-                "method": loop.method.state_dict() if loop.method is not None else {},
-            },
-        )
-
-    def _metrics_before(self, stage: str) -> int:
-        """Bytes of metrics.csv that belong to the stages before this one."""
-        found = 0
-        for before in TRAINED_STAGES[: TRAINED_STAGES.index(stage)]:
-            path = self.run.state(before)
-            if path.exists():
-                with _fitting(path):
-                    found = max(found, load_tensors(path)[1]["metrics_bytes"])
-        return found
-
-    def _restore(self, loop: Loop, selection: Selection) -> None:
-        path = self.run.state(loop.stage)
-        tensors, state = load_tensors(path)
-        with _fitting(path):
-            self._load_state(loop, selection, tensors, state)
-            self.run.truncate("metrics.csv", state["metrics_bytes"])
-
-    def _load_state(
-        self, loop: Loop, selection: Selection, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
-    ) -> None:
-        grouped: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "z": {}, "callback": {}}
-        for name, tensor in tensors.items():
-            group, _, rest = name.partition(".")
-            grouped[group][rest] = tensor
-        load_plain_state_dict(loop.model, grouped["model"])
-        optimizer = loop.optimizer.state_dict()
-        trained = [p for group in loop.optimizer.param_groups for p in group["params"]]
-        for name, tensor in grouped["optimizer"].items():
-            index, _, entry = name.partition(".")
-            if tensor.shape != trained[int(index)].shape:
-                raise ValueError(f"{name} is of another shape than its parameter")
-            optimizer["state"].setdefault(int(index), {})[entry] = tensor
-        loop.optimizer.load_state_dict(optimizer)
-        loop.epoch = int(state["epoch"])
-        if grouped["z"] and (perturbation := loop.perturb(loop.epoch)) is not None:
-            perturbation.z = [grouped["z"][str(i)].to(self.device) for i in range(len(grouped["z"]))]
-        selection.best, selection.epoch = state["selection"]
-        if loop.method is not None:
-            loop.method.load_state_dict(state["method"])
-        for position, callback in enumerate(self.callbacks):
-            own = {n.partition(".")[2]: t for n, t in grouped["callback"].items() if n.startswith(f"{position}.")}
-            callback.load_state_dict(own)
+            log.warning("%s: %s", loop.stage, warning)
+        self.run.add_results(**{loop.stage: {"epochs": loop.epoch, "selected_epoch": selected}})

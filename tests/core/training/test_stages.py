@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,11 @@ from s2ap_core.masks.masking import masks
 from s2ap_core.methods.harp import Harp
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.directory import RunDirectory
+from s2ap_core.training import epochs
 from s2ap_core.training.loop import Callback, Loop, Selection, robust_validation, shared_batches
 from s2ap_core.training.optimization import cosine_lr
 from s2ap_core.training.stages import Stages
+from s2ap_core.training.state import save_state
 from s2ap_diag.curvature.tracking import CurvatureTracker
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
@@ -104,7 +107,7 @@ def pretrained(tmp_path_factory, new_run, data, tiny_network) -> Path:
     path = tmp_path_factory.mktemp("runs") / "pretrained"
     stages = Stages(new_run(path, pretrain={"epochs": 4}), data)
     stages.pretrain()
-    return stages.result("pretrain")
+    return stages.run.result("pretrain")
 
 
 @pytest.fixture
@@ -171,12 +174,12 @@ def test_what_is_done_is_not_repeated(uninterrupted, data):
 
 @pytest.mark.parametrize("at", [("pretrain", 1), ("pretrain", 2), ("prune", 0)])  # without a state, with one
 def test_a_crash_after_the_metrics_leaves_no_rows_twice(tmp_path, new_run, data, monkeypatch, at):
-    run, save_state = new_run(tmp_path / "run"), Stages._save_state
+    run = new_run(tmp_path / "run")
 
-    def crash(stages: Stages, loop: Loop, *rest: object) -> None:
+    def crash(path: Path, loop: Loop, *rest: Any) -> None:
         if (loop.stage, loop.epoch) == at:
             raise Stop
-        save_state(stages, loop, *rest)
+        save_state(path, loop, *rest)
 
     def search() -> None:
         stages = Stages(run, data)
@@ -184,7 +187,7 @@ def test_a_crash_after_the_metrics_leaves_no_rows_twice(tmp_path, new_run, data,
         stages.prune()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stages, "_save_state", crash)
+        patch.setattr(epochs, "save_state", crash)
         with pytest.raises(Stop):
             search()
     search()
