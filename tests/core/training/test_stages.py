@@ -239,8 +239,8 @@ def test_a_last_batch_of_one_image_joins_the_one_before_it(tmp_path, new_run, da
     images = {name: ((255 * b.x).round().byte().numpy(), b.y.numpy()) for name, b in splits.items()}
     odd, batches = InMemory("odd", 10, images), Batches()
     Stages(new_run(tmp_path / "whole", **ONE_PIXEL), odd, callbacks=[batches]).all()
-    for stage, epochs in (("pretrain", 2), ("prune", 3), ("finetune", 2)):
-        expected = [(stage, epoch + 1, i, n) for epoch in range(epochs) for i, n in enumerate((16, 17))]
+    for stage, count in (("pretrain", 2), ("prune", 3), ("finetune", 2)):
+        expected = [(stage, epoch + 1, i, n) for epoch in range(count) for i, n in enumerate((16, 17))]
         assert [seen for seen in batches.seen if seen[0] == stage] == expected
         assert batches.expected[stage] == 2
     run = new_run(tmp_path / "broken", **ONE_PIXEL)
