@@ -1,0 +1,182 @@
+"""The structure that CONTRIBUTING.md promises: rooms, one way for imports, and pieces that a reader can hold."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("s2ap_core", "s2ap_diag", "figures")
+ROOMS = {"s2ap_core": 15, "s2ap_diag": 12}
+FLOORS = {"s2ap_core": 7, "s2ap_diag": 7}
+FILE_LINES, FUNCTION_LINES = 350, 60
+
+Graph = dict[str, set[str]]
+
+
+def files(*packages: str) -> list[Path]:
+    return [file for package in packages for file in sorted((ROOT / package).rglob("*.py"))]
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def imported(node: ast.AST, known: set[str]) -> Iterator[str]:
+    """The modules of ours that an import statement names."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names if alias.name in known)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        for alias in node.names:
+            name = f"{node.module}.{alias.name}"
+            if name in known or node.module in known:
+                yield name if name in known else node.module
+
+
+@cache
+def module_graph() -> Graph:
+    """What each module imports, wherever in it; type checkers' imports aside."""
+    known = {module_of(file) for file in files(*PACKAGES)}
+    graph: Graph = defaultdict(set)
+    for file in files(*PACKAGES):
+        checked = {
+            inner
+            for node in ast.walk(tree_of(file))
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree_of(file)):
+            if node not in checked:
+                graph[module_of(file)].update(set(imported(node, known)) - {module_of(file)})
+    return graph
+
+
+def room_of(module: str) -> str:
+    """The file or folder right below the package; the package itself for its face."""
+    return ".".join(module.split(".")[:2])
+
+
+def room_graph(package: str) -> Graph:
+    graph: Graph = defaultdict(set)
+    for module, targets in module_graph().items():
+        if module.startswith(f"{package}."):
+            inside = {room_of(t) for t in targets if t.startswith(f"{package}.")}
+            graph[room_of(module)] |= inside - {room_of(module)}
+    return graph
+
+
+def circles(graph: Graph) -> list[list[str]]:
+    """The strongly connected parts of more than one node: each is a circle of imports."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    parts: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in sorted(graph.get(node, ())):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            part = stack[stack.index(node) :]
+            del stack[-len(part) :]
+            if len(part) > 1:
+                parts.append(sorted(part))
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return parts
+
+
+def floor_of(room: str, graph: Graph) -> int:
+    return 1 + max((floor_of(target, graph) for target in graph[room]), default=0)
+
+
+def test_no_circles_between_modules() -> None:
+    # A package's face hands on names of the modules in it, which do not import the face.
+    assert circles(module_graph()) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_circles_between_rooms(package: str) -> None:
+    assert circles(room_graph(package)) == []
+
+
+def test_imports_run_one_way() -> None:
+    order = ("s2ap_core", "s2ap_diag", "figures")
+    back = {
+        (module, target)
+        for module, targets in module_graph().items()
+        for target in targets
+        if order.index(target.split(".")[0]) > order.index(module.split(".")[0])
+    }
+    assert back == set()
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_few_rooms_on_few_floors(package: str) -> None:
+    graph = room_graph(package)
+    rooms = [room for room in graph if not room.endswith(".__main__")]
+    assert len(rooms) <= ROOMS[package], sorted(rooms)
+    floors = {room: floor_of(room, graph) for room in rooms}
+    assert max(floors.values()) <= FLOORS[package], floors
+
+
+def test_files_and_functions_can_be_held_in_one_view() -> None:
+    long = {}
+    for file in files(*PACKAGES):
+        if len(file.read_text().splitlines()) > FILE_LINES:
+            long[module_of(file)] = len(file.read_text().splitlines())
+        for node in ast.walk(tree_of(file)):
+            if isinstance(node, ast.FunctionDef) and node.body[-1].end_lineno - node.lineno + 1 > FUNCTION_LINES:
+                long[f"{module_of(file)}.{node.name}"] = node.body[-1].end_lineno - node.lineno + 1
+    assert long == {}
+
+
+def test_an_import_within_a_function_says_why() -> None:
+    silent = []
+    for file in files(*PACKAGES):
+        lines = file.read_text().splitlines()
+        for function in ast.walk(tree_of(file)):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            reason = False
+            for statement in ast.walk(function):
+                if isinstance(statement, ast.Import | ast.ImportFrom):
+                    beside = lines[statement.lineno - 2] + "".join(lines[statement.lineno - 1 : statement.end_lineno])
+                    reason = reason or "#" in beside  # one reason is enough for the imports that follow it
+                    if not reason:
+                        silent.append(f"{module_of(file)}:{statement.lineno}")
+    assert silent == []
+
+
+def test_contributings_map_is_the_tree() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
+    said: dict[str, set[str]] = defaultdict(set)
+    package = ""
+    for line in text.splitlines():
+        if match := re.match(r"(\w+)/ ", line):
+            package = match[1]
+        elif match := re.match(r"  ((?:\w+(?:/|\.py),? )+)", line):
+            said[package] |= {name.strip(", ") for name in match[1].split()}
+    for package in ("s2ap_core", "s2ap_diag"):
+        there = {
+            child.name + "/" if child.is_dir() else child.name
+            for child in (ROOT / package).iterdir()
+            if (child.suffix == ".py" and not child.name.startswith("__")) or list(child.glob("*.py"))
+        }
+        assert said[package] == there
