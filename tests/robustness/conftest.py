@@ -3,12 +3,15 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_world import CONFIG, World
 from contract import Broken, Outcome, checked
 
 from s2ap_core.data import DATASETS, InMemory
+from s2ap_core.files.tensors import load_tensors
 
 
 @dataclass
@@ -80,3 +83,28 @@ def attempt(fault_table: FaultTable) -> Callable[..., Outcome]:
         return outcome
 
     return tried
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_network: None, prototypes_registered: None) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    runs = {}
+    for name in ("hydra", "hydra-channels"):
+        flops = ", flops_reduction = 2" if name == "hydra-channels" else ""
+        (folder / f"{name}.toml").write_text(CONFIG + f'method = {{ name = "{name}", keep = 0.3{flops} }}\n')
+        runs[name] = folder / name
+        assert checked(["run", folder / f"{name}.toml", "--out", runs[name], "--quiet"]).status == 0
+    checkpoint = runs["hydra"] / "ckpt" / "prune-best.safetensors"
+    tensors, header = load_tensors(checkpoint)
+    foreign = {name.replace(".scores", ".popup_scores"): tensor for name, tensor in tensors.items()}
+    mask = runs["hydra"] / "masks" / "epoch-000.safetensors"
+    channels = runs["hydra-channels"] / "ckpt" / "prune-best.safetensors"
+    return World(runs["hydra"], channels, checkpoint, tensors, header, mask, foreign)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the damaged file lies, alone."""
+    made = tmp_path / "in"
+    made.mkdir()
+    return made
