@@ -49,15 +49,6 @@ def joined_processes() -> AbstractContextManager[None]:
     return process_group()
 
 
-def is_first_process() -> bool:
-    """Tell whether this process prints and writes for all processes of its run."""
-    if not under_torchrun():
-        return True
-    from s2ap_core import distributed
-
-    return distributed.rank() == 0
-
-
 def speaks_first() -> bool:
     """Tell whether this process is to report an error that several may meet."""
     if not under_torchrun():

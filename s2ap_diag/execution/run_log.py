@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from s2ap_core import distributed
 from s2ap_core.errors import InputError
+from s2ap_core.files.writer import writes_files
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def run_log(run: Path) -> Iterator[None]:
     Raises:
         InputError: if the file cannot be opened.
     """
-    if distributed.rank():  # the first process writes for all
+    if not writes_files():
         yield
         return
     path = run / "run.log"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from s2ap_core.files.writer import writes_files
 from s2ap_diag.execution.console import show_warnings
-from s2ap_diag.execution.exits import is_first_process
 
 if TYPE_CHECKING:  # both import more than --help can wait for
     from s2ap_diag.output.destinations import Output
@@ -22,7 +22,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 def _set_up(ctx: click.Context, param: click.Parameter, quiet: bool) -> bool:
     del ctx, param
-    quiet = quiet or not is_first_process()
+    quiet = quiet or not writes_files()  # of several processes, the first speaks for all
     show_warnings(quiet=quiet)
     return quiet
 
@@ -43,7 +43,7 @@ set_option = click.option(
 def _output(json: str | None, csv: Path | None, quiet: bool, plot: Path | None = None) -> "Output":
     from s2ap_diag.output.destinations import Output
 
-    return Output(json, csv, plot, quiet) if is_first_process() else Output(None, None, None, quiet=True)
+    return Output(json, csv, plot, quiet) if writes_files() else Output(None, None, None, quiet=True)
 
 
 def _source(keep: float | None, network: str | None, dataset: str | None, root: Path | None) -> "Source":
