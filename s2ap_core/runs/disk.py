@@ -102,7 +102,10 @@ def files_of_run(
         files |= {run.checkpoint(f"prune-epoch-{epoch:03d}"): size.pruned for epoch in range(end - kept, end)}
         files |= {run.masks(epoch): size.packed for epoch in range(end)}
         files[run.checkpoint("prune-best")] = size.pruned
-        files[run.state("prune")] = size.pruned + size.scores * (2 if config.minimizer.carry else 1)
+        copies = 2 if config.minimizer.carry else 1  # momentum, and z
+        if config.tracking.every and config.tracking.recipe == "warm":  # the vectors that readings go on from
+            copies += len(config.tracking.batch_norm) * len(config.tracking.spectrum)
+        files[run.state("prune")] = size.pruned + size.scores * copies
     if "finetune" in stages:
         files[run.checkpoint("finetune-best")] = size.dense + size.entries
         files[run.state("finetune")] = size.dense + size.entries + size.trained

@@ -35,7 +35,7 @@ def image_passes(
         since: the beginning, None where there is none.
         until: where the run ends.
     """
-    plain, loss = _passes_of_a_step(config.objective), _passes_of_a_loss(config.objective)
+    plain, loss = passes_of_a_step(config.objective), passes_of_a_loss(config.objective)
     passes: dict[str, float] = {}
     for stage in course.trained(config, until):
         done = course.epochs(config, stage, since, until)
@@ -54,13 +54,13 @@ def image_passes(
     return passes
 
 
-def _passes_of_a_step(objective: ObjectiveSettings) -> float:
+def passes_of_a_step(objective: ObjectiveSettings) -> float:
     """Of the attack and the loss, for each image of an iteration."""
     attack = {"clean": 0.0, "fast-at": 1.0}.get(objective.name, float(objective.steps))
-    return attack + _passes_of_a_loss(objective)
+    return attack + passes_of_a_loss(objective)
 
 
-def _passes_of_a_loss(objective: ObjectiveSettings) -> int:
+def passes_of_a_loss(objective: ObjectiveSettings) -> int:
     """Of the clean and the adversarial images, or of one of them."""
     return 1 if objective.name in ("clean", "fast-at", "pgd-at") else 2
 
@@ -68,7 +68,7 @@ def _passes_of_a_loss(objective: ObjectiveSettings) -> int:
 def _passes_of_a_perturbation(config: Config) -> float:
     """The extra loss for z."""
     minimizer = config.minimizer
-    return 0.0 if minimizer.single_step else _passes_of_a_loss(config.objective) * minimizer.subset / minimizer.every
+    return 0.0 if minimizer.single_step else passes_of_a_loss(config.objective) * minimizer.subset / minimizer.every
 
 
 def _tracked(config: Config, train: int) -> float:
@@ -78,6 +78,8 @@ def _tracked(config: Config, train: int) -> float:
         return 0.0
     batch = config.prune.batch_size
     readings = math.ceil(math.ceil(train / batch) / tracking.every)
-    # A product is a backward pass of a backward pass, on clean and adversarial images.
-    products = readings * len(tracking.batch_norm) * tracking.hvps
-    return products * 4 * min(tracking.images or batch, batch)
+    # At most: where no channel is dead, one reading serves both spectra. The last product is the quotient's; each is a
+    # backward pass of a backward pass.
+    products = len(tracking.batch_norm) * len(tracking.spectrum) * (tracking.hvps + 1)
+    losses = passes_of_a_loss(config.objective)
+    return readings * products * 2 * losses * min(tracking.images or batch, batch)

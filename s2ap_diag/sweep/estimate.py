@@ -20,7 +20,7 @@ from s2ap_core.data import Split
 from s2ap_core.errors import InputError
 from s2ap_core.models import build
 from s2ap_core.runs.disk import files_of_run, files_taken_over
-from s2ap_core.runs.passes import image_passes
+from s2ap_core.runs.passes import image_passes, passes_of_a_loss, passes_of_a_step
 from s2ap_diag.sweep.plan import Task
 
 
@@ -55,6 +55,11 @@ PAPER = {
 of the attack and two passes of the loss, on ImageNet 10 epochs with one and one."""
 
 
+PRODUCTS = 12
+"""Hessian-vector products of one spectrum in ``sharpness``: Lanczos on digits takes ten, the error and the symmetry
+defect two."""
+
+
 @dataclass(frozen=True)
 class Size:
     """Of a network on a data set: multiply-accumulates of a forward pass of an image, and parameters."""
@@ -87,7 +92,9 @@ def passes(task: Task) -> float:
     counts: dict[Split, int] = {"train": images.train, "val": images.val, "test": images.test}
     total = sum(image_passes(task.config, counts, task.shared, task.until).values())
     if task.sharpness is not None:
-        steps = 20 + 2 + len(task.sharpness.rho) * task.sharpness.steps
+        objective = task.config.objective
+        spectra = 2 * PRODUCTS * 3 * passes_of_a_loss(objective)
+        steps = passes_of_a_step(objective) + spectra + len(task.sharpness.rho) * task.sharpness.steps
         total += min(task.sharpness.images, images.train) * steps
     return total
 

@@ -9,8 +9,10 @@ from s2ap_diag.commands.options.shared import EXISTING, device_option, output_op
 
 @click.command(name="sharpness")
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
-@click.option("--method", type=click.Choice(["power", "lanczos", "pyhessian"]), default="power", show_default=True)
-@click.option("--hvps", type=click.IntRange(min=1), help="Hessian-vector products of an eigenvalue; power: 10.")
+@click.option("--method", type=click.Choice(["lanczos", "power", "pyhessian"]), default="lanczos", show_default=True,
+              help="power is the paper's: ten products, converged or not.")  # fmt: skip
+@click.option("--hvps", type=click.IntRange(min=1),
+              help="Hessian-vector products of an eigenvalue; lanczos: at most 64, power: 10.")  # fmt: skip
 @click.option("--tolerance", type=click.FloatRange(min=0, min_open=True), help="Stop at this residual.")
 @click.option(
     "--batch-norm", type=click.Choice(["running", "batch"]), default="running", show_default=True,

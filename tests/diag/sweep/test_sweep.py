@@ -1,5 +1,6 @@
 """Sweeps: what is run, once, by whichever executor, whatever fails or is killed."""
 
+import math
 import os
 import signal
 import subprocess
@@ -166,6 +167,32 @@ def test_passes_are_counted_as_an_epoch_makes_them():
     # The published counts: 0.56 G multiply-accumulates for ResNet-18 on 32x32, 11.17 M parameters.
     assert size_of("resnet18", None, "cifar10").macs == pytest.approx(0.556e9, rel=0.01)
     assert size_of("resnet18", None, "cifar10").parameters == 11_173_962
+
+
+@pytest.mark.parametrize(
+    ("tracking", "readings"),
+    [
+        ({}, 2 * 2),
+        ({"tracking.spectrum": ["live"]}, 2),
+        ({"tracking.spectrum": ["all"], "tracking.batch_norm": ["batch"]}, 1),
+        ({"tracking.every": 0}, 0),
+    ],
+)
+def test_tracking_costs_a_reading_for_each_spectrum_in_each_mode_of_batch_norm(tracking, readings):
+    def cost(settings: dict[str, object]) -> tuple[float, int]:
+        group = Combinations(presets=["svhn-resnet18-hydra-s2ap-90"], scale="digits", sharpness=False, set=settings)
+        (task,) = plan(expand(Grid(group=[group])))
+        return passes(task), task.config.prune.batch_size
+
+    (without, batch), (found, _) = (
+        cost(settings)
+        for settings in (
+            {"tracking.every": 0},
+            {"tracking.every": 1, "tracking.hvps": 7, "tracking.images": 20, **tracking},
+        )
+    )
+    # Seven products and the quotient's, each two passes of each of the two losses, on twenty images; nine epochs.
+    assert found - without == pytest.approx(9 * math.ceil(1197 / batch) * readings * (7 + 1) * 4 * 20)
 
 
 def test_a_search_of_table_7_takes_the_hours_that_table_7_says():
