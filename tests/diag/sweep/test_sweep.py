@@ -164,7 +164,7 @@ def test_passes_are_counted_as_an_epoch_makes_them():
     train, val, per_step = 1197, 200, 5 + 2
     pretrain, finetune = 8 * (train + val) * per_step, 5 * (train * (per_step + 2) + val * per_step)
     search = val * per_step + 9 * (train + val) * per_step + (9 - 2) * train * 2  # the first mask is validated, too
-    # One of an epoch's ten iterations is read, two spectra in two modes of BatchNorm: T = 10 products and the quotient's,
+    # One of an epoch's ten iterations is read, two spectra in two modes of BatchNorm: T = 10 products and a quotient's,
     # each forward and backward twice, of clean and adversarial images.
     search += 9 * 2 * 2 * 11 * 32 * 2 * 2
     attacked = 2 * 64 * (100 + (900 + 1800 + 5000 / 3) / 2)
