@@ -15,6 +15,7 @@ from s2ap_core.config import Config
 from s2ap_core.data.cifar10c import CORRUPTIONS
 from s2ap_core.errors import InputError
 from s2ap_core.presets.compose import compose, groups
+from s2ap_core.presets.effects import UNREAD
 from s2ap_core.runs import course
 from s2ap_core.training.evaluation import Evaluation, load_evaluation
 from s2ap_diag.curvature.hessian import BatchNormMode
@@ -25,9 +26,6 @@ FREE = ("title", "seed", "tracking", "data.root", "pretrain.checkpoint", "evalua
 
 ARM = ("minimizer", "finetune.awp", "finetune.gamma")
 """Settings in which two arms may differ."""
-
-UNREAD = {"clean": ("beta", "eps", "step", "steps"), "pgd-at": ("beta",), "fast-at": ("beta", "step", "steps")}
-"""Settings that an objective does not read, so that runs which differ in them are trained alike."""
 
 
 @dataclass(frozen=True)

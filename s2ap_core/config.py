@@ -1,7 +1,6 @@
 """A run's settings: typed, checked, written as TOML."""
 
 import re
-import tomllib
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -254,18 +253,6 @@ class Config(_Settings):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def override(config: Config, overrides: tuple[str, ...], source: str) -> Config:
-    """A config with ``a.b=value`` overrides on top, as in :func:`read_config`.
-
-    Raises:
-        InputError: if a key or value does not fit, naming ``source``.
-    """
-    settings = tomllib.loads(config.to_toml())
-    for assignment in overrides:
-        _override(settings, assignment)
-    return parse_config(settings, source)
-
-
 def parse_config(settings: dict[str, Any], source: str) -> Config:
     """Check settings; ``source`` is named where one does not fit.
 
@@ -289,19 +276,3 @@ def _shown(value: Any) -> str:
     except ValueError:  # a number of more digits than Python converts
         return "a number of thousands of digits"
     return text if len(text) <= 200 else f"{text[:100]} ... {text[-50:]}"
-
-
-def _override(settings: dict[str, Any], assignment: str) -> None:
-    key, equals, text = assignment.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {assignment}: write it as section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *sections, name = key.strip().split(".")
-    for section in sections:
-        settings = settings.setdefault(section, {})
-        if not isinstance(settings, dict):
-            raise InputError(f"--set {assignment}: {section} is not a section")
-    settings[name] = value

@@ -100,8 +100,11 @@ def test_training_goes_as_far_as_what_is_evaluated_needs(tmp_path):
 
 
 def test_clean_pruning_reports_no_robust_accuracy(tmp_path):
-    stages = ("pretrain.epochs=1", "prune.epochs=1", 'evaluation.stages=["prune"]', 'evaluation.attack="none"')
-    run(tmp_path / "r", "clean-cifar10-vgg16_bn-hydra-orig-80", *stages)
+    stages = ("pretrain.epochs=1", "prune.epochs=1", 'evaluation.stages=["prune"]')
+    sets = (f"--set={setting}" for setting in (*stages, 'evaluation.attack="none"', "evaluation.n=8"))
+    preset = "clean-cifar10-vgg16_bn-hydra-orig-80"
+    result = invoke("run", preset, "--scale", "digits", "--out", tmp_path / "r", *sets)
+    assert result.exit_code == 0, (result.output, result.exception)
     found = json.loads((tmp_path / "r" / "results.json").read_text())["evaluate-prune"]
     assert "clean_accuracy" in found
     assert "robust_accuracy" not in found

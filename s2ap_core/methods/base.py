@@ -1,6 +1,7 @@
 """What a pruning method decides; the search itself is the same for all."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,12 +14,14 @@ class Method(ABC):
     """One way to prune by scores.
 
     Attributes:
+        reads: which of its settings it reads; others are refused where they are not at their default.
         pretrained: whether the search starts from trained weights; if not, from :meth:`initialise`.
         finetuned: whether weights are trained under the final mask.
         counts_flops: whether ``flops_reduction`` is the budget, instead of ``keep``.
         image_shape: (C, H, W) of the images, to be set where FLOPs are counted.
     """
 
+    reads: Collection[str] = MethodSettings.model_fields.keys()
     pretrained = True
     finetuned = True
     counts_flops = False

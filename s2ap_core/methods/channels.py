@@ -5,7 +5,7 @@ one image), counted on the network that remains: what a layer's mask drops is re
 produce it, if no other consumer keeps it. See :mod:`s2ap_core.masks.channel_graph`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +126,8 @@ class HydraChannels(ChannelMethod):
     k is found anew after each epoch.
     """
 
+    reads: Collection[str] = ("flops_reduction",)
+
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
         del generator
         self._attach(model, lambda scores, group: ChannelMask(scores, 1.0, group))
@@ -153,6 +155,8 @@ class HarpChannels(ChannelMethod, Harp):
     Layers that read the same tensor share their rate, as a block's first layer and its shortcut. HARP's
     k_min is a tenth of its target, here of the share of FLOPs.
     """
+
+    reads: Collection[str] = ("flops_reduction", "penalty")
 
     @property
     def keep_min(self) -> float:

@@ -1,5 +1,6 @@
 """HARP (Zhao & Wressnegger 2023): HYDRA's scores, and a learned keep rate for each layer."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ class Harp(Method):
     factor stops growing once the target has been reached, to four decimals. What an epoch offers to the selection
     is its mask scaled to exactly the target, see :meth:`cut_to_budget`; the penalty goes by the search's own rates.
     """
+
+    reads: Collection[str] = ("keep", "penalty", "rate_init")
 
     def __init__(self, settings: MethodSettings) -> None:
         super().__init__(settings)

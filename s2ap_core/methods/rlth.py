@@ -1,6 +1,7 @@
 """RLTH, robust scratch tickets (Fu et al. 2021): a mask found in weights that are never trained."""
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ class Rlth(Method):
     Biases are 0, since they stay what they are: the published networks have none, in the last layer neither. The
     network's BatchNorm has no affine parameters (``network.norm_affine = false`` in the presets).
     """
+
+    reads: Collection[str] = ("keep", "init")
 
     pretrained = False
     finetuned = False

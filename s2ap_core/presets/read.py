@@ -2,34 +2,82 @@
 
 import difflib
 import tomllib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from s2ap_core.config import Config, override, parse_config
+from s2ap_core.config import Config, parse_config
 from s2ap_core.errors import InputError
 from s2ap_core.presets.compose import presets
+from s2ap_core.presets.effects import at_default, check_effect, without_effect
 
 
-def read_config(source: str | Path, overrides: tuple[str, ...] = ()) -> Config:
-    """The settings of a TOML file or preset, with ``a.b=value`` overrides on top.
+def read_config(
+    source: str | Path, overrides: tuple[str, ...] = (), *, change: Callable[[Config], Config] = lambda config: config
+) -> Config:
+    """Read the settings of a TOML file or preset, with ``a.b=value`` overrides on top.
+
+    What the file or an override sets must have an effect, see :mod:`s2ap_core.presets.effects`. What a preset,
+    ``change`` or the file sets and a later one makes void is left at its default.
 
     Args:
         source: path of a TOML file, or a preset's name.
         overrides: TOML assignments by dotted key; a value that is no TOML is taken as a string.
+        change: made before the overrides, such as :func:`s2ap_core.presets.scale.scale_to_digits`.
 
     Raises:
-        InputError: if there is no such file or preset, it is not TOML, or a key or value does not fit.
+        InputError: if there is no such file or preset, it is not TOML, a key or value does not fit, or one that is
+            set has no effect.
+    """
+    config, own = read_source(source)
+    return override(change(config), overrides, str(source), own)
+
+
+def read_source(source: str | Path) -> tuple[Config, Iterable[str]]:
+    """The settings of a file or preset as they stand there, and those that a file sets without effect.
+
+    Raises:
+        InputError: as :func:`read_config`.
     """
     path, known = Path(source), presets()
     if path.is_file():
-        settings = _read_toml(path)
-    elif str(source) in known:
-        settings = known[str(source)].settings
-    else:
-        close = difflib.get_close_matches(str(source), known, cutoff=0.8)
-        hint = f"did you mean {', '.join(close)}" if close else "`s2ap-diag run --list` shows the presets"
-        raise InputError(f"{source}: neither a file nor a preset; {hint}")
-    return override(parse_config(settings, str(source)), overrides, str(source))
+        config = parse_config(_read_toml(path), str(source))
+        return config, without_effect(config)
+    if str(source) in known:
+        return parse_config(known[str(source)].settings, str(source)), ()
+    close = difflib.get_close_matches(str(source), known, cutoff=0.8)
+    hint = f"did you mean {', '.join(close)}" if close else "`s2ap-diag run --list` shows the presets"
+    raise InputError(f"{source}: neither a file nor a preset; {hint}")
+
+
+def override(config: Config, overrides: tuple[str, ...], source: str, own: Iterable[str] = ()) -> Config:
+    """A config with ``a.b=value`` overrides on top, as in :func:`read_config`.
+
+    Args:
+        own: settings, by dotted key, that ``source`` sets too.
+
+    Raises:
+        InputError: if a key or value does not fit or has no effect, naming ``source``.
+    """
+    config = overridden(config, overrides, source)
+    check_effect(config, {*own, *keys_of(overrides)}, source)
+    return at_default(config, without_effect(config))
+
+
+def overridden(config: Config, overrides: tuple[str, ...], source: str) -> Config:
+    """A config with ``a.b=value`` overrides on top, whether they have an effect or not."""
+    settings = tomllib.loads(config.to_toml())
+    for assignment in overrides:
+        _override(settings, assignment)
+    return parse_config(settings, source)
+
+
+def keys_of(overrides: Iterable[str]) -> set[str]:
+    """The settings, by dotted key, that overrides set."""
+    said: dict[str, Any] = {}
+    for assignment in overrides:
+        _override(said, assignment)
+    return {f"{section}.{name}" for section, values in said.items() if isinstance(values, dict) for name in values}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -39,3 +87,19 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read as text ({error}); give a TOML config") from error
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and nesting as deep
         raise InputError(f"{path}: not valid TOML: {error}") from error
+
+
+def _override(settings: dict[str, Any], assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {assignment}: write it as section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        settings = settings.setdefault(section, {})
+        if not isinstance(settings, dict):
+            raise InputError(f"--set {assignment}: {section} is not a section")
+    settings[name] = value

@@ -30,7 +30,6 @@ ARMS = {
     "s2ap": ("minimizer.name=s2ap", "finetune.awp=true", 'evaluation.stages=["prune", "finetune"]', "evaluation.n=64"),
 }
 QUICK = (
-    "pretrain.epochs=4",
     "prune.epochs=3",
     "minimizer.warmup=1",
     "finetune.epochs=1",
@@ -77,7 +76,7 @@ def run_command(
 def configs_of(out: Path, quick: bool, seed: int) -> dict[str, Config]:
     """Compose the config of each arm; all start from the dense network of the first."""
     common = (*(QUICK if quick else ()), f"seed={seed}")
-    orig = read_config("digits", (*ARMS["orig"], *common))
+    orig = read_config("digits", (*ARMS["orig"], *common, *(("pretrain.epochs=4",) if quick else ())))
     dense = RunDirectory(out / "orig", orig).checkpoint("pretrain")
     return {"orig": orig, "s2ap": read_config("digits", (*ARMS["s2ap"], *common, f"pretrain.checkpoint={dense}"))}
 

@@ -50,6 +50,10 @@ def run_command(
         raise click.UsageError("--corruption and --severity go with --dataset cifar10c")
     device = check_device(device)
     attack = attack or ("none" if corrupted else "autoattack")
+    if attack == "none" and (norm != "Linf" or eps is not None):
+        raise click.UsageError("--norm and --eps have no effect: no attack is made; leave them out, or give --attack")
+    if norm != "Linf" and eps is None:
+        raise click.UsageError(f"--norm {norm} needs --eps, such as 0.5 for L2: the training's radius is that of Linf")
     asked = {"attack": attack, "norm": norm, "eps": eps, "n": n, "batch_size": batch_size}
     settings = parse_config({"evaluation": asked}, "options").evaluation
     records: list[dict[str, Any]] = []

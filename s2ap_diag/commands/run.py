@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from s2ap_core import distributed
-from s2ap_core.config import Config, override
+from s2ap_core.config import Config
 from s2ap_core.errors import InputError
 from s2ap_core.presets.compose import Preset, groups, presets
 from s2ap_core.presets.read import read_config
@@ -70,10 +70,8 @@ def resolve(config: str, scale: str | None, overrides: tuple[str, ...], seed: in
     Raises:
         InputError: as :func:`s2ap_core.presets.read.read_config`.
     """
-    settings = read_config(config)
-    if scale:
-        settings = scale_to_digits(settings)
-    return override(settings, overrides if seed is None else (*overrides, f"seed={seed}"), config)
+    change = scale_to_digits if scale else lambda full: full
+    return read_config(config, overrides if seed is None else (*overrides, f"seed={seed}"), change=change)
 
 
 def overview() -> Table:

@@ -13,6 +13,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.files import lock
 from s2ap_core.files.atomic import write_file
 from s2ap_core.methods import build_method
+from s2ap_core.presets.effects import check_effect, without_effect
 from s2ap_core.runs.checkpoints import build_network, describe, load_checkpoint
 from s2ap_core.runs.course import Until
 from s2ap_core.runs.directory import RunDirectory, environment
@@ -113,6 +114,7 @@ def _begin_or_open(config: Config | None, out: Path, resume: bool, device: str, 
     run = RunDirectory.open(out)
     _warn_of_environment(run, device)
     if config is None or config.model_copy(update={"title": run.config.title}) == run.config:
+        check_effect(run.config, without_effect(run.config), str(out / "config.toml"))
         return run
     changes = differences(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
     if not force:

@@ -2,6 +2,7 @@
 
 import difflib
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from itertools import product
@@ -11,10 +12,11 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from s2ap_core.config import Config, override
+from s2ap_core.config import Config
 from s2ap_core.errors import InputError
 from s2ap_core.presets.compose import presets
-from s2ap_core.presets.read import read_config
+from s2ap_core.presets.effects import at_default, check_effect, refusals, without_effect
+from s2ap_core.presets.read import keys_of, overridden, read_source
 from s2ap_core.presets.scale import scale_to_digits
 from s2ap_core.runs.course import fingerprint
 from s2ap_diag.sharpness import RHOS
@@ -116,25 +118,49 @@ def expand(grid: Grid, *, scale: str | None = None, overrides: tuple[str, ...] =
         overrides: ``a.b=value``, on all runs, on top of the groups' own.
 
     Raises:
-        InputError: if a preset is unknown, or a value does not fit its key.
+        InputError: if a preset is unknown, or a value does not fit its key or has an effect in none of the runs
+            that it is for. In those where it has none it is left at its default.
     """
     found: dict[str, PlannedRun] = {}
-    for group in grid.group:
-        for preset in _presets(group.presets):
-            base = read_config(preset)
-            scaled = bool(scale or group.scale or grid.scale)
-            if scaled:
-                base = scale_to_digits(base)
-            base = override(base, tuple(_assignment(*item) for item in (grid.set | group.set).items()), preset)
-            for values in product(*group.values.values()):
-                chosen = dict(zip(group.values, values, strict=True))
-                assignments = (*(_assignment(*item) for item in chosen.items()), *overrides)
-                config = override(base, assignments, preset)
-                planned = PlannedRun(_name(preset, chosen, config), config, _measured(group.sharpness, scaled))
-                found.setdefault(fingerprint(config), planned)
+    used: set[tuple[int | None, str]] = set()
+    unused: dict[tuple[int | None, str], str] = {}
+    for number, group in enumerate(grid.group):
+        scaled = bool(scale or group.scale or grid.scale)
+        for preset, chosen, said, config in _configs(grid, group, scaled, overrides):
+            void = refusals(config, said, preset)
+            for key in said:
+                # A group's own value is for its runs, all others are for those of all groups.
+                place = (number if key in group.set | group.values else None, key)
+                if key in void:
+                    unused.setdefault(place, void[key])
+                else:
+                    used.add(place)
+            config = at_default(config, without_effect(config))
+            named = {key: value for key, value in chosen.items() if key not in void}
+            planned = PlannedRun(_name(preset, named, config), config, _measured(group.sharpness, scaled))
+            found.setdefault(fingerprint(config), planned)
+    for place, message in unused.items():
+        if place not in used:
+            raise InputError(message)
     if not found:
         raise InputError("the grid has no runs: give each list of values at least one")
     return list(found.values())
+
+
+def _configs(
+    grid: Grid, group: Combinations, scaled: bool, overrides: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, Any], set[str], Config]]:
+    """Yield each run of a group: preset, values of the lists, all keys that the grid sets, config with these."""
+    shared = tuple(_assignment(*item) for item in (grid.set | group.set).items())
+    for preset in _presets(group.presets):
+        base, own = read_source(preset)
+        base = overridden(scale_to_digits(base) if scaled else base, shared, preset)
+        for values in product(*group.values.values()):
+            chosen = dict(zip(group.values, values, strict=True))
+            assignments = (*(_assignment(*item) for item in chosen.items()), *overrides)
+            config = overridden(base, assignments, preset)
+            check_effect(config, own, preset)
+            yield preset, chosen, keys_of((*shared, *assignments)), config
 
 
 def _measured(asked: Measurement | Literal[False], scaled: bool) -> Measurement | None:

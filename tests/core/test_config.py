@@ -115,6 +115,7 @@ def test_overrides_are_toml_or_else_text(tmp_path):
             "method.keep=0.05",
             "network.name=vgg16_bn",
             "objective.step=4/255",
+            "minimizer.name=s2ap",
             "minimizer.eta_z=lr",
             "method.rate_init=[0.1, 0.2]",
             "evaluation.stages=[]",
@@ -138,11 +139,11 @@ def test_toml_round_trip(tmp_path_factory, eps, eta_z, gamma, root, rate_init, w
     config = parse_config(
         {
             "title": 'a "title"\n[x]',
-            "data": {"root": root},
+            "data": {"name": "cifar10", "root": root},
             "network": {"width": width},
             "objective": {"eps": str(eps)},
-            "method": {"rate_init": rate_init},
-            "minimizer": {"eta_z": eta_z, "gamma": gamma},
+            "method": {"name": "harp", "rate_init": rate_init},
+            "minimizer": {"name": "s2ap", "eta_z": eta_z, "gamma": gamma},
             "evaluation": {"eps": eps if width else None},
         },
         "test",

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from s2ap_core.config import override
 from s2ap_core.data import InMemory, load
 from s2ap_core.files.tensors import load_masks
-from s2ap_core.presets.read import read_config
+from s2ap_core.presets.read import override, read_config
 from s2ap_core.presets.scale import scale_to_digits
 from s2ap_core.runs.beginnings import continue_from
 from s2ap_core.runs.directory import RunDirectory

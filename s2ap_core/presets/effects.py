@@ -1,0 +1,141 @@
+"""Settings that change nothing under a config's others: they are refused, so that nobody believes in them.
+
+A default is never refused. Neither is what says how far or on what a run is computed: the settings of stages that
+``evaluation.stages`` leaves out, ``minimizer.warmup`` without a perturbation (where sweeps let Orig. and S2AP part),
+``distributed.batch_norm`` in one process, ``objective.eps`` of clean training (the radius of later evaluations).
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from s2ap_core.config import Config
+from s2ap_core.errors import InputError
+from s2ap_core.methods import build_method
+
+UNREAD = {"clean": ("beta", "eps", "step", "steps"), "pgd-at": ("beta",), "fast-at": ("beta", "step", "steps")}
+"""Settings that an objective does not read."""
+
+
+def without_effect(config: Config) -> dict[str, str]:
+    """The settings that are not at their default and change nothing, by dotted key; why, in words."""
+    found: dict[str, str] = {}
+    for key, why in _unread(config):
+        section, name = key.split(".")
+        settings = getattr(config, section)
+        if getattr(settings, name) != type(settings).model_fields[name].get_default(call_default_factory=True):
+            found.setdefault(key, why)
+    return found
+
+
+def _unread(config: Config) -> Iterator[tuple[str, str]]:
+    """Every setting that a run of this config does not read, whatever its value, and why."""
+    network, minimizer, prune = config.network, config.minimizer, config.prune
+    evaluation, tracking = config.evaluation, config.tracking
+    method, name = build_method(config.method), config.method.name
+
+    if config.data.name == "digits":
+        yield "data.root", "data.name = digits is embedded in a library"
+    if network.name == "vit":
+        yield "distributed.batch_norm", "network.name = vit has no BatchNorm"
+    for field in {*UNREAD.get(config.objective.name, ())} - {"eps"}:
+        yield f"objective.{field}", f"objective.name = {config.objective.name} does not read it"
+    for field in type(config.method).model_fields.keys() - {"name", *method.reads}:
+        yield f"method.{field}", f"method.name = {name} does not read it"
+
+    if config.pretrain.checkpoint is not None:
+        why = "pretrain.checkpoint takes the place of the training"
+        yield from _all_of("pretrain", config, why, but=("checkpoint",))
+        yield "method.init", "pretrain.checkpoint takes the place of the untrained weights"
+    elif not method.pretrained:
+        yield from _all_of("pretrain", config, f"method.name = {name} prunes untrained weights", but=("checkpoint",))
+
+    if minimizer.name == "none":
+        why = "minimizer.name = none perturbs nothing"
+        yield from _all_of("minimizer", config, why, but=("name", "gamma", "warmup", "update"))
+        if not (method.finetuned and config.finetune.awp and config.finetune.gamma is None):
+            yield "minimizer.gamma", "neither minimizer.name nor finetune.awp perturbs anything by it"
+    frozen = prune.freeze_norm or not network.norm_affine
+    if not network.norm_affine:
+        yield "prune.freeze_norm", "network.norm_affine = false leaves the normalisation layers no parameters"
+    if minimizer.update == "normalized" and frozen and "penalty" not in method.reads:
+        why = "minimizer.update = normalized steps the scores without it, and nothing else is trained"
+        yield from (("prune.momentum", why), ("prune.weight_decay", why))
+
+    if not method.finetuned:
+        yield from _all_of("finetune", config, f"method.name = {name} does not finetune")
+    if not config.finetune.awp:
+        yield "finetune.gamma", "finetune.awp = false perturbs nothing"
+
+    if not evaluation.stages:
+        yield from _all_of("evaluation", config, "evaluation.stages is empty", but=("stages",))
+    if evaluation.attack == "none":
+        yield from ((f"evaluation.{field}", "evaluation.attack = none attacks nothing") for field in ("norm", "eps"))
+
+    if not tracking.every:
+        yield from _all_of("tracking", config, "tracking.every = 0 reads nothing", but=("every",))
+    if not tracking.metrics:
+        yield "tracking.every", "tracking.metrics is empty"
+    if tracking.recipe == "paper":
+        yield "tracking.tolerance", "tracking.recipe = paper makes all of tracking.hvps products"
+
+
+def _all_of(section: str, config: Config, why: str, but: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
+    for field in type(getattr(config, section)).model_fields.keys() - set(but):
+        yield f"{section}.{field}", why
+
+
+def at_default(config: Config, keys: Iterable[str]) -> Config:
+    """The same config with these settings, by dotted key, at their defaults."""
+    changes: dict[str, dict[str, Any]] = {}
+    for key in keys:
+        section, name = key.split(".")
+        default = type(getattr(config, section)).model_fields[name].get_default(call_default_factory=True)
+        changes.setdefault(section, {})[name] = default
+    return config.model_copy(
+        update={section: getattr(config, section).model_copy(update=change) for section, change in changes.items()}
+    )
+
+
+def refusals(config: Config, keys: Iterable[str], source: str) -> dict[str, str]:
+    """What to say of those settings among ``keys`` that change nothing: where it is set, why, and the remedy."""
+    found, values = without_effect(config), config.model_dump(mode="json")
+    said: dict[str, str] = {}
+    for key in sorted(found.keys() & set(keys)):
+        section, name = key.split(".")
+        said[key] = f"{source}: {key} = {values[section][name]} has no effect: {found[key]}; leave it out"
+    return said
+
+
+def check_effect(config: Config, keys: Iterable[str], source: str) -> None:
+    """Refuse settings that contradict each other, and those among ``keys`` that change nothing.
+
+    Raises:
+        InputError: naming ``source``, the setting, why, and the remedy.
+    """
+    check_sense(config, source)
+    for message in refusals(config, keys, source).values():
+        raise InputError(message)
+
+
+def check_sense(config: Config, source: str) -> None:
+    """Refuse settings that contradict each other, so that a run would not do what it says.
+
+    Raises:
+        InputError: naming ``source``, the settings and the remedy.
+    """
+    minimizer, evaluation = config.minimizer, config.evaluation
+    if minimizer.name != "none" and minimizer.warmup >= config.prune.epochs:
+        raise InputError(
+            f"{source}: minimizer.name = {minimizer.name} has no effect: minimizer.warmup = {minimizer.warmup} leaves "
+            f"nothing of prune.epochs = {config.prune.epochs}; lower the one or raise the other"
+        )
+    if evaluation.stages and evaluation.attack != "none" and evaluation.norm != "Linf" and evaluation.eps is None:
+        raise InputError(
+            f"{source}: evaluation.norm = {evaluation.norm} has no evaluation.eps: the training's radius is that of "
+            f"Linf; set it, such as 0.5 for L2 or 12 for L1"
+        )
+    if evaluation.stages == ["finetune"] and not build_method(config.method).finetuned:
+        raise InputError(
+            f"{source}: evaluation.stages = finetune leaves nothing to evaluate: method.name = {config.method.name} "
+            "does not finetune; name prune"
+        )
