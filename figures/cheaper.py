@@ -24,6 +24,7 @@ from s2ap_diag.reading.results import Run, collect
 METRICS = {
     "time over Orig.": "{:.2f}",
     "robust accuracy of the mask (%)": "{:.1f}",
+    "live λ_max": "{:.2f}",
     "λ_max": "{:.0f}",
     "ΔL at ρ = 0.01": "{:.3f}",
     "h": "{:.4f}",
@@ -61,6 +62,7 @@ def readings(run: Run, orig: Run) -> dict[str, float]:
     return {
         "time over Orig.": _seconds(run) / _seconds(orig),
         "robust accuracy of the mask (%)": 100 * run.results["evaluate-prune"]["robust_accuracy"],
+        "live λ_max": sharpness.get("lambda_max_live", math.nan),  # measured by an earlier version
         "λ_max": sharpness["lambda_max"],
         "ΔL at ρ = 0.01": sharpness["loss_difference"]["0.01"]["mean"],
         "h": float(run.stability.iloc[-1]),
@@ -102,7 +104,8 @@ def _rows(runs: list[Run], gamma: float) -> list[dict[str, Any]]:
         row = {"network": cell.network, "method": cell.method, "sparsity": cell.sparsity, "perturbation": arm}
         row |= {"gamma": None if arm == "Orig." else gamma, "seeds": len(seeds)}
         for metric in METRICS:
-            row |= {metric: values[metric].mean(), f"{metric}, std": values[metric].std()}
+            found_of = values[metric]
+            row |= {metric: found_of.mean(skipna=False), f"{metric}, std": found_of.std(skipna=False)}
         rows.append(row)
     return rows
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -16,11 +17,14 @@ from figures.matching import Library, mixed_settings
 from figures.numbers import Line, Reading, accuracy, evaluations_of, loss_difference_at
 from figures.tables import NOT_RUN, attacks, gammas
 from s2ap_diag.output import plots
+from s2ap_diag.reading.results import Run
 
 TEXT_WIDTH = 2.1 * plots.COLUMN
-DATA_COLUMNS = ("panel", "series", "x", "seed", "value", "interval_low", "interval_high")
+DATA_COLUMNS = ("panel", "series", "metric", "x", "seed", "value", "interval_low", "interval_high")
 H = "Hamming distance h"
 SERIES = {"orig": plots.look(0), "s2ap": plots.look(1)}
+THIN = {"linewidth": 0.5, "marker": ""}
+"""The look, on top of its arm's, of lambda_max as the paper defines it."""
 
 
 @dataclass
@@ -41,16 +45,17 @@ class Drawing:
     def data(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows, columns=list(DATA_COLUMNS))
 
-    def add(self, panel: str, series: str, by_seed: pd.DataFrame) -> None:
+    def add(self, panel: str, series: str, metric: str, by_seed: pd.DataFrame) -> None:
         """Record curves, a column for each seed."""
         for seed in by_seed:
             drawn = by_seed[seed].dropna()
-            self.rows += [(panel, series, x, seed, y, None, None) for x, y in drawn.items()]
+            self.rows += [(panel, series, metric, x, seed, y, None, None) for x, y in drawn.items()]
 
-    def add_reading(self, panel: str, series: str, x: Any, reading: Reading) -> None:
+    def add_reading(self, panel: str, series: str, metric: str, x: Any, reading: Reading) -> None:
         """Record one point or bar."""
         for seed, value in reading.by_seed.items():
-            self.rows.append((panel, series, x, seed, value, *reading.intervals.get(seed, (None, None))))
+            interval = reading.intervals.get(seed, (None, None))
+            self.rows.append((panel, series, metric, x, seed, value, *interval))
 
 
 @dataclass(frozen=True)
@@ -74,28 +79,61 @@ class Curves:
         return (orig[seeds] - s2ap[seeds]).dropna(how="all")
 
 
-def curves_of(entry: Entry, library: Library, cell: Cell, need: str, drawing: Drawing) -> Curves:
-    """The curves of a setting; what is odd about its runs is noted."""
-    runs = {arm: library.find(cell, arm, need) for arm in entry.arms}
-    runs = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
-    mixed = mixed_settings({arm: by_seed.values() for arm, by_seed in runs.items()})
+@dataclass(frozen=True)
+class Spectrum:
+    """lambda_max of both arms over epochs.
+
+    Attributes:
+        metric: its name in ``metrics.csv``.
+        live: whether it is over the scores of channels that keep a weight, or over all as the paper defines it. A
+            channel without one has eigenvalues of the order of 1 / eps of its BatchNorm, beside which nothing shows.
+    """
+
+    metric: str
+    live: bool
+    curves: Curves
+
+
+def runs_of(entry: Entry, library: Library, cell: Cell, need: str, drawing: Drawing) -> dict[str, dict[int, Run]]:
+    """The runs of a setting by arm and seed; what is odd about them is noted."""
+    found = {arm: library.find(cell, arm, need) for arm in entry.arms}
+    mixed = mixed_settings({arm: by_seed.values() for arm, by_seed in found.items() if by_seed})
     if mixed:
         drawing.notes.append(f"{cell.name}: its runs differ in {', '.join(mixed)}")
+    return found
+
+
+def curves_of(runs: Mapping[str, Mapping[int, Run]], read: Callable[[Run], pd.Series]) -> Curves:
+    """The curves of a setting's runs, of what is read of each; seeds and arms without a reading are left out."""
     warmup = max((run.config.minimizer.warmup for run in runs.get("s2ap", {}).values()), default=0)
-    read = {arm: {seed: library.read(run, need) for seed, run in by_seed.items()} for arm, by_seed in runs.items()}
-    arms = {arm: pd.DataFrame(columns).dropna(axis="columns", how="all") for arm, columns in read.items()}
+    columns = {arm: {seed: read(run) for seed, run in by_seed.items()} for arm, by_seed in runs.items()}
+    arms = {arm: pd.DataFrame(by_seed).dropna(axis="columns", how="all") for arm, by_seed in columns.items()}
     return Curves({arm: by_seed for arm, by_seed in arms.items() if not by_seed.empty}, warmup)
+
+
+def stability_of(entry: Entry, library: Library, cell: Cell, drawing: Drawing) -> Curves:
+    """h of each epoch's mask."""
+    return curves_of(runs_of(entry, library, cell, "masks", drawing), lambda run: run.stability)
+
+
+def spectra_of(entry: Entry, library: Library, cell: Cell, drawing: Drawing) -> list[Spectrum]:
+    """lambda_max in the mode of BatchNorm that is asked for; of a spectrum that no run tracked there are no curves."""
+    runs = runs_of(entry, library, cell, "curvature", drawing)
+    found = []
+    for name, live in (("lambda_max_live", True), ("lambda_max", False)):
+        metric = f"{name}_{library.batch_norm}"
+        found.append(Spectrum(metric, live, curves_of(runs, partial(Run.tracked, metric=metric))))
+    return found
 
 
 def draw_eigenvalues(entry: Entry, library: Library, files: Sequence[Path]) -> Drawing:
     """lambda_max of both arms against the epoch, a panel for each sparsity."""
     drawing = _drawing(entry, library, _curvature_words(library))
-    with plots.canvas(files, plots.COLUMN, 3.2) as figure:
+    with plots.canvas(files, plots.COLUMN, 3.4) as figure:
         axes = _grid(figure, 2, -(-len(entry.cells) // 2))
         for panel, cell in zip(axes, entry.cells, strict=False):
-            found = curves_of(entry, library, cell, "curvature", drawing)
             panel.set_title(f"{cell.budget} sparsity")
-            _eigenvalues(panel, found, drawing, cell.budget)
+            _eigenvalues(panel, spectra_of(entry, library, cell, drawing), drawing, cell.budget)
         figure.supxlabel("epoch", fontsize=8)
         figure.supylabel(_lambda_max(library), fontsize=8)
         _shared_legend(figure, axes)
@@ -114,7 +152,7 @@ def draw_hamming(entry: Entry, library: Library, files: Sequence[Path]) -> Drawi
         for letter, panel, cell in zip(ascii_lowercase, axes, cells, strict=False):
             where = f"{METHODS[cell.method]}, {DATA.get(cell.data, cell.data)}, {cell.budget}"
             panel.set_title(f"({letter}) {_plain(where)}")
-            _stability(panel, curves_of(entry, library, cell, "masks", drawing), drawing, where)
+            _stability(panel, stability_of(entry, library, cell, drawing), drawing, where)
         figure.supxlabel("epoch", fontsize=8)
         figure.supylabel(H, fontsize=8)
         _shared_legend(figure, axes)
@@ -124,7 +162,7 @@ def draw_hamming(entry: Entry, library: Library, files: Sequence[Path]) -> Drawi
 def draw_hamming_both(entry: Entry, library: Library, files: Sequence[Path]) -> Drawing:
     """(a) h of both arms after the warm-up, a panel for each sparsity; (b) their differences."""
     drawing = _drawing(entry, library, "(a) from the last warm-up epoch on; (b) positive where S2AP is more stable.")
-    found = {cell: curves_of(entry, library, cell, "masks", drawing) for cell in entry.cells}
+    found = {cell: stability_of(entry, library, cell, drawing) for cell in entry.cells}
     with plots.canvas(files, TEXT_WIDTH, 3.2) as figure:
         left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.1, 1))[0]
         axes = _grid(left, 2, -(-len(found) // 2))
@@ -149,7 +187,7 @@ def draw_hamming_difference(entry: Entry, library: Library, files: Sequence[Path
         axes = _grid(figure, len(networks), 1)
         for letter, panel, network in zip(ascii_lowercase, axes, networks, strict=False):
             cells = [cell for cell in entry.cells if cell.network == network]
-            found = {cell: curves_of(entry, library, cell, "masks", drawing) for cell in cells}
+            found = {cell: stability_of(entry, library, cell, drawing) for cell in cells}
             panel.set_title(f"({letter}) {NETWORKS[network]}")
             _differences(panel, found, drawing, f"{NETWORKS[network]}, ")
     return drawing
@@ -170,7 +208,8 @@ def draw_loss_difference(entry: Entry, library: Library, files: Sequence[Path]) 
             for cell in cells:
                 runs = {arm: library.find(cell, arm, "sharpness") for arm in entry.arms}
                 readings[cell] = {arm: loss_difference_at(by_seed, rho) for arm, by_seed in runs.items()}
-            _bars(panel, readings, drawing, title, ylabel="loss difference", numbers="%.2g", numbers_size=5.5)
+            metric = f"{entry.metrics[-1]} at {rho:g}"
+            _bars(panel, readings, drawing, title, metric, ylabel="loss difference", numbers="%.2g", numbers_size=5.5)
         _shared_legend(figure, axes)
     return drawing
 
@@ -189,15 +228,16 @@ def draw_effects(entry: Entry, library: Library, files: Sequence[Path]) -> Drawi
         for cell in entry.cells
     }
     drawing.caption += attacks(entry, [Line(cell, {}, {}, evaluations) for cell, evaluations in evaluated.items()])
-    masks = {cell: curves_of(entry, library, cell, "masks", drawing) for cell in entry.cells}
-    curvature = {cell: curves_of(entry, library, cell, "curvature", drawing) for cell in entry.cells}
+    masks = {cell: stability_of(entry, library, cell, drawing) for cell in entry.cells}
+    curvature = {cell: spectra_of(entry, library, cell, drawing) for cell in entry.cells}
     with plots.canvas(files, TEXT_WIDTH, 2.7) as figure:
         a, b, c = _grid(figure, 3, 1)
         readings = {
             cell: {arm: accuracy(by_seed, entry.metrics[-1]) for arm, by_seed in arms.items()}
             for cell, arms in evaluated.items()
         }
-        _bars(a, readings, drawing, "a", ylabel="robust accuracy (%)", numbers="%.1f", numbers_size=5)
+        metric = entry.metrics[-1]
+        _bars(a, readings, drawing, "a", metric, ylabel="robust accuracy (%)", numbers="%.1f", numbers_size=5)
         _legend_below(a)
         _differences(b, masks, drawing, "b, ")
         _all_eigenvalues(c, curvature, drawing)
@@ -225,10 +265,10 @@ def draw_gammas(entry: Entry, library: Library, files: Sequence[Path]) -> Drawin
                 if evaluations:
                     by_gamma[gamma] = accuracy(evaluations, metric)
             if by_gamma:
-                _reading_curve(axes, by_gamma, NETWORKS[cell.network], drawing, plots.look(index))
+                _reading_curve(axes, by_gamma, NETWORKS[cell.network], metric, drawing, plots.look(index))
         if axes.lines or axes.containers:
             axes.set_xscale("log")
-            ticks = sorted({row[2] for row in drawing.rows})
+            ticks = sorted(set(drawing.data["x"]))
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=45)
             axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
             axes.legend()
@@ -266,7 +306,10 @@ def _lambda_max(library: Library) -> str:
 
 
 def _curvature_words(library: Library) -> str:
-    return f"Mean over each epoch's readings; BatchNorm: {library.batch_norm}; warm-up shaded."
+    return (
+        f"Mean over each epoch's readings; BatchNorm: {library.batch_norm}; warm-up shaded. With markers: over the "
+        "scores of live channels, which keep a weight; thin: over all scores, as the paper defines it."
+    )
 
 
 def _grid(figure: Any, columns: int, rows: int) -> list[Axes]:
@@ -282,26 +325,30 @@ def _integer_epochs(panel: Axes) -> None:
     panel.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=5))
 
 
-def _arm_curves(panel: Axes, found: Curves, drawing: Drawing, name: str) -> None:
-    if not found.arms:
+def _eigenvalues(panel: Axes, found: Sequence[Spectrum], drawing: Drawing, name: str) -> None:
+    if not _drawn(found):
         plots.blank(panel, NOT_RUN)
         return
-    plots.shade_warmup(panel, found.warmup)
-    for arm, by_seed in found.arms.items():
-        plots.seed_curves(panel, by_seed, label=ARMS[arm], style=SERIES[arm])
-        drawing.add(name, arm, by_seed)
+    plots.shade_warmup(panel, found[0].curves.warmup)
+    for spectrum in found:
+        look, said = ({}, "") if spectrum.live else (THIN, ", all scores")
+        for arm, by_seed in spectrum.curves.arms.items():
+            style = {**SERIES[arm], **look}
+            plots.seed_curves(panel, by_seed, label=f"{ARMS[arm]}{said}", style=style, band=spectrum.live)
+            drawing.add(name, arm, spectrum.metric, by_seed)
     _integer_epochs(panel)
-
-
-def _eigenvalues(panel: Axes, found: Curves, drawing: Drawing, name: str) -> None:
-    _arm_curves(panel, found, drawing, name)
-    if found.arms:
-        _decades(panel, found.arms.values())
+    _decades(panel, _drawn(found))
 
 
 def _stability(panel: Axes, found: Curves, drawing: Drawing, name: str) -> None:
-    later = {arm: by_seed[by_seed.index >= found.warmup] for arm, by_seed in found.arms.items()}
-    _arm_curves(panel, Curves(later, 0), drawing, name)
+    if not found.arms:
+        plots.blank(panel, NOT_RUN)
+        return
+    for arm, by_seed in found.arms.items():
+        later = by_seed[by_seed.index >= found.warmup]
+        plots.seed_curves(panel, later, label=ARMS[arm], style=SERIES[arm])
+        drawing.add(name, arm, "h", later)
+    _integer_epochs(panel)
 
 
 def _differences(panel: Axes, found: Mapping[Cell, Curves], drawing: Drawing, where: str = "") -> None:
@@ -312,7 +359,7 @@ def _differences(panel: Axes, found: Mapping[Cell, Curves], drawing: Drawing, wh
     for index, cell in enumerate(found):
         if cell in drawn:
             plots.seed_curves(panel, drawn[cell], label=cell.budget, style=plots.look(index))
-            drawing.add(f"{where}{cell.budget}", "orig - s2ap", drawn[cell])
+            drawing.add(f"{where}{cell.budget}", "orig - s2ap", "h", drawn[cell])
     warmup = max(curves.warmup for curves in found.values())
     if warmup:
         panel.axvline(warmup, color="0.3", linestyle=":", linewidth=1, label="end of warm-up")
@@ -322,23 +369,30 @@ def _differences(panel: Axes, found: Mapping[Cell, Curves], drawing: Drawing, wh
     _legend_below(panel)
 
 
-def _all_eigenvalues(panel: Axes, found: Mapping[Cell, Curves], drawing: Drawing) -> None:
+def _all_eigenvalues(panel: Axes, found: Mapping[Cell, Sequence[Spectrum]], drawing: Drawing) -> None:
     """Every sparsity in one panel: told apart by colour and marker, the arms by line and filling."""
-    with_runs = [curves for curves in found.values() if curves.arms]
-    if not with_runs:
+    spectra = [spectrum for of_cell in found.values() for spectrum in of_cell]
+    if not _drawn(spectra):
         plots.blank(panel, NOT_RUN)
         return
-    plots.shade_warmup(panel, max(curves.warmup for curves in with_runs))
-    for index, (cell, curves) in enumerate(found.items()):
-        for arm, by_seed in curves.arms.items():
-            style = plots.look(index) | {"linestyle": "-" if arm == "orig" else "--"}
-            filling = {} if arm == "orig" else {"markerfacecolor": "white"}
-            label = f"{cell.budget} {ARMS[arm]}"
-            plots.seed_curves(panel, by_seed, label=label, style={**style, **filling}, band=False)
-            drawing.add(f"c, {cell.budget}", arm, by_seed)
-    _decades(panel, [by_seed for curves in with_runs for by_seed in curves.arms.values()])
+    plots.shade_warmup(panel, max(spectrum.curves.warmup for spectrum in spectra))
+    for index, (cell, of_cell) in enumerate(found.items()):
+        first = next((spectrum for spectrum in of_cell if spectrum.curves.arms), None)
+        for spectrum in of_cell:
+            for arm, by_seed in spectrum.curves.arms.items():
+                style = plots.look(index) | {"linestyle": "-" if arm == "orig" else "--"}
+                filling = {"markerfacecolor": style["color"] if arm == "orig" else "white"}
+                label = f"{cell.budget} {ARMS[arm]}" if spectrum is first else None
+                look = filling if spectrum.live else THIN
+                plots.seed_curves(panel, by_seed, label=label, style={**style, **look}, band=False)
+                drawing.add(f"c, {cell.budget}", arm, spectrum.metric, by_seed)
+    _decades(panel, _drawn(spectra))
     _integer_epochs(panel)
     _legend_below(panel)
+
+
+def _drawn(spectra: Iterable[Spectrum]) -> list[pd.DataFrame]:
+    return [by_seed for spectrum in spectra for by_seed in spectrum.curves.arms.values()]
 
 
 def _decades(panel: Axes, drawn: Iterable[pd.DataFrame]) -> None:
@@ -350,6 +404,7 @@ def _bars(
     readings: Mapping[Cell, Mapping[str, Reading]],
     drawing: Drawing,
     name: str,
+    metric: str,
     *,
     ylabel: str,
     numbers: str,
@@ -377,17 +432,17 @@ def _bars(
             panel.text(position, 0, NOT_RUN, rotation=90, ha="center", va="bottom", color="0.4",
                        transform=panel.get_xaxis_transform())  # fmt: skip
         for arm, reading in found.items():
-            drawing.add_reading(name, arm, cell.budget, reading)
+            drawing.add_reading(name, arm, metric, cell.budget, reading)
 
 
 def _reading_curve(
-    panel: Axes, readings: Mapping[float, Reading], label: str, drawing: Drawing, style: Mapping[str, Any]
+    panel: Axes, readings: Mapping[float, Reading], label: str, metric: str, drawing: Drawing, style: Mapping[str, Any]
 ) -> None:
     means = [reading.mean for reading in readings.values()]
     errors = np.array([reading.error for reading in readings.values()]).T
     panel.errorbar(list(readings), means, yerr=errors, label=label, capsize=2, elinewidth=0.7, **style)
     for gamma, reading in readings.items():
-        drawing.add_reading(label, "s2ap", gamma, reading)
+        drawing.add_reading(label, "s2ap", metric, gamma, reading)
 
 
 def _legend_below(panel: Axes) -> None:
@@ -403,4 +458,4 @@ def _shared_legend(figure: Any, axes: Iterable[Axes], where: str = "outside uppe
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
-        figure.legend(entries.values(), entries.keys(), loc=where, ncols=len(entries))
+        figure.legend(entries.values(), entries.keys(), loc=where, ncols=min(len(entries), 3))

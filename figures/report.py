@@ -182,8 +182,9 @@ def _results_of(run: Run, needs: set[str]) -> list[dict[str, Any]]:
     if "timing" in needs:
         rows.append({"stage": "prune", "metric": "hours", "value": seconds(run) / 3600})
     if "curvature" in needs:
-        rows += [{"stage": "prune", "metric": f"lambda_max_{mode}", "value": tracked.iloc[-1]}
-                 for mode in ("batch", "running") if len(tracked := run.tracked(f"lambda_max_{mode}"))]  # fmt: skip
+        metrics = [f"{name}_{mode}" for mode in ("batch", "running") for name in ("lambda_max", "lambda_max_live")]
+        rows += [{"stage": "prune", "metric": metric, "value": tracked.iloc[-1]}
+                 for metric in metrics if len(tracked := run.tracked(metric))]  # fmt: skip
     if "sharpness" in needs:
         rows += [{"stage": "prune", "metric": f"loss_difference at {rho:g}", "value": value}
                  for rho, value in loss_differences(run).items()]  # fmt: skip

@@ -101,7 +101,9 @@ def shade_warmup(axes: Axes, epochs: int) -> None:
         axes.axvspan(0.5, epochs + 0.5, color="0.92", zorder=0, label="warm-up")
 
 
-def seed_curves(axes: Axes, by_seed: pd.DataFrame, *, label: str, style: Mapping[str, Any], band: bool = True) -> None:
+def seed_curves(
+    axes: Axes, by_seed: pd.DataFrame, *, label: str | None, style: Mapping[str, Any], band: bool = True
+) -> None:
     """The mean over the columns (seeds) by the index, with a band of one standard deviation if there are several."""
     mean = by_seed.mean(axis=1)
     axes.plot(mean.index, mean.to_numpy(), label=label, **style)

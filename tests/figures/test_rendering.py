@@ -279,8 +279,8 @@ def test_one_seed_has_its_interval_over_images_in_tables(one_seed, rendered, tmp
     assert (sharpness["seeds"], sharpness["std"], sharpness["interval_low"]) == ("1", "", "")
 
 
-def drawn_errors(runs, figure, monkeypatch):
-    """The error bars of a figure, (bottom, top) each, and its numbers."""
+def drawn(runs, figure, monkeypatch):
+    """A figure as matplotlib has it, and its numbers."""
     kept = Figure()
 
     @contextmanager
@@ -290,9 +290,15 @@ def drawn_errors(runs, figure, monkeypatch):
     monkeypatch.setattr(plots, "canvas", canvas)
     (entry,) = choose(load_catalogue(), [figure])
     drawing = FIGURES[entry.kind](entry, Library.open(runs), [])
+    return kept, drawing.data
+
+
+def drawn_errors(runs, figure, monkeypatch):
+    """The error bars of a figure, (bottom, top) each, and its numbers."""
+    kept, data = drawn(runs, figure, monkeypatch)
     bars = [bar for axes in kept.axes for bar in axes.containers if isinstance(bar, ErrorbarContainer)]
     segments = [segment for bar in bars for lines in bar.lines[2] for segment in lines.get_segments()]
-    return [(segment[0][1], segment[-1][1]) for segment in segments if len(segment)], drawing.data
+    return [(segment[0][1], segment[-1][1]) for segment in segments if len(segment)], data
 
 
 @pytest.mark.parametrize(("figure", "stage"), [("fig1", "finetune"), ("fig5", "prune")])
@@ -339,12 +345,63 @@ def test_eigenvalue_curves_never_mix_the_modes_of_batch_norm(made, rendered, tmp
     render(made, tmp_path / "running", "fig8", batch_norm="running")
     for file, mode in ((rendered, "batch"), (tmp_path / "running", "running")):
         for seed in (0, 1):
-            drawn = cells(file / "fig8.csv", panel="90 %", series="s2ap", seed=seed)
+            drawn = cells(file / "fig8.csv", panel="90 %", series="s2ap", metric=f"lambda_max_{mode}", seed=seed)
             assert [row["x"] for row in drawn] == ["1", "2", "3"]
             expected = tracked(made, f"hydra-s2ap-{seed}", f"lambda_max_{mode}")
             assert expected != tracked(made, f"hydra-orig-{seed}", f"lambda_max_{mode}")
             assert [float(row["value"]) for row in drawn] == pytest.approx(expected)
         assert f"BatchNorm: {mode}" in (file / "README.md").read_text()
+
+
+def track(run, **values):
+    """Let a run have tracked these alone of the two spectra, by epoch, in each mode of BatchNorm."""
+    file = run / "metrics.csv"
+    lines = [line for line in file.read_text().splitlines(keepends=True) if "lambda_max" not in line]
+    for metric, by_epoch in values.items():
+        for mode in ("batch", "running"):
+            lines += [f"prune,{epoch},,{metric}_{mode},{value}\n" for epoch, value in enumerate(by_epoch, 1)]
+    file.write_text("".join(lines))
+
+
+def drawn_curves(figure):
+    """The curves of a panel at 90 %, by whether they are thin: linewidth, marker and values of each."""
+    lines = [line for axes in figure.axes for line in axes.get_lines() if len(line.get_xdata()) == 3]
+    return [(line.get_linewidth() < 1, line.get_marker(), list(line.get_ydata())) for line in lines]
+
+
+@pytest.mark.parametrize(("figure", "panel"), [("fig8", "90 %"), ("fig1", "c, 90 %")])
+def test_live_eigenvalues_are_drawn_full_and_the_papers_thin_beside_them(runs, tmp_path, monkeypatch, figure, panel):
+    method = "hydra" if figure == "fig8" else "harp"
+    for seed in (0, 1):
+        track(
+            runs / f"{method}-orig-{seed}", lambda_max=[4000, 500, 600 + 200 * seed], lambda_max_live=[3, 2, 1 + seed]
+        )
+        track(runs / f"{method}-s2ap-{seed}", lambda_max=[4000, 100, 90], lambda_max_live=[3, 1, 0.5])
+    render(runs, tmp_path / "out", figure)
+    written = {
+        metric: [float(row["value"]) for row in cells(tmp_path / "out" / f"{figure}.csv", panel=panel, series="orig",
+                                                      metric=f"{metric}_batch", seed=1)]
+        for metric in ("lambda_max", "lambda_max_live")
+    }  # fmt: skip
+    assert written == {"lambda_max": [4000, 500, 800], "lambda_max_live": [3, 2, 2]}
+    results = cells(tmp_path / "out" / "results.csv", method=method, arm="orig", seed=1)
+    assert {row["metric"]: float(row["value"]) for row in results}["lambda_max_live_running"] == 2
+    curves = [curve for curve in drawn_curves(drawn(runs, figure, monkeypatch)[0]) if max(curve[2]) >= 3]
+    assert [(values, marker in ("", "None")) for thin, marker, values in curves if thin] == [
+        ([4000, 500, 700], True), ([4000, 100, 90], True),
+    ]  # fmt: skip
+    assert [(values, marker in ("", "None")) for thin, marker, values in curves if not thin] == [
+        ([3, 2, 1.5], False), ([3, 1, 0.5], False),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("metric", "thin"), [("lambda_max", True), ("lambda_max_live", False)])
+def test_one_spectrum_alone_keeps_its_look(runs, monkeypatch, metric, thin):
+    for run in runs.glob("hydra-*"):
+        track(run, **{metric: [3, 2, 1]})
+    figure, data = drawn(runs, "fig8", monkeypatch)
+    assert [curve[0] for curve in drawn_curves(figure)] == [thin, thin]
+    assert set(data["metric"]) == {f"{metric}_batch"}
 
 
 def test_a_search_without_readings_is_not_run(runs, tmp_path):
