@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from s2ap_core.distributed.group import add_up_gradients
 from s2ap_core.distributed.share import Share
-from s2ap_core.dropout import repeated_dropout
 from s2ap_core.masks.layers import constant_mask, one_mask
+from s2ap_core.training.dropout import repeated_dropout
 from s2ap_core.training.objectives import Objective
 from s2ap_core.training.perturbation import Perturbation
 

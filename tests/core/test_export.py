@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from tests.core.test_channels import ACTIVATIONS, FLATTENS, Between
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,6 +17,7 @@ from s2ap_core.modes import train_mode
 from s2ap_core.runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from s2ap_core.training.stages import Stages
 from s2ap_diag.commands import main
+from tests.core.methods.test_channels import ACTIVATIONS, FLATTENS, Between
 
 IMAGE = (1, 8, 8)
 HEADER = {"network": {"name": "tiny", "classes": 10, "width": 4, "input_size": 8, "input_channels": 1}, "keep": 0.1}

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from s2ap_core.config import ObjectiveSettings, PruneSettings
 from s2ap_core.distributed.share import Share
-from s2ap_core.dropout import repeated_dropout
 from s2ap_core.files.tensors import load_tensors
 from s2ap_core.masks.masking import attach
 from s2ap_core.models import NETWORKS
+from s2ap_core.training.dropout import repeated_dropout
 from s2ap_core.training.iteration import iterate
 from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.objectives import build_objective
