@@ -30,7 +30,8 @@ class Tracked:
 
     def __init__(self, images: int | None = None, modes: Sequence[BatchNormMode] = MODES) -> None:
         self.modes = list(modes)
-        settings = TrackingSettings(every=1, recipe="warm", images=images, batch_norm=self.modes)
+        # All scores alone, which is what the recipes are compared on.
+        settings = TrackingSettings(every=1, recipe="warm", images=images, batch_norm=self.modes, spectrum=["all"])
         self.tracker = CurvatureTracker(settings)
 
     def __call__(self, loop: Loop, batch: Batch) -> Reading:

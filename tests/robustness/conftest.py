@@ -90,8 +90,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_network: None, prototyp
     folder = tmp_path_factory.mktemp("world")
     runs = {}
     for name in ("hydra", "hydra-channels"):
-        flops = ", flops_reduction = 2" if name == "hydra-channels" else ""
-        (folder / f"{name}.toml").write_text(CONFIG + f'method = {{ name = "{name}", keep = 0.3{flops} }}\n')
+        budget = "flops_reduction = 2" if name == "hydra-channels" else "keep = 0.3"
+        (folder / f"{name}.toml").write_text(CONFIG + f'method = {{ name = "{name}", {budget} }}\n')
         runs[name] = folder / name
         assert checked(["run", folder / f"{name}.toml", "--out", runs[name], "--quiet"]).status == 0
     checkpoint = runs["hydra"] / "ckpt" / "prune-best.safetensors"
