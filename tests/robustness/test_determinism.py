@@ -11,7 +11,7 @@ import torch
 
 from s2ap_core.data import InMemory, load
 from s2ap_core.files.tensors import load_masks
-from s2ap_core.presets.read import override, read_config
+from s2ap_core.presets.read import overridden, read_config
 from s2ap_core.presets.scale import scale_to_digits
 from s2ap_core.runs.beginnings import continue_from
 from s2ap_core.runs.directory import RunDirectory
@@ -53,7 +53,7 @@ def few() -> InMemory:
 def search(preset: str, path: Path, data: InMemory) -> Path:
     """A shortened run of a preset; the folder of its masks."""
     config = scale_to_digits(read_config(preset))
-    config = override(config, (*SHORT, *PRESETS[preset]), preset)
+    config = overridden(config, (*SHORT, *PRESETS[preset]), preset)
     Stages(RunDirectory.create(path, config, "cpu"), data).all()
     return path / "masks"
 

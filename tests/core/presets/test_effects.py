@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from s2ap_core.config import Config, parse_config
 from s2ap_core.errors import InputError
 from s2ap_core.files.tensors import load_tensors
-from s2ap_core.presets.compose import Group, presets
+from s2ap_core.presets.compose import presets
 from s2ap_core.presets.effects import without_effect
 from s2ap_core.presets.read import overridden, read_config
 from s2ap_core.presets.scale import scale_to_digits
@@ -21,7 +21,7 @@ from s2ap_core.training.stages import Stages
 from s2ap_diag.commands import main
 from s2ap_diag.commands.demo import ARMS, QUICK
 from s2ap_diag.curvature.tracking import build_trackers
-from s2ap_diag.sweep.grid import Grid, expand
+from s2ap_diag.sweep.grid import Combinations, Grid, expand
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 
@@ -66,7 +66,7 @@ EFFECTS: dict[str, tuple[str, Any]] = {
     "network.norm_affine": ("orig", False),
     "objective.name": ("orig", "mart"),
     "objective.beta": ("orig", 2.0),
-    "objective.eps": ("orig", "16/255"),
+    "objective.eps": ("orig", "1/255"),
     "objective.step": ("orig", "8/255"),
     "objective.steps": ("orig", 3),
     "method.name": ("orig", "rlth"),
@@ -102,12 +102,13 @@ EFFECTS: dict[str, tuple[str, Any]] = {
     "tracking.tolerance": ("full", 5.0),
     "tracking.images": ("full", 4),
     "tracking.batch_norm": ("full", ["batch"]),
+    "tracking.spectrum": ("full", ["live"]),
     "compute.precision": ("orig", "bfloat16"),
 }
 """For each setting a config and a value that must change its run."""
 
 ELSEWHERE = {
-    "title", "data.name", "data.root", "data.options",  # labels; the images, which are given here
+    "title", "network.name", "data.name", "data.root", "data.options",  # labels; network and images are given here
     "pretrain.select", "prune.select", "finetune.select",  # other epochs or not, as the losses come out
     "evaluation.norm",  # needs a radius of its own beside it
     "evaluation.batch_size", "distributed.batch_norm",  # cost, and several processes
@@ -306,14 +307,14 @@ def test_presets_full_and_scaled_and_the_demos_arms_have_effect_alone():
 
 def test_a_grids_value_needs_to_have_an_effect_in_one_of_its_runs():
     arms = [f"svhn-resnet18-hydra-{arm}-90" for arm in ("orig", "s2ap")]
-    both = Group(presets=arms, values={"minimizer.gamma": [0.1, 0.2]})
+    both = Combinations(presets=arms, values={"minimizer.gamma": [0.1, 0.2]})
     runs = expand(Grid(group=[both]))
     # Orig. is run once, and its name does not speak of a gamma.
     assert [(r.config.minimizer.name, r.config.minimizer.gamma) for r in runs] == [
         ("none", 0.001), ("s2ap", 0.1), ("s2ap", 0.2),
     ]  # fmt: skip
     assert ["gamma" in r.name for r in runs] == [False, True, True]
-    orig = Group(presets=arms[:1], set={"minimizer.gamma": 0.1})
+    orig = Combinations(presets=arms[:1], set={"minimizer.gamma": 0.1})
     for grid in (Grid(group=[both, orig]), Grid(group=[orig])):
         with pytest.raises(InputError, match=r"orig-90: minimizer.gamma = 0.1 has no effect: .*; leave it out"):
             expand(grid)
