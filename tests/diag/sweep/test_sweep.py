@@ -180,7 +180,6 @@ def test_passes_are_counted_as_an_epoch_makes_them():
         ({}, 2 * 2),
         ({"tracking.spectrum": ["live"]}, 2),
         ({"tracking.spectrum": ["all"], "tracking.batch_norm": ["batch"]}, 1),
-        ({"tracking.every": 0}, 0),
     ],
 )
 def test_tracking_costs_a_reading_for_each_spectrum_in_each_mode_of_batch_norm(tracking, readings):
