@@ -149,9 +149,9 @@ def _tracked(config: Config, train: int) -> float:
     if not tracking.every:
         return 0.0
     batch = config.prune.batch_size
-    readings = math.ceil(math.ceil(train / batch) / tracking.every)
-    # Two modes of BatchNorm; a product is a backward pass of a backward pass, on clean and adversarial images.
-    return readings * 2 * tracking.hvps * 4 * min(tracking.images or batch, batch)
+    readings = len(tracking.batch_norm) * math.ceil(math.ceil(train / batch) / tracking.every)
+    # A product is a backward pass of a backward pass, on all images of the loss; the last one is the quotient's.
+    return readings * (tracking.hvps + 1) * 2 * _losses(config) * min(tracking.images or batch, batch)
 
 
 def disk(task: Task) -> float:
