@@ -198,7 +198,7 @@ def candidate() -> list[Tensor]:
     """What HARP offers before its search: BatchNorm's statistics under the cut mask, and what they validate to."""
     model, method, optimizer = search("harp", size=8)
     settings, objective = PruneSettings(batch_size=128), build_objective(ObjectiveSettings(**THREAT))
-    loop = Loop("prune", settings, model, objective, optimizer, digits(387), 0, 4, method=method)
+    loop = Loop("prune", settings, model, objective, optimizer, digits(387), 0, method=method)
     cut = loop.candidate()
     return [*cut.buffers(), torch.tensor(list(loop.validate(cut).values()))]
 
