@@ -175,6 +175,8 @@ class TrackingSettings(_Settings):
             eigenvector and stops at a residual of ``tolerance``.
         images: the first so many of the batch; None is all of it.
         batch_norm: the statistics that BatchNorm normalises with, a reading in each; one of them is half the cost.
+        spectrum: lambda_max over ``all`` scores as the paper defines it, over those of ``live`` channels, which
+            keep a weight, or both; where no channel is dead both cost no more than one.
     """
 
     metrics: list[str] = ["curvature"]
@@ -184,6 +186,7 @@ class TrackingSettings(_Settings):
     tolerance: float = Field(default=0.1, gt=0)
     images: int | None = Field(default=None, ge=1)
     batch_norm: list[Literal["running", "batch"]] = ["running", "batch"]
+    spectrum: list[Literal["all", "live"]] = Field(default=["all", "live"], min_length=1)
 
 
 class ComputeSettings(_Settings):

@@ -67,6 +67,8 @@ def bytes_of_run(config: Config, data: Dataset, keep_checkpoints: int | None = N
     if wanted & {"prune", "finetune"}:
         carried = searched if config.minimizer.carry else 0
         total += (kept + 1) * pruned + epochs * packed + pruned + searched + carried
+        if config.tracking.every and config.tracking.recipe == "warm":  # the vectors that readings go on from
+            total += len(config.tracking.batch_norm) * len(config.tracking.spectrum) * searched
     if "finetune" in wanted and method.finetuned:
         total += 2 * (dense + sum(entries)) + trained  # a fixed mask has a byte for each entry
     return total + pruned  # a file is written beside the one that it replaces

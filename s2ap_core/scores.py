@@ -316,6 +316,11 @@ def scaled_scores(weight: Tensor) -> Tensor:
     return (6 / fan_in) ** 0.5 * weight.detach() / largest
 
 
+def dead_channels(bits: Tensor) -> Tensor:
+    """Which output channels (rows) of a layer's mask [C_out, ...] keep no weight: boolean [C_out]."""
+    return ~bits.bool().flatten(1).any(1)
+
+
 @torch.no_grad()
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """The boolean mask of every masked layer, by weight name (``conv1.weight``), of the weight's shape."""

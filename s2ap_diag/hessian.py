@@ -14,6 +14,7 @@ and so are the adversarial examples, which are part of the batch.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from s2ap_core import distributed
 from s2ap_core.errors import InputError
 from s2ap_core.modes import frozen_statistics, train_mode
-from s2ap_core.scores import ScoreMask, one_mask, score_masks
+from s2ap_core.scores import ScoreMask, dead_channels, one_mask, score_masks
 from s2ap_core.seeds import generator
 
 BatchNormMode = Literal["running", "batch"]
@@ -127,6 +128,42 @@ def score_gradient(
     return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
 
 
+@dataclass(frozen=True)
+class DeadScores:
+    """The scores of dead channels: output channels of a masked layer that keep no weight.
+
+    Every score of such a channel is dead, whatever comes after the layer. It is before BatchNorm that it matters:
+    the channel is a constant 0 there, is divided by sqrt(eps), and so has a curvature of the order of 1/eps. Where
+    there is one score for each input channel, no output channel is ever without weights.
+
+    Attributes:
+        channels: how many channels are dead.
+        where: boolean [n], in the order of :class:`ScoreHessian`.
+    """
+
+    channels: int
+    where: Tensor = field(repr=False)
+
+    def share(self, vector: Tensor) -> float:
+        """The part of a vector's [n] squared norm, which is 1, that lies on dead scores."""
+        return float(vector[self.where].square().sum())
+
+
+@torch.no_grad()
+def dead_scores(model: nn.Module, layers: Sequence[str] | None = None) -> DeadScores:
+    """The scores that are dead under the masks in force, of the named layers or of all.
+
+    Raises:
+        InputError: as :func:`chosen_masks`.
+    """
+    channels, where = 0, []
+    for mask in chosen_masks(model, layers).values():
+        dead = dead_channels(mask.mask())
+        channels += int(dead.sum())
+        where.append(dead.view(-1, *(1,) * (mask.scores.dim() - 1)).expand(mask.scores.shape))
+    return DeadScores(channels, flatten(where))
+
+
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """One vector [n] of all entries, row-major per tensor whatever the memory layout."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -166,6 +203,7 @@ class ScoreHessian:
 
     Attributes:
         hvps: Hessian-vector products made so far, each over one batch.
+        quotients: v'H_b v, a scalar for each batch b that is here, of the last product's v.
 
     >>> from s2ap_core.scores import attach
     >>> model, x = attach(nn.Linear(2, 1, bias=False).double(), keep=0.5), torch.eye(2).double()
@@ -197,6 +235,7 @@ class ScoreHessian:
         self.dtype, self.device = first.dtype, first.device
         self.weights = weights
         self.hvps = 0
+        self.quotients: list[Tensor] = []
         self._graph: tuple[list[nn.Parameter], list[Tensor]] | None = None
 
     def __enter__(self) -> Self:
@@ -238,10 +277,14 @@ class ScoreHessian:
         if len(self.batches) == 1:
             if self._graph is None:
                 self._graph = self._gradient_graph(self.batches[0], weights[0])
-            return _product(*self._graph, v, keep_graph=True)
-        total = torch.zeros_like(v)
+            product = _product(*self._graph, v, keep_graph=True)
+            self.quotients = [v @ product / weights[0]]
+            return product
+        total, self.quotients = torch.zeros_like(v), []
         for batch, weight in zip(self.batches, weights, strict=True):
-            total.add_(_product(*self._gradient_graph(batch), v, keep_graph=False), alpha=weight)
+            product = _product(*self._gradient_graph(batch), v, keep_graph=False)
+            self.quotients.append(v @ product)
+            total.add_(product, alpha=weight)
         return total
 
     def _gradient_graph(self, batch: Any, weight: float = 1.0) -> tuple[list[nn.Parameter], list[Tensor]]:
@@ -255,22 +298,19 @@ class ScoreHessian:
         options: dict[str, Any] = {"batch_norm": self.batch_norm, "weights": self.weights}
         return ScoreHessian(self.model, self.loss, self.batches, layers=layers, **options)
 
-    def per_batch(self) -> Iterator["ScoreHessian"]:
-        """The operator of each batch that is here, alone; closed when the next is asked for."""
-        for batch in self.batches:
-            options = {"batch_norm": self.batch_norm, "layers": list(self.scores)}
-            with ScoreHessian(self.model, self.loss, [batch], **options) as one:  # type: ignore[arg-type]
-                yield one
-
     def symmetry_defect(self, seed: int = 0) -> float:
         """``|u'Hv - v'Hu| / (|u||Hv| + |v||Hu|)`` for two normal draws u, v; at two products.
 
         0 in exact arithmetic, of the order of the dtype's rounding error in practice; more than that
-        means that the loss is not the same function in each product (dropout, a random attack).
+        means that the loss is not the same function each time it is evaluated (dropout, a random attack).
+        Each of the two products has a graph of its own: one that is kept would hide it.
         """
         rng = generator(self.device, seed, "symmetry")
         u, v = torch.randn(2, self.n, generator=rng, dtype=self.dtype, device=self.device)
-        hu, hv = self.matvec(u), self.matvec(v)
+        self.close()
+        hu = self.matvec(u)
+        self.close()
+        hv = self.matvec(v)
         scale = float(u.norm() * hv.norm() + v.norm() * hu.norm())
         return abs(float(u @ hv) - float(v @ hu)) / scale if scale else 0.0
 

@@ -1,5 +1,6 @@
 """Both sharpness metrics of one checkpoint: what ``s2ap-diag sharpness`` and the demo report."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,12 +21,17 @@ from s2ap_diag.spectrum import Curvature, Method, SpectralDensity, curvature, sp
 from s2ap_diag.stability import ScoreMargins, score_margins
 from s2ap_diag.tracking import batch_loss
 
+log = logging.getLogger(__name__)
+
 RHOS = (0.001, 0.0025, 0.005, 0.0075, 0.01)
+
+UNRELIABLE = 0.1
+"""Residual above which an eigenvalue is warned of."""
 
 
 @dataclass(frozen=True)
 class SharpnessSettings:
-    """What to measure, and on what: the paper's T = 10, Table 13's rho, 1,024 images in batches of 128.
+    """What to measure, and on what: Table 13's rho, 1,024 images in batches of 128.
 
     Attributes:
         hvps, tolerance: of the eigenvalue method, None for the method's own.
@@ -34,7 +40,7 @@ class SharpnessSettings:
         spectrum: estimate the trace and the density of all eigenvalues too.
     """
 
-    method: Method = "power"
+    method: Method = "lanczos"
     hvps: int | None = None
     tolerance: float | None = None
     batch_norm: BatchNormMode = "running"
@@ -67,31 +73,20 @@ class Sharpness:
 
     def record(self) -> dict[str, Any]:
         """The entry of ``sharpness --json``."""
-        found = self.curvature
+        density, n_scores = self.density, self.curvature.n_scores
+        error = density.mean_standard_error if density else None
         return {
             "checkpoint": str(self.checkpoint.path),
             **{name: self.checkpoint.header.get(name) for name in ("epoch", "method", "minimizer", "seed")},
             "keep": self.keep,
-            "n_scores": found.n_scores,
-            "lambda_max": found.lambda_max,
-            "lambda_max_mean": found.lambda_max_mean,
-            "lambda_max_std": found.lambda_max_std,
-            "lambda_max_standard_error": found.lambda_max_standard_error,
-            "dominant_eigenvalue": found.dominant_eigenvalue,
-            "residual": found.residual,
-            "converged": found.converged,
-            "method": found.method,
-            "hvps": found.hvps,
-            "symmetry_defect": found.symmetry_defect,
-            "layers": found.layers,
-            "trace": None if self.density is None else self.density.mean * found.n_scores,
+            **asdict(self.curvature),
+            "batch_norm": self.batch_norm,
+            "trace": density.mean * n_scores if density else None,
+            "trace_standard_error": error * n_scores if error is not None else None,
             "loss_difference": {
                 f"{difference.rho:g}": _loss_difference_record(difference, margin)
                 for difference, margin in zip(self.loss_differences, self.margins, strict=True)
             },
-            "batches": found.batches,
-            "batch_size": found.batch_size,
-            "batch_norm": self.batch_norm,
             "adversary": self.adversary,
             "seconds": round(self.seconds, 3),
         }
@@ -109,6 +104,18 @@ def _loss_difference_record(found: LossDifference, margins: ScoreMargins) -> dic
         "flippable_share": margins.flippable,
         "within_share": margins.within,
     }
+
+
+def _warn_of_residuals(found: Curvature, where: str) -> None:
+    residuals = {"lambda_max": found.residual, "lambda_max_live": found.residual_live}
+    residuals |= {f"lambda_max of {name}": residual for name, residual in found.layer_residuals.items()}
+    residuals |= {f"lambda_max_live of {name}": residual for name, residual in found.layer_residuals_live.items()}
+    name = max(residuals, key=lambda name: residuals[name])
+    if residuals[name] > UNRELIABLE:
+        log.warning(
+            "%s has not converged, its residual is %.2g; raise --hvps, or choose --method lanczos: %s",
+            name, residuals[name], where,
+        )  # fmt: skip
 
 
 def measure_sharpness(
@@ -149,9 +156,9 @@ def measure_sharpness(
         iterations=settings.hvps,
         tolerance=settings.tolerance,
         seed=settings.seed,
-        per_batch=True,
         by_layer=settings.by_layer,
     )
+    _warn_of_residuals(found, str(checkpoint.path))
     density = None
     if settings.spectrum:
         with spread(model, loss, batches, settings.batch_norm) as hessian:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from s2ap_core import distributed
 from s2ap_core.errors import InputError
 from s2ap_core.seeds import derive_seed, generator
-from s2ap_diag.hessian import BatchNormMode, Loss, ScoreHessian, flatten, samples_in
+from s2ap_diag.hessian import BatchNormMode, Loss, ScoreHessian, dead_scores, flatten, samples_in, unflatten
 
 Method = Literal["power", "lanczos", "pyhessian"]
 # Iterations and tolerance of each method: the paper's T, and what the others need to converge.
@@ -42,6 +42,37 @@ class SymmetricOperator(Protocol):
     device: torch.device
 
     def matvec(self, v: Tensor) -> Tensor: ...
+
+
+class Projected:
+    """The rows and columns of an operator at some of its coordinates: P'HP, symmetric, [n, n].
+
+    Args:
+        op: H, an operator of ``m`` coordinates; it makes the products.
+        onto: boolean [m], the coordinates that stay.
+
+    >>> from types import SimpleNamespace
+    >>> a = torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, 5.0], [3.0, 5.0, 6.0]])
+    >>> op = SimpleNamespace(n=3, dtype=a.dtype, device=a.device, matvec=lambda v: a @ v)
+    >>> Projected(op, torch.tensor([True, False, True])).matvec(torch.tensor([1.0, 0.0]))
+    tensor([1., 3.])
+    """
+
+    def __init__(self, op: SymmetricOperator, onto: Tensor) -> None:
+        self.op, self.index = op, onto.nonzero().squeeze(1)
+        self.n, self.dtype, self.device = len(self.index), op.dtype, op.device
+
+    def restrict(self, v: Tensor) -> Tensor:
+        """P'v: of a vector [m] the entries that stay, [n]."""
+        return v[self.index]
+
+    def expand(self, v: Tensor) -> Tensor:
+        """Pv: a vector [n] with 0 in the other places, [m]."""
+        return v.new_zeros(self.op.n).index_copy_(0, self.index, v)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """P'HPv for a vector [n], at one product of H."""
+        return self.restrict(self.op.matvec(self.expand(v)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +250,7 @@ def lanczos(
 def lambda_max(
     op: SymmetricOperator,
     *,
-    method: Method = "power",
+    method: Method = "lanczos",
     iterations: int | None = None,
     tolerance: float | None = None,
     start: Tensor | LambdaMax | None = None,
@@ -228,18 +259,22 @@ def lambda_max(
     """Largest and dominant eigenvalue of ``op``.
 
     Args:
-        method: ``power``, the paper's power iteration; where the dominant eigenvalue is negative it goes
-            on with H - lambda I, whose dominant eigenvector is that of lambda_max. ``lanczos`` finds both
-            ends at once. ``pyhessian`` runs the PyHessian package, for ScoreHessian alone.
+        method: ``lanczos`` finds both ends of the spectrum at once. ``power`` is the paper's power iteration;
+            where the dominant eigenvalue is negative it goes on with H - lambda I, whose dominant eigenvector
+            is that of lambda_max, and its few steps may end far from either. ``pyhessian`` runs the PyHessian
+            package, for ScoreHessian and its :class:`Projected` alone. The last product of the latter two is
+            the one with lambda_max's vector.
         iterations, tolerance: of the method, 10 and none for ``power``, else see ``DEFAULTS``. The
             tolerance is on the residual, for ``pyhessian`` on the change between two iterations.
-        start: for ``power``, a vector [n] or the last reading, each of whose pairs is continued.
+        start: for ``power`` alone, a vector [n] or the last reading, each of whose pairs is continued.
 
     Raises:
-        InputError: if the method is unknown, ``iterations`` below 1, or a product not finite.
+        InputError: if the method is unknown or takes no start, ``iterations`` is below 1, or a product not finite.
     """
     if method not in get_args(Method):
         raise InputError(f"method = {method!r}: choose power, lanczos or pyhessian")
+    if start is not None and method != "power":
+        raise InputError(f"start: method = {method!r} goes on from no vector; use power")
     usual_iterations, usual_tolerance = DEFAULTS[method]
     iterations = usual_iterations if iterations is None else iterations
     tolerance = usual_tolerance if tolerance is None else tolerance
@@ -319,16 +354,22 @@ def spectral_density(
 class Curvature:
     """Sharpness of the robust loss in the scores at one point of the search.
 
+    What ends in ``live`` is of the scores of channels that keep at least one weight, which :class:`Projected` gives,
+    and the same as without where no channel is dead (:class:`s2ap_diag.hessian.DeadScores`).
+
     Attributes:
-        lambda_max: largest eigenvalue of the Hessian of the mean loss over all batches.
+        lambda_max, lambda_max_live: largest eigenvalue of the Hessian of the mean loss over all batches.
+        dead_channels: number of output channels that keep no weight.
+        dead_share: share of dead scores in the squared eigenvector of lambda_max, in [0, 1].
+        lambda_max_std, lambda_max_standard_error, the same with ``live``: how far lambda_max rests on the batches
+            drawn. Of the batches' Rayleigh quotients u'H_b u at its eigenvector u, whose mean it is, the standard
+            deviation and the standard error of the mean; None for a single batch. To first order the latter is
+            the jackknife's over batches.
         dominant_eigenvalue: the one of largest magnitude, signed.
-        residual: relative residual of lambda_max, see :class:`Eigenpair`.
-        per_batch: lambda_max of each batch alone, empty unless asked for; lambda_max of the mean is at
-            most their mean.
-        lambda_max_mean, lambda_max_std, lambda_max_standard_error: mean of ``per_batch``, standard
-            deviation and standard error of the mean; None unless two batches or more were measured alone.
-        layers: lambda_max of the diagonal block of each layer (or block), the largest first.
-        layer_residuals: the residual of each of those.
+        residual, residual_live: relative residual of lambda_max, see :class:`Eigenpair`.
+        converged, converged_live: whether lambda_max and the dominant eigenvalue reached the tolerance.
+        layers, layers_live: lambda_max of the diagonal block of each layer (or block), the largest first.
+        layer_residuals, layer_residuals_live: the residual of each of those.
         hvps: Hessian-vector products over one batch, all that this reading made.
         symmetry_defect: see :meth:`s2ap_diag.hessian.ScoreHessian.symmetry_defect`.
         batch_norm: statistics that BatchNorm normalised with, part of the metric.
@@ -336,9 +377,18 @@ class Curvature:
     """
 
     lambda_max: float
+    lambda_max_live: float
+    dead_channels: int
+    dead_share: float
+    lambda_max_std: float | None
+    lambda_max_standard_error: float | None
+    lambda_max_live_std: float | None
+    lambda_max_live_standard_error: float | None
     dominant_eigenvalue: float
     residual: float
+    residual_live: float
     converged: bool
+    converged_live: bool
     method: str
     hvps: int
     symmetry_defect: float
@@ -346,12 +396,10 @@ class Curvature:
     n_scores: int
     batches: int
     batch_size: int
-    per_batch: tuple[float, ...] = ()
-    lambda_max_mean: float | None = None
-    lambda_max_std: float | None = None
-    lambda_max_standard_error: float | None = None
-    layers: dict[str, float] = field(default_factory=dict)
-    layer_residuals: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, float]
+    layer_residuals: dict[str, float]
+    layers_live: dict[str, float]
+    layer_residuals_live: dict[str, float]
 
 
 def curvature(
@@ -360,11 +408,10 @@ def curvature(
     batches: Sequence[Any],
     *,
     batch_norm: BatchNormMode = "running",
-    method: Method = "power",
+    method: Method = "lanczos",
     iterations: int | None = None,
     tolerance: float | None = None,
     seed: int = 0,
-    per_batch: bool = False,
     by_layer: Literal["layer", "block"] | None = None,
 ) -> Curvature:
     """lambda_max of the score-space Hessian (Eq. 10 and 11), with its uncertainty and its cost.
@@ -375,7 +422,6 @@ def curvature(
     Args:
         loss, batches, batch_norm: as for :class:`s2ap_diag.hessian.ScoreHessian`.
         method, iterations, tolerance, seed: as for :func:`lambda_max`.
-        per_batch: measure each batch alone as well, for the spread.
         by_layer: measure the diagonal block of each ``layer``, or of each ``block``: the layers whose
             names agree in the first two components (``layer1.0.conv1`` is of block ``layer1.0``).
 
@@ -384,42 +430,60 @@ def curvature(
     """
     if by_layer not in (None, "layer", "block"):
         raise InputError(f"by_layer = {by_layer!r}: choose layer or block")
+    counts = [samples_in(batch) for batch in batches]
 
-    def read(op: ScoreHessian) -> LambdaMax:
+    def read(op: SymmetricOperator) -> LambdaMax:
         return lambda_max(op, method=method, iterations=iterations, tolerance=tolerance, seed=seed)
 
-    with spread(model, loss, batches, batch_norm) as op:
-        overall, defect, hvps = read(op), op.symmetry_defect(seed), op.hvps
-    alone: list[float] = []
-    for one in op.per_batch() if per_batch else ():
-        alone.append(read(one).lambda_max)
-        hvps += one.hvps
-    alone = distributed.collected(alone)
-    found: dict[str, LambdaMax] = {}
-    for name, members in _groups(list(op.scores), by_layer).items() if by_layer else ():
-        with op.restricted(members) as block:
-            found[name] = read(block)
-            hvps += block.hvps
+    def uncertainty(op: SymmetricOperator, found: LambdaMax) -> tuple[float | None, float | None]:
+        if method == "lanczos" and len(batches) > 1:
+            op.matvec(found.largest.vector)  # its last product was not with the eigenvector
+        quotients = distributed.collected([float(quotient) for quotient in whole.quotients])
+        return standard_deviation(quotients, counts), standard_error(quotients, counts)
+
+    dead = dead_scores(model)
+    with spread(model, loss, batches, batch_norm) as whole:
+        overall = live = read(whole)
+        deviation, error = live_deviation, live_error = uncertainty(whole, overall)
+        if dead.channels:
+            block = Projected(whole, ~dead.where)
+            live = read(block)
+            live_deviation, live_error = uncertainty(block, live)
+        defect, hvps = whole.symmetry_defect(seed), whole.hvps
+    layers: dict[str, tuple[LambdaMax, LambdaMax]] = {}
+    for name, members in _groups(list(whole.scores), by_layer).items() if by_layer else ():
+        with whole.restricted(members) as block_of_layers:
+            of_block, dead_there = read(block_of_layers), dead_scores(model, members)
+            of_live = read(Projected(block_of_layers, ~dead_there.where)) if dead_there.channels else of_block
+            layers[name] = of_block, of_live
+            hvps += block_of_layers.hvps
     hvps = sum(distributed.gather(hvps))
-    sharpest_first = sorted(found, key=lambda name: -found[name].lambda_max)
+    sharpest_first = dict(sorted(layers.items(), key=lambda named: -named[1][0].lambda_max))
     return Curvature(
         lambda_max=overall.lambda_max,
+        lambda_max_live=live.lambda_max,
+        dead_channels=dead.channels,
+        dead_share=dead.share(overall.largest.vector),
+        lambda_max_std=deviation,
+        lambda_max_standard_error=error,
+        lambda_max_live_std=live_deviation,
+        lambda_max_live_standard_error=live_error,
         dominant_eigenvalue=overall.dominant_eigenvalue,
         residual=overall.residual,
+        residual_live=live.residual,
         converged=overall.converged,
+        converged_live=live.converged,
         method=method,
         hvps=hvps,
         symmetry_defect=defect,
         batch_norm=batch_norm,
-        n_scores=op.n,
+        n_scores=whole.n,
         batches=len(batches),
-        batch_size=samples_in(batches[0]),
-        per_batch=tuple(alone),
-        lambda_max_mean=float(np.mean(alone)) if len(alone) > 1 else None,
-        lambda_max_std=standard_deviation(alone),
-        lambda_max_standard_error=standard_error(alone),
-        layers={name: found[name].lambda_max for name in sharpest_first},
-        layer_residuals={name: found[name].residual for name in sharpest_first},
+        batch_size=counts[0],
+        layers={name: found.lambda_max for name, (found, _) in sharpest_first.items()},
+        layer_residuals={name: found.residual for name, (found, _) in sharpest_first.items()},
+        layers_live={name: found.lambda_max for name, (_, found) in sharpest_first.items()},
+        layer_residuals_live={name: found.residual for name, (_, found) in sharpest_first.items()},
     )
 
 
@@ -432,15 +496,34 @@ def spread(model: nn.Module, loss: Loss, batches: Sequence[Any], batch_norm: Bat
     return ScoreHessian(model, loss, own, batch_norm=batch_norm, weights=weights)
 
 
-def standard_deviation(values: Sequence[float]) -> float | None:
-    """Sample standard deviation; None of fewer than two values, which have none."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+def standard_deviation(values: Sequence[float], counts: Sequence[int] | None = None) -> float | None:
+    """Sample standard deviation of B values, ``sqrt(B / (B - 1) sum w (x - mean)^2)``; None of fewer than two.
+
+    Args:
+        counts: samples behind each value, whose share w is its weight; all alike by default.
+    """
+    return _deviation(values, counts, power=1)
 
 
-def standard_error(values: Sequence[float]) -> float | None:
-    """Standard error of the mean; None of fewer than two values."""
-    deviation = standard_deviation(values)
-    return None if deviation is None else deviation / math.sqrt(len(values))
+def standard_error(values: Sequence[float], counts: Sequence[int] | None = None) -> float | None:
+    """Standard error of the mean of B values, ``sqrt(B / (B - 1) sum w^2 (x - mean)^2)``; None of fewer than two.
+
+    With weights that is the ratio estimator's (Cochran 1977), without the deviation over the root of B.
+
+    Args:
+        counts: as for :func:`standard_deviation`.
+    """
+    return _deviation(values, counts, power=2)
+
+
+def _deviation(values: Sequence[float], counts: Sequence[int] | None, power: int) -> float | None:
+    if len(values) < 2:
+        return None
+    x = np.asarray(values, dtype=float)
+    weights = np.ones(len(x)) if counts is None else np.asarray(counts, dtype=float)
+    weights = weights / weights.sum()
+    squares = weights**power @ (x - weights @ x) ** 2
+    return math.sqrt(len(x) / (len(x) - 1) * squares)
 
 
 def _groups(layers: list[str], by: str) -> dict[str, list[str]]:
@@ -543,9 +626,10 @@ def _pyhessian(
     op: SymmetricOperator, *, iterations: int, tolerance: float | None, seed: int, shift: float
 ) -> Eigenpair:
     """The dominant eigenpair by PyHessian; of H - shift I, by adding -shift/2 |s - s0|^2 to the loss."""
-    if not isinstance(op, ScoreHessian):
+    hessian = op.op if isinstance(op, Projected) else op
+    if not isinstance(hessian, ScoreHessian):
         raise InputError("method = 'pyhessian' measures a ScoreHessian; use power or lanczos")
-    if op.weights is not None and distributed.world() > 1:
+    if hessian.weights is not None and distributed.world() > 1:
         raise InputError("method = 'pyhessian' runs in one process; use power or lanczos")
     from pyhessian import hessian as PyHessian
 
@@ -556,17 +640,21 @@ def _pyhessian(
             nonlocal calls
             calls += 1
             ball = sum((leaf - leaf.detach()).square().sum() for leaf in leaves)
-            return loss_of(op.batches[int(index)]) - 0.5 * shift * ball
+            return loss_of(hessian.batches[int(index)]) - 0.5 * shift * ball
 
         return criterion
 
     # PyHessian draws from the global generator, weights batches by inputs.size(0), and as a list of
     # batches frees each product's graph at once, where its single-batch form keeps it for good.
-    loader = [(batch[0], torch.tensor(i)) for i, batch in enumerate(op.batches)]
+    loader = [(batch[0], torch.tensor(i)) for i, batch in enumerate(hessian.batches)]
     devices = [op.device] if op.device.type == "cuda" else []
-    with op.surrogate() as (leaves, loss_of), torch.random.fork_rng(devices), warnings.catch_warnings():
+    with hessian.surrogate() as (leaves, loss_of), torch.random.fork_rng(devices), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Using backward.* with create_graph=True")
         torch.manual_seed(derive_seed(seed, "pyhessian"))
+        if isinstance(op, Projected):  # what it sees of the gradient, and so of its derivative, is projected
+            kept = unflatten(op.expand(torch.ones(op.n, dtype=op.dtype, device=op.device)), leaves)
+            for leaf, part in zip(leaves, kept, strict=True):
+                leaf.register_hook(lambda gradient, part=part: gradient * part)
         peer = PyHessian(
             _ScoresAlone(leaves),
             criterion_of(loss_of, leaves),
@@ -574,11 +662,13 @@ def _pyhessian(
             cuda=op.device.type == "cuda",
         )
         values, vectors = peer.eigenvalues(maxIter=iterations, tol=tolerance or 0.0)
-    op.hvps += calls
+    hessian.hvps += calls
     value = values[0] + shift
     vector = flatten(vectors[0])
+    if isinstance(op, Projected):
+        vector = op.restrict(vector)
     vector = vector / vector.norm()
     product = _matvec(op, vector)
     residual = _relative(float((product - value * vector).norm()), value)
     converged = residual <= CONVERGED
-    return Eigenpair(value, vector, product, residual, converged, calls // len(op.batches) + 1)
+    return Eigenpair(value, vector, product, residual, converged, calls // len(hessian.batches) + 1)

@@ -15,8 +15,8 @@ from s2ap_core.iteration import Step
 from s2ap_core.objectives import Objective
 from s2ap_core.scores import masks
 from s2ap_core.stages import Callback, Loop
-from s2ap_diag.hessian import Loss, ScoreHessian
-from s2ap_diag.spectrum import LambdaMax, lambda_max
+from s2ap_diag.hessian import DeadScores, Loss, ScoreHessian, dead_scores
+from s2ap_diag.spectrum import LambdaMax, Projected, lambda_max
 
 
 def batch_loss(objective: Objective) -> Loss:
@@ -28,7 +28,11 @@ class CurvatureTracker(Callback):
     """Reads, at every ``every``-th iteration of the search, on that iteration's own adversarial batch:
 
     - lambda_max and the dominant eigenvalue of the score-space Hessian, for each mode of BatchNorm that is
-      asked for (``lambda_max_running``, ``lambda_max_batch``), with the HVPs spent;
+      asked for (``lambda_max_running``, ``lambda_max_batch``), with the HVPs spent and the share of the
+      eigenvector that lies on the scores of dead channels;
+    - lambda_max over the scores of live channels alone (``lambda_max_live_running``, ``lambda_max_live_batch``),
+      with the HVPs spent: none where no channel is dead and the other is read;
+    - the number of dead channels;
     - with a perturbation z: the mask bits that it flips, ``L(s + z) - L(s)``, the share of layers whose
       mask stayed.
 
@@ -52,46 +56,73 @@ class CurvatureTracker(Callback):
         if loop.perturbation is not None:
             loop.perturbation.on_perturbed = self._watch_flips(loop) if due else None
 
+    def on_stage(self, loop: Loop) -> None:
+        if loop.stage != "prune":
+            self.vectors = {}  # the search's; none of it belongs into the state of another stage
+
     def _read_curvature(self, loop: Loop, batch: tuple[Tensor, Tensor, Tensor], weight: float) -> None:
+        dead = dead_scores(loop.model)
+        self._add(loop, dead_channels=dead.channels)
         for mode in self.settings.batch_norm:
             loss = batch_loss(loop.objective)
             with ScoreHessian(loop.model, loss, [batch], batch_norm=mode, weights=[weight]) as hessian:
-                reading = self._lambda_max(hessian, mode, loop)
-            for metric, value in (
-                ("lambda_max", reading.lambda_max),
-                ("dominant_eigenvalue", reading.dominant_eigenvalue),
-                ("residual", reading.residual),
-                ("hvps", reading.hvps),
-            ):
-                self.rows.append((loop.iteration, f"{metric}_{mode}", value))
+                self._read_spectra(loop, hessian, dead, mode)
 
-    def _lambda_max(self, hessian: ScoreHessian, mode: str, loop: Loop) -> LambdaMax:
+    def _read_spectra(self, loop: Loop, hessian: ScoreHessian, dead: DeadScores, mode: str) -> None:
+        found = None
+        if "all" in self.settings.spectrum:
+            everything = torch.ones_like(dead.where)
+            found = self._lambda_max(loop, Projected(hessian, everything), f"all_{mode}")
+            row = {
+                "lambda_max": found.lambda_max,
+                "dominant_eigenvalue": found.dominant_eigenvalue,
+                "residual": found.residual,
+                "hvps": found.hvps,
+                "dead_share": dead.share(found.largest.vector),
+            }
+            self._add(loop, **{f"{metric}_{mode}": value for metric, value in row.items()})
+        if "live" in self.settings.spectrum:
+            spent = 0
+            if found is None or dead.channels:
+                found = self._lambda_max(loop, Projected(hessian, ~dead.where), f"live_{mode}")
+                spent = found.hvps
+            row = {"lambda_max_live": found.lambda_max, "residual_live": found.residual, "hvps_live": spent}
+            self._add(loop, **{f"{metric}_{mode}": value for metric, value in row.items()})
+
+    def _lambda_max(self, loop: Loop, op: Projected, name: str) -> LambdaMax:
         settings = self.settings
         if settings.recipe == "paper":
-            return lambda_max(hessian, iterations=settings.hvps, seed=loop.seed)
-        start = self.vectors[mode].to(hessian.device) if mode in self.vectors else None
+            return lambda_max(op, method="power", iterations=settings.hvps, seed=loop.seed)
+        start = op.restrict(self.vectors[name].to(op.device)) if name in self.vectors else None
         reading = lambda_max(
-            hessian, iterations=settings.hvps, tolerance=settings.tolerance, start=start, seed=loop.seed
+            op,
+            method="power",
+            iterations=settings.hvps,
+            tolerance=settings.tolerance,
+            start=start,
+            seed=loop.seed,
         )
-        self.vectors[mode] = reading.dominant.product
+        # In all coordinates: which of them are live changes from one reading to the next.
+        self.vectors[name] = op.expand(reading.dominant.product)
         return reading
+
+    def _add(self, loop: Loop, **values: float) -> None:
+        self.rows += [(loop.iteration, metric, value) for metric, value in values.items()]
 
     def _watch_flips(self, loop: Loop) -> Any:
         before = masks(loop.model)
 
         def on_perturbed() -> None:
             flips = [int((mask ^ before[name]).sum()) for name, mask in masks(loop.model).items()]
-            self.rows.append((loop.iteration, "perturbation_flips", sum(flips)))
             stayed = sum(flip == 0 for flip in flips) / len(flips)
-            self.rows.append((loop.iteration, "perturbation_layers_unchanged", stayed))
+            self._add(loop, perturbation_flips=sum(flips), perturbation_layers_unchanged=stayed)
 
         return on_perturbed
 
     def on_iteration(self, loop: Loop, step: Step) -> None:
         if loop.perturbation is not None and loop.perturbation.on_perturbed is not None:
             if loop.perturbation.loss.isfinite():
-                rise = (step.loss - loop.perturbation.loss).item()
-                self.rows.append((loop.iteration, "perturbation_loss_difference", rise))
+                self._add(loop, perturbation_loss_difference=(step.loss - loop.perturbation.loss).item())
             loop.perturbation.on_perturbed = None
 
     def on_epoch(self, loop: Loop) -> Sequence[tuple[int | str, str, float]]:
@@ -107,7 +138,7 @@ class CurvatureTracker(Callback):
         return dict(self.vectors)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.vectors = {mode: torch.as_tensor(vector) for mode, vector in state.items()}
+        self.vectors = {name: torch.as_tensor(vector) for name, vector in state.items()}
 
 
 TRACKERS: dict[str, Callable[[TrackingSettings], Callback]] = {"curvature": CurvatureTracker}

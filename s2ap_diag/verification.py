@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from s2ap_core.checkpoints import Checkpoint
 from s2ap_core.methods.harp import keep_floor
-from s2ap_core.scores import FixedMask, ScoreMask, mask_of, masked_layers, masks, n_dropped, score_masks
+from s2ap_core.scores import (
+    FixedMask,
+    ScoreMask,
+    dead_channels,
+    mask_of,
+    masked_layers,
+    masks,
+    n_dropped,
+    score_masks,
+)
 
 
 @dataclass(frozen=True)
@@ -93,8 +102,7 @@ def _dead(bits: Mapping[str, Tensor]) -> Iterator[Finding]:
         if not b.any():
             yield Finding("violation", name, "dead: no weight is kept, and nothing passes this layer")
             continue
-        dead_out = int((~b.flatten(1).any(1)).sum())
-        dead_in = int((~b.transpose(0, 1).flatten(1).any(1)).sum())
+        dead_out, dead_in = int(dead_channels(b).sum()), int(dead_channels(b.transpose(0, 1)).sum())
         if dead_out or dead_in:
             yield Finding(
                 "note", name, f"{dead_out} of {b.shape[0]} output and {dead_in} of {b.shape[1]} input channels are dead"

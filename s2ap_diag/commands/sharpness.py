@@ -20,6 +20,7 @@ from s2ap_diag.commands._common import (
     make_table,
     output_options,
     seed_option,
+    show,
     source_options,
 )
 from s2ap_diag.measure import RHOS, SharpnessSettings, measure_sharpness
@@ -29,8 +30,10 @@ from s2ap_diag.spectrum import SpectralDensity, standard_error
 
 @click.command(name="sharpness")
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
-@click.option("--method", type=click.Choice(["power", "lanczos", "pyhessian"]), default="power", show_default=True)
-@click.option("--hvps", type=click.IntRange(min=1), help="Hessian-vector products of an eigenvalue; power: 10.")
+@click.option("--method", type=click.Choice(["lanczos", "power", "pyhessian"]), default="lanczos", show_default=True,
+              help="power is the paper's: ten products, converged or not.")  # fmt: skip
+@click.option("--hvps", type=click.IntRange(min=1),
+              help="Hessian-vector products of an eigenvalue; lanczos: at most 64, power: 10.")  # fmt: skip
 @click.option("--tolerance", type=click.FloatRange(min=0, min_open=True), help="Stop at this residual.")
 @click.option(
     "--batch-norm", type=click.Choice(["running", "batch"]), default="running", show_default=True,
@@ -58,7 +61,7 @@ from s2ap_diag.spectrum import SpectralDensity, standard_error
 @seed_option
 def command(
     checkpoints: tuple[Path, ...],
-    method: Literal["power", "lanczos", "pyhessian"],
+    method: Literal["lanczos", "power", "pyhessian"],
     hvps: int | None,
     tolerance: float | None,
     batch_norm: Literal["running", "batch"],
@@ -146,15 +149,17 @@ def over_seeds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for (stem, keep, method, minimizer, epoch, *_), group in arms.items():
         if len({record["seed"] for record in group}) > 1:
-            means = [record["lambda_max"] for record in group]
+            whole, live = (_mean_over_seeds([r[name] for r in group]) for name in ("lambda_max", "lambda_max_live"))
             found.append(
                 {
                     "checkpoint": f"{stem} of {len(group)} seeds: {method} {minimizer}",
                     "epoch": epoch,
                     "keep": keep,
                     "seeds": len(group),
-                    "lambda_max": sum(means) / len(means),
-                    "lambda_max_standard_error": standard_error(means),
+                    "lambda_max": whole["mean"],
+                    "lambda_max_standard_error": whole["standard_error"],
+                    "lambda_max_live": live["mean"],
+                    "lambda_max_live_standard_error": live["standard_error"],
                     "loss_difference": {
                         rho: _mean_over_seeds([record["loss_difference"][rho]["mean"] for record in group])
                         for rho in group[0]["loss_difference"]
@@ -171,32 +176,47 @@ def _mean_over_seeds(values: list[float]) -> dict[str, float | None]:
 def table_of(records: list[dict[str, Any]], skipped: int) -> Any:
     """One row for each checkpoint."""
     rhos = list(records[0]["loss_difference"])
-    rows = []
-    for record in records:
-        spread = record.get("lambda_max_std") if "seeds" not in record else record["lambda_max_standard_error"]
-        rows.append(
-            [
-                "/".join(Path(record["checkpoint"]).parts[-3:]),
-                record["epoch"],
-                round(record["keep"], 4),
-                record["lambda_max"],
-                spread,
-                record.get("dominant_eigenvalue"),
-                record.get("residual"),
-                *(record["loss_difference"][rho]["mean"] for rho in rhos),
-                record.get("seconds"),
-            ]
-        )
+    rows = [
+        [
+            "/".join(Path(record["checkpoint"]).parts[-3:]),
+            record["epoch"],
+            round(record["keep"], 4),
+            _with_error(record, "lambda_max"),
+            _with_error(record, "lambda_max_live"),
+            record.get("dead_channels"),
+            record.get("dead_share"),
+            record.get("dominant_eigenvalue"),
+            record.get("residual"),
+            _converged(record),
+            *(record["loss_difference"][rho]["mean"] for rho in rhos),
+            record.get("seconds"),
+        ]
+        for record in records
+    ]
     single = [record for record in records if "seeds" not in record]
     first = single[-1]
     modes = " / ".join(dict.fromkeys(record["batch_norm"] for record in single))
     title = f"{first['batches']} batches of {first['batch_size']}; BatchNorm: {modes}; {first['adversary']}"
+    title += "; ± standard error over batches"
     if len(single) < len(records):
-        title += "; std over batches, of several seeds the standard error over seeds"
+        title += ", of several seeds over seeds"
     if skipped:
         title += f"; {skipped} files without scores left out"
-    columns = ["checkpoint", "epoch", "keep", "λ_max", "std", "dominant λ", "residual"]
-    return make_table(title, [*columns, *(f"ΔL ρ={rho}" for rho in rhos), "s"], rows)
+    columns = ["checkpoint", "epoch", "keep", "λ_max", "live λ_max", "dead", "dead share", "dominant λ", "residual"]
+    return make_table(title, [*columns, "converged", *(f"ΔL ρ={rho}" for rho in rhos), "s"], rows)
+
+
+def _with_error(record: dict[str, Any], name: str) -> float | str:
+    """An eigenvalue, with its standard error where it has one."""
+    error = record[f"{name}_standard_error"]
+    return record[name] if error is None else f"{show(record[name])} ± {float(f'{error:.2g}'):g}"
+
+
+def _converged(record: dict[str, Any]) -> str | None:
+    if "converged" not in record:
+        return None
+    missing = [what for what, key in (("λ_max", "converged"), ("live", "converged_live")) if not record[key]]
+    return f"not {', '.join(missing)}" if missing else "yes"
 
 
 def draw(records: list[dict[str, Any]], file: Path) -> None:

@@ -55,6 +55,10 @@ EVALUATION = {
 }
 """Passes for each test image."""
 
+PRODUCTS = 12
+"""Hessian-vector products of one spectrum in ``sharpness``: Lanczos on digits takes ten, the error and the symmetry
+defect two."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -108,7 +112,9 @@ def passes(task: Task) -> float:
             if stage != "finetune" or method.finetuned:
                 total += EVALUATION[config.evaluation.attack] * min(config.evaluation.n or test, test)
         if task.sharpness is not None:
-            steps = 20 + 2 + len(task.sharpness.rho) * task.sharpness.steps
+            # Each product over several batches makes its graph anew.
+            spectra = 2 * PRODUCTS * 3 * _losses(config)
+            steps = _passes_of_a_step(config) + spectra + len(task.sharpness.rho) * task.sharpness.steps
             total += min(task.sharpness.images, train) * steps
     return total
 
@@ -149,9 +155,11 @@ def _tracked(config: Config, train: int) -> float:
     if not tracking.every:
         return 0.0
     batch = config.prune.batch_size
-    readings = len(tracking.batch_norm) * math.ceil(math.ceil(train / batch) / tracking.every)
-    # A product is a backward pass of a backward pass, on all images of the loss; the last one is the quotient's.
-    return readings * (tracking.hvps + 1) * 2 * _losses(config) * min(tracking.images or batch, batch)
+    readings = math.ceil(math.ceil(train / batch) / tracking.every)
+    # At most: where no channel is dead, one reading serves both spectra. The last product is the quotient's; each is a
+    # backward pass of a backward pass.
+    products = len(tracking.batch_norm) * len(tracking.spectrum) * (tracking.hvps + 1)
+    return readings * products * 2 * _losses(config) * min(tracking.images or batch, batch)
 
 
 def disk(task: Task) -> float:

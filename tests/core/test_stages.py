@@ -139,7 +139,13 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(stages, uninterrupted, tm
 
 def test_the_uninterrupted_run_has_what_an_interruption_must_bring_back(uninterrupted):
     tensors, header = load_tensors(uninterrupted / "ckpt" / "state-prune.safetensors")
-    for kind in ("z.0", "optimizer.0.momentum_buffer", "model.conv1.rate", "callback.0.running", "callback.0.batch"):
+    for kind in (
+        "z.0",
+        "optimizer.0.momentum_buffer",
+        "model.conv1.rate",
+        "callback.0.all_running",
+        "callback.0.all_batch",
+    ):
         assert tensors[kind].any(), kind
     assert header["method"]["reached"] is not None
     files = {p.relative_to(uninterrupted).as_posix() for p in uninterrupted.rglob("*") if p.is_file()}

@@ -76,12 +76,37 @@ def test_sharpness_measures_every_checkpoint_with_scores(run):
         assert record["loss_difference"]["0.01"]["mean"] >= 0
         assert abs(record["dominant_eigenvalue"]) >= record["lambda_max"] - 1e-6
         assert "eps 32/255" in record["adversary"]
+        assert record["lambda_max_live"] <= record["lambda_max"] * (1 + 1e-4)
+        assert 0 <= record["dead_share"] <= 1
+        assert record["lambda_max_standard_error"] > 0
+        assert record["lambda_max_live_standard_error"] > 0
+        assert record["converged"]
+        assert max(record["residual"], record["residual_live"]) <= 1e-4
+    assert not result.stderr
     # Before the search the running statistics are the dense network's, and the record says what was done.
     assert "re-estimated" in records[1]["batch_norm"]
     assert records[2]["batch_norm"] == "running"
     scored = load_checkpoint(run / "ckpt" / "prune-best.safetensors").model
     assert records[0]["n_scores"] == sum(m.scores.numel() for m in score_masks(scored).values())
     assert records[0]["keep"] == pytest.approx(0.3, abs=0.01)
+
+
+def test_what_has_not_converged_is_said_in_the_table_and_warned_of(run):
+    best = run / "ckpt" / "prune-best.safetensors"
+    small = [best, "--images", 32, "--no-loss-difference"]
+    found = invoke("sharpness", *small, "--method", "power", "--hvps", 1)
+    assert found.exit_code == 0
+    assert "not λ_max, live" in " ".join(found.stdout.split())
+    (warning,) = found.stderr.splitlines()
+    assert warning.startswith("warning: lambda_max")
+    assert "raise --hvps" in warning
+    assert str(best) in warning
+    (record,) = json.loads(invoke("sharpness", *small, "--method", "power", "--hvps", 1, "--json", "-").stdout)
+    assert (record["converged"], record["converged_live"]) == (False, False)
+    assert max(record["residual"], record["residual_live"]) > 0.1
+    by_default = invoke("sharpness", *small)
+    assert by_default.stderr == ""
+    assert "not λ_max" not in by_default.stdout
 
 
 def test_sharpness_of_a_checkpoint_without_scores_is_refused_by_its_name(run):
@@ -345,6 +370,8 @@ def test_the_spectrum_has_the_trace_of_its_layers(run, tmp_path):
     assert {name.count(".") for name in record["layers"]} == {0, 1}
     # The sum of all eigenvalues is no more than n times the largest.
     assert abs(record["trace"]) <= record["n_scores"] * abs(record["dominant_eigenvalue"])
+    assert record["trace_standard_error"] > 0
+    assert record["layer_residuals"].keys() == record["layers"].keys() == record["layers_live"].keys()
 
 
 def test_another_tools_checkpoint_goes_straight_in(run, tmp_path):

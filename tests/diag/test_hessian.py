@@ -18,8 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import s2ap_core.scores
 from s2ap_core.errors import InputError
-from s2ap_core.scores import attach, bake, constant_mask, masked_layers, scores
-from s2ap_diag.hessian import ScoreHessian, batch_norm_mode
+from s2ap_core.methods import MethodSettings, build_method
+from s2ap_core.scores import attach, bake, constant_mask, masked_layers, masks, scores
+from s2ap_diag.hessian import ScoreHessian, batch_norm_mode, dead_scores
 from s2ap_diag.spectrum import lambda_max
 
 
@@ -111,7 +112,7 @@ def test_products_and_lambda_max_equal_those_of_the_dense_hessian(name: str, mod
             torch.testing.assert_close(op.matvec(v), dense @ v, rtol=1e-5, atol=1e-5 * float(dense.norm()))
         assert op.symmetry_defect() < 1e-12
         lanczos = lambda_max(op, method="lanczos", iterations=op.n, tolerance=1e-8)
-        power = lambda_max(op, iterations=3000, tolerance=1e-6)
+        power = lambda_max(op, method="power", iterations=3000, tolerance=1e-6)
     assert lanczos.lambda_max == pytest.approx(eigenvalues[-1], rel=1e-4)
     assert power.lambda_max == pytest.approx(eigenvalues[-1], rel=1e-4)
     assert power.dominant_eigenvalue == pytest.approx(eigenvalues[abs(eigenvalues).argmax()], rel=1e-4)
@@ -181,9 +182,63 @@ def test_batches_of_unequal_size_weigh_by_their_samples() -> None:
     parts = ScoreHessian(model, cross_entropy, [(x[:9], y[:9]), (x[9:], y[9:])])
     v = torch.randn(whole.n, dtype=torch.float64)
     torch.testing.assert_close(parts.matvec(v), whole.matvec(v))
-    assert (whole.hvps, parts.hvps) == (1, 2)
-    alone = [one.matvec(v) for one in parts.per_batch()]
-    torch.testing.assert_close(0.75 * alone[0] + 0.25 * alone[1], whole.matvec(v))
+    alone = [ScoreHessian(model, cross_entropy, [batch]) for batch in parts.batches]
+    torch.testing.assert_close(0.75 * alone[0].matvec(v) + 0.25 * alone[1].matvec(v), whole.matvec(v))
+    torch.testing.assert_close(torch.stack(parts.quotients), torch.stack([v @ one.matvec(v) for one in alone]))
+    assert (whole.hvps, parts.hvps) == (2, 2)
+
+
+def test_one_batch_shows_a_loss_that_is_another_function_each_time() -> None:
+    model, batch = world("conv")
+
+    def dropped(m: nn.Module, b: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(F.dropout(m(b[0]), 0.5, training=True), b[1])
+
+    assert ScoreHessian(model, cross_entropy, [batch]).symmetry_defect() < 1e-12
+    torch.manual_seed(0)
+    assert ScoreHessian(model, dropped, [batch]).symmetry_defect() > 1e-3
+
+
+def naive_dead(model: nn.Module) -> tuple[int, list[bool]]:
+    """Channel by channel: one that has no weight left, and all its scores."""
+    channels, where = 0, []
+    for layer, mask in masked_layers(model).items():
+        bits = masks(model)[f"{layer}.weight".removeprefix(".")]
+        for row in bits:
+            dead = not any(row.flatten().tolist())
+            channels += dead
+            if mask.scores.shape == bits.shape:
+                where += [dead] * row.numel()
+    return channels, where
+
+
+def test_a_channel_without_weights_is_dead_and_so_is_each_of_its_scores() -> None:
+    model, batch = world("conv")
+    assert dead_scores(model).channels == 0
+    with torch.no_grad():
+        scores(model)["conv2.scores"][[0, 3]] *= 1e-6
+        scores(model)["fc.scores"][1] *= 1e-6
+    found = dead_scores(model)
+    channels, where = naive_dead(model)
+    assert (found.channels, found.where.tolist()) == (channels, where)
+    assert channels == 3
+    assert found.where.sum() == 2 * 27 + 4
+    part = dead_scores(model, ["fc"])
+    assert (part.channels, part.where.sum()) == (1, 4)
+    vector = torch.full((len(where),), len(where) ** -0.5)
+    assert found.share(vector) == pytest.approx(sum(where) / len(where))
+    assert len(where) == ScoreHessian(model, cross_entropy, [batch]).n
+
+
+def test_with_a_score_for_each_input_channel_no_output_channel_is_dead() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    method = build_method(MethodSettings(name="hydra-channels", flops_reduction=8))
+    method.image_shape = (1, 6, 6)
+    method.attach(model, torch.Generator())
+    found = dead_scores(model)
+    assert (found.channels, found.where.any()) == (0, False)
+    assert naive_dead(model)[0] == 0
+    assert len(found.where) == sum(mask.scores.numel() for mask in masked_layers(model).values())
 
 
 def test_a_layers_operator_is_the_diagonal_block_of_the_whole() -> None:

@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import psutil
@@ -12,11 +13,22 @@ import torch
 import torch.nn.functional as F
 from pyhessian import hessian as PyHessian
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from s2ap_core.errors import InputError
-from s2ap_core.scores import attach, scores
+from s2ap_core.scores import attach, bake, masked_layers, scores
 from s2ap_diag.hessian import ScoreHessian
-from s2ap_diag.spectrum import curvature, lambda_max, lanczos, power_iteration, spectral_density, trace
+from s2ap_diag.spectrum import (
+    Projected,
+    curvature,
+    lambda_max,
+    lanczos,
+    power_iteration,
+    spectral_density,
+    standard_deviation,
+    standard_error,
+    trace,
+)
 
 
 @dataclass
@@ -62,6 +74,23 @@ def dense(op: ScoreHessian) -> np.ndarray:
     return torch.stack([op.matvec(e) for e in torch.eye(op.n, dtype=op.dtype)]).numpy()
 
 
+def dense_by_autograd(model: nn.Module, batch: tuple[Tensor, Tensor], mode: str) -> np.ndarray:
+    """diag(w) H diag(w) with H the Hessian in the masked weights of the plain network."""
+    plain = bake(model).train(mode == "batch")
+    names = [f"{layer}.weight" for layer in masked_layers(model)]
+    masked = [plain.get_parameter(name).detach() for name in names]
+    w = torch.cat([p.detach().flatten() for n, p in model.named_parameters() if n.endswith("original")])
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = flat.split([m.numel() for m in masked])
+        held = {name: part.view(m.shape) for name, part, m in zip(names, parts, masked, strict=True)}
+        return F.cross_entropy(functional_call(plain, held, (batch[0],)), batch[1])
+
+    hessian = torch.autograd.functional.hessian(loss, torch.cat([m.flatten() for m in masked]))
+    signs = torch.cat([mask.scores.detach().sign().flatten() for mask in masked_layers(model).values()])
+    return ((w * signs)[:, None] * hessian * (w * signs)).numpy()
+
+
 def test_power_iteration_makes_the_paper_s_steps() -> None:
     # Eq. 10 and 11 written out in NumPy.
     op = with_eigenvalues([4.0, 3.0, 1.0, -2.0])
@@ -105,9 +134,101 @@ def test_a_dominant_eigenvalue_that_is_negative_is_told_from_lambda_max() -> Non
         assert found.lambda_max == pytest.approx(3)
         assert found.converged
         assert found.hvps == op.products
-    again = lambda_max(op, iterations=300, tolerance=1e-8, start=lambda_max(op, iterations=100))
+    first = lambda_max(op, method="power", iterations=100)
+    again = lambda_max(op, method="power", iterations=300, tolerance=1e-8, start=first)
     assert again.hvps <= 6
     assert again.lambda_max == pytest.approx(3)
+
+
+def test_by_default_lambda_max_is_found_beside_a_larger_negative_eigenvalue() -> None:
+    # Ten products of power iteration are spent on the bulk at the lower end: 0.05 or so where 0.8 is right.
+    op = with_eigenvalues([0.8, *torch.linspace(-0.5, 0.5, 60), *torch.linspace(-10, -9, 10)])
+    found, paper = lambda_max(op), lambda_max(op, method="power")
+    assert found.lambda_max == pytest.approx(0.8, rel=1e-6)
+    assert found.dominant_eigenvalue == pytest.approx(-10, rel=1e-3)
+    assert found.converged
+    assert abs(paper.lambda_max - 0.8) > 0.2
+    assert not paper.converged
+
+
+def test_a_projected_operator_is_the_principal_submatrix() -> None:
+    op = with_eigenvalues([-9.0, -4.0, -1.0, 2.0, 3.0, 6.0])
+    onto = torch.tensor([True, False, True, True, False, True])
+    block = Projected(op, onto)
+    expected = op.entries[onto][:, onto]
+    torch.testing.assert_close(torch.stack([block.matvec(e) for e in torch.eye(4).double()]), expected)
+    assert (block.n, op.products) == (4, 4)
+    v = torch.randn(4).double()
+    assert torch.equal(block.restrict(block.expand(v)), v)
+    assert block.expand(v)[~onto].count_nonzero() == 0
+    # Zeros in the other places would add the eigenvalue 0, which none of a negative block's is.
+    negative = Projected(with_eigenvalues([-9.0, -4.0, -3.0]), torch.tensor([True, True, False]))
+    top = float(torch.linalg.eigvalsh(negative.op.entries[:2, :2])[-1])
+    assert lambda_max(negative).lambda_max == pytest.approx(top, rel=1e-9)
+    assert lambda_max(negative, method="power", iterations=100).lambda_max == pytest.approx(top, rel=1e-4)
+    assert top < -1
+
+
+def dead_network(eps: float = 1e-5) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """Two of six channels before BatchNorm keep no weight, and one output of the last layer; [24, 6] images."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.BatchNorm1d(6, eps=eps), nn.Tanh(), nn.Linear(6, 3))
+    attach(model.double(), keep=0.6)
+    with torch.no_grad():
+        for layer, rows in (("0", [1, 4]), ("3", [2])):
+            scores(model)[f"{layer}.scores"][rows] *= 1e-6
+    # As after a long search: a channel that is 0 in every batch.
+    model[1].running_mean[[1, 4]], model[1].running_var[[1, 4]] = 0.0, 0.0
+    return model, (torch.randn(24, 6).double(), torch.arange(24) % 3)
+
+
+LIVE = np.r_[[i not in (1, 4) for i in range(6) for _ in range(6)], [i != 2 for i in range(3) for _ in range(6)]]
+
+
+@pytest.mark.parametrize("mode", ["running", "batch"])
+def test_dead_channels_make_lambda_max_one_over_eps_and_the_live_one_does_not_see_them(mode: str) -> None:
+    found = []
+    for eps in (1e-3, 1e-4, 1e-5):
+        model, batch = dead_network(eps)
+        matrix = dense_by_autograd(model, batch, mode)
+        found.append(curvature(model, cross_entropy, [batch], batch_norm=mode))
+        assert found[-1].lambda_max == pytest.approx(np.linalg.eigvalsh(matrix)[-1], rel=1e-4)
+        assert found[-1].lambda_max_live == pytest.approx(np.linalg.eigvalsh(matrix[LIVE][:, LIVE])[-1], rel=1e-4)
+        vector = np.linalg.eigh(matrix)[1][:, -1]
+        assert found[-1].dead_share == pytest.approx((vector[~LIVE] ** 2).sum(), abs=1e-3)
+        assert found[-1].dead_channels == 3
+    # A step of a dead channel's score is divided by sqrt(eps), so that the curvature goes with 1/eps.
+    for coarse, fine in pairwise(found):
+        assert fine.lambda_max == pytest.approx(10 * coarse.lambda_max, rel=0.1)
+        assert fine.lambda_max_live == pytest.approx(coarse.lambda_max_live, rel=0.02)
+    assert found[-1].dead_share > 0.999
+    assert found[-1].lambda_max > 1e3 * found[-1].lambda_max_live
+
+
+@pytest.mark.parametrize("method", ["lanczos", "power", "pyhessian"])
+def test_every_method_gives_both_spectra_of_the_whole_and_of_layers(method: str) -> None:
+    model, batch = dead_network(eps=1e-2)
+    matrix = dense_by_autograd(model, batch, "batch")
+    options = {"iterations": 300, "tolerance": 1e-5, "batch_norm": "batch", "by_layer": "layer"}
+    found = curvature(model, cross_entropy, [batch], method=method, **options)
+    first = np.arange(len(LIVE)) < 36
+    for ours, ours_live, part in (
+        (found.lambda_max, found.lambda_max_live, first | True),
+        (found.layers["0"], found.layers_live["0"], first),
+        (found.layers["3"], found.layers_live["3"], ~first),
+    ):
+        assert ours == pytest.approx(np.linalg.eigvalsh(matrix[part][:, part])[-1], rel=2e-3)
+        assert ours_live == pytest.approx(np.linalg.eigvalsh(matrix[part & LIVE][:, part & LIVE])[-1], rel=2e-3)
+    assert found.lambda_max_live < 0.5 * found.lambda_max
+    assert found.residual_live < 1e-2
+
+
+def test_where_no_channel_is_dead_both_spectra_cost_one() -> None:
+    model, batches = network()
+    found = curvature(model, cross_entropy, batches, method="power", iterations=10)
+    assert (found.dead_channels, found.dead_share) == (0, 0)
+    assert found.lambda_max_live == found.lambda_max
+    assert found.hvps == 2 * (11 + 2)  # and two for the symmetry defect, each over two batches
 
 
 def test_a_network_whose_dominant_eigenvalue_is_negative() -> None:
@@ -246,7 +367,7 @@ def test_curvature_leaves_model_and_generator_as_they_were_and_prints_nothing(
     gradients = [p.grad.clone() for p in model.parameters()]
     random = torch.get_rng_state()
     torch.set_warn_always(True)  # or torch's warnings would come once in a process
-    curvature(model, cross_entropy, batches, batch_norm=mode, method=method, per_batch=True, by_layer="layer")
+    curvature(model, cross_entropy, batches, batch_norm=mode, method=method, by_layer="layer")
     torch.set_warn_always(False)
     assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
@@ -285,22 +406,52 @@ def test_layers_and_blocks_are_the_diagonal_blocks_sharpest_first() -> None:
         assert max(found.layer_residuals.values()) < 1e-3
 
 
-def test_uncertainty_over_batches_and_the_cost() -> None:
+@pytest.mark.parametrize("sizes", [[12] * 16, [20] * 8 + [6] * 8])
+def test_the_error_of_lambda_max_is_that_of_a_jackknife_over_batches(sizes: list[int]) -> None:
+    model, _ = dead_network(eps=1e-2)
+    rng = torch.Generator().manual_seed(2)
+    batches = [(torch.randn(n, 6, generator=rng).double(), torch.randint(0, 3, (n,), generator=rng)) for n in sizes]
+    found = curvature(model, cross_entropy, batches)
+    alone = np.stack([dense_by_autograd(model, batch, "running") for batch in batches])
+    for ours, part in ((found, LIVE | True), (found, LIVE)):
+        error = ours.lambda_max_standard_error if part.all() else ours.lambda_max_live_standard_error
+
+        def largest(chosen: np.ndarray, part: np.ndarray = part) -> float:
+            mean = np.average(alone[chosen], axis=0, weights=np.array(sizes)[chosen])
+            return np.linalg.eigvalsh(mean[part][:, part])[-1]
+
+        everyone = np.arange(len(sizes))
+        left_out = np.array([largest(everyone[everyone != b]) for b in everyone])
+        jackknife = np.sqrt((len(sizes) - 1) / len(sizes) * ((left_out - left_out.mean()) ** 2).sum())
+        assert error == pytest.approx(jackknife, rel=0.15)
+    # The batches' own largest eigenvalues spread otherwise: each at an eigenvector of its own.
+    own = np.linalg.eigvalsh(alone)[:, -1]
+    assert own.mean() > 1.1 * found.lambda_max
+
+
+def test_the_spread_of_the_quotients_weighs_batches_by_their_samples() -> None:
     model, batches = network()
-    alone = [np.linalg.eigvalsh(dense(ScoreHessian(model, cross_entropy, [batch])))[-1] for batch in batches]
-    found = curvature(model, cross_entropy, batches, method="lanczos", per_batch=True)
-    assert found.per_batch == pytest.approx(alone, rel=1e-4)
-    assert found.lambda_max_mean == pytest.approx(np.mean(alone), rel=1e-4)
-    assert found.lambda_max_std == pytest.approx(np.std(alone, ddof=1), rel=1e-3)
-    assert found.lambda_max_standard_error == pytest.approx(found.lambda_max_std / 2**0.5)
-    assert found.lambda_max <= (2 * alone[0] + alone[1]) / 3 * (1 + 1e-6)  # weights 16 and 8
+    matrices = [dense(ScoreHessian(model, cross_entropy, [batch])) for batch in batches]
+    top = np.linalg.eigh((2 * matrices[0] + matrices[1]) / 3)[1][:, -1]
+    first, second = (top @ matrix @ top for matrix in matrices)
+    for method in ("lanczos", "power"):
+        found = curvature(model, cross_entropy, batches, method=method, iterations=50, tolerance=1e-4)
+        assert found.converged
+        # Two values q at weights w and 1 - w deviate by sqrt(w (1 - w)) |q1 - q2|.
+        assert found.lambda_max_std == pytest.approx(2**0.5 * (2 / 9) ** 0.5 * abs(first - second), rel=1e-2)
+        assert found.lambda_max_standard_error == pytest.approx(2 * (2 / 9) * abs(first - second), rel=1e-2)
     assert (found.batches, found.batch_size, found.n_scores) == (2, 16, 162)
-    single = curvature(model, cross_entropy, batches[:1], per_batch=True)
+    single = curvature(model, cross_entropy, batches[:1])
     assert single.lambda_max_std is None
-    # Eleven products for the value, eleven for the batch alone, two for the symmetry defect.
-    assert single.hvps == 24
     assert single.symmetry_defect < 1e-12
-    assert curvature(model, cross_entropy, batches).hvps == 2 * 13
+
+
+def test_deviations_are_numpy_s_where_all_weigh_alike() -> None:
+    values = [3.0, 1.0, 4.0, 1.5]
+    for counts in (None, [7, 7, 7, 7]):
+        assert standard_deviation(values, counts) == pytest.approx(np.std(values, ddof=1))
+        assert standard_error(values, counts) == pytest.approx(np.std(values, ddof=1) / 2)
+    assert standard_error([1.0]) is None
 
 
 def test_the_pyhessian_method_frees_the_graphs_that_pyhessian_leaks() -> None:
@@ -326,6 +477,7 @@ def test_the_pyhessian_method_frees_the_graphs_that_pyhessian_leaks() -> None:
     [
         (lambda op: lambda_max(op, method="qr"), "method = 'qr'"),
         (lambda op: lambda_max(op, method="pyhessian"), "measures a ScoreHessian"),
+        (lambda op: lambda_max(op, start=torch.ones(2)), "start: method = 'lanczos'"),
         (lambda op: lambda_max(op, iterations=0), "iterations = 0"),
         (lambda op: lanczos(op, k=0), "k = 0"),
         (lambda op: trace(op, probes=0), "probes = 0"),

@@ -1,5 +1,6 @@
 """Sweeps: what is run, once, by whichever executor, whatever fails or is killed."""
 
+import math
 import os
 import signal
 import subprocess
@@ -32,7 +33,6 @@ scale = "digits"
 "objective.steps" = 1
 "evaluation.attack" = "none"
 "evaluation.stages" = ["finetune"]
-"tracking.every" = 0
 [[group]]
 presets = ["svhn-resnet18-hydra-orig-90", "svhn-resnet18-hydra-s2ap-90"]
 values = { seed = [0, 1] }
@@ -99,8 +99,7 @@ def test_every_table_is_a_grid_of_its_presets():
     assert len(expand(read_grid("table1"))) == 3 * 2 * 2 * 4 * 3  # networks, methods, arms, sparsities, seeds
     assert len(expand(read_grid("table5"))) == 2 * 3 * 2 * 2 * 4 * 3
     # Tables 5 and 11 are of the runs of Tables 1 and 2; Table 12 shares half of its runs with Table 1.
-    tables = 3 * (48 + 48 + 6 + 16 + 7 + 48 + 8 + 32 + 8 + 8)
-    assert len(expand(read_grid("all"))) == tables + 3 * 3 * 5  # Figure 5: networks, seeds, gammas but the own one
+    assert len(expand(read_grid("all"))) == 3 * (48 + 48 + 6 + 16 + 7 + 48 + 8 + 32 + 8 + 8)
     small = expand(read_grid("table1"), scale="digits", overrides=("prune.epochs=3",))
     assert {(r.config.data.name, r.config.prune.epochs) for r in small} == {("digits", 3)}
 
@@ -161,14 +160,37 @@ def test_passes_are_counted_as_an_epoch_makes_them():
     train, val, per_step = 1197, 200, 5 + 2
     pretrain, finetune = 8 * (train + val) * per_step, 5 * (train * (per_step + 2) + val * per_step)
     search = 9 * (train + val) * per_step + (9 - 2) * train * 2
-    # One of an epoch's ten iterations is read, in two modes of BatchNorm: T = 10 products and the quotient's, each
-    # forward and backward twice, of clean and adversarial images.
-    search += 9 * 2 * 11 * 32 * 2 * 2
     attacked = 2 * 64 * (100 + (900 + 1800 + 5000 / 3) / 2)
     assert passes(task) == pytest.approx(pretrain + search + finetune + attacked)
     # The published counts: 0.56 G multiply-accumulates for ResNet-18 on 32x32, 11.17 M parameters.
     assert size_of("resnet18", None, "cifar10").macs == pytest.approx(0.556e9, rel=0.01)
     assert size_of("resnet18", None, "cifar10").parameters == 11_173_962
+
+
+@pytest.mark.parametrize(
+    ("tracking", "readings"),
+    [
+        ({}, 2 * 2),
+        ({"tracking.spectrum": ["live"]}, 2),
+        ({"tracking.spectrum": ["all"], "tracking.batch_norm": ["batch"]}, 1),
+        ({"tracking.every": 0}, 0),
+    ],
+)
+def test_tracking_costs_a_reading_for_each_spectrum_in_each_mode_of_batch_norm(tracking, readings):
+    def cost(settings: dict[str, object]) -> tuple[float, int]:
+        group = Group(presets=["svhn-resnet18-hydra-s2ap-90"], scale="digits", sharpness=False, set=settings)
+        (task,) = plan(expand(Grid(group=[group])))
+        return passes(task), task.config.prune.batch_size
+
+    (without, batch), (found, _) = (
+        cost(settings)
+        for settings in (
+            {"tracking.every": 0},
+            {"tracking.every": 1, "tracking.hvps": 7, "tracking.images": 20, **tracking},
+        )
+    )
+    # Seven products and the quotient's, each two passes of each of the two losses, on twenty images; nine epochs.
+    assert found - without == pytest.approx(9 * math.ceil(1197 / batch) * readings * (7 + 1) * 4 * 20)
 
 
 def test_a_search_of_table_7_takes_the_hours_that_table_7_says():

@@ -1,7 +1,7 @@
 """What the tracker reads against dense Hessians and naive counts, and that reading changes nothing."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from s2ap_core.config import ObjectiveSettings, PruneSettings, TrackingSettings
+from s2ap_core.config import ObjectiveSettings, PruneSettings, TrackingSettings, parse_config
 from s2ap_core.errors import InputError
 from s2ap_core.iteration import iterate
 from s2ap_core.objectives import Objective, build_objective
@@ -56,8 +56,14 @@ def readings(found: CurvatureTracker) -> dict[str, float]:
     return {name: value for _, name, value in found.rows}
 
 
-def dense_spectrum(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], mode: str) -> Tensor:
-    """Eigenvalues of diag(w) H diag(w), H the dense Hessian of TRADES in the masked weights."""
+def dense_spectrum(
+    model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], mode: str, without: Sequence[int] = ()
+) -> Tensor:
+    """Eigenvalues of diag(w) H diag(w), H the dense Hessian of TRADES in the masked weights.
+
+    Args:
+        without: rows of the first layer whose scores are left out.
+    """
     x, x_adv, y = batch
     plain = Small().double().train(mode == "batch")
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if "param" not in k}, strict=False)
@@ -73,7 +79,8 @@ def dense_spectrum(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], mode:
 
     hessian = torch.autograd.functional.hessian(loss, masked)
     w = torch.cat([w.flatten() for w in weights.values()])
-    return torch.linalg.eigvalsh(w[:, None] * hessian * w)
+    left = [i for i in range(len(w)) if i >= weights["first"].numel() or i // 6 not in without]
+    return torch.linalg.eigvalsh((w[:, None] * hessian * w)[left][:, left])
 
 
 @pytest.mark.parametrize("recipe", ["paper", "warm"])
@@ -91,6 +98,83 @@ def test_curvature_of_the_batch_in_both_modes_of_batch_norm(world, data, recipe)
     assert abs(spectra["running"][-1] / spectra["batch"][-1] - 1) > 0.05
 
 
+def kill(model: nn.Module, row: int) -> None:
+    """Leave an output channel of the first layer no weight."""
+    with torch.no_grad():
+        scores(model)["first.scores"][row] *= 1e-6
+
+
+@pytest.mark.parametrize("recipe", ["paper", "warm"])
+def test_both_spectra_are_read_the_live_one_without_the_scores_of_dead_channels(world, data, recipe):
+    model, objective, batch = world
+    kill(model, 2)
+    found = tracker(recipe=recipe, hvps=200, tolerance=1e-7)
+    found.on_attacked(loop_of(model, objective, data), *batch)
+    rows = readings(found)
+    assert rows["dead_channels"] == 1
+    for mode in ("running", "batch"):
+        whole, live = (dense_spectrum(model, batch, mode, without)[-1].item() for without in ((), (2,)))
+        assert rows[f"lambda_max_{mode}"] == pytest.approx(whole, rel=1e-4)
+        assert rows[f"lambda_max_live_{mode}"] == pytest.approx(live, rel=1e-4)
+        assert rows[f"residual_live_{mode}"] < 1e-4
+        assert rows[f"hvps_live_{mode}"] > 0
+    # In the batch's statistics the dead channel is divided by the root of eps.
+    assert rows["lambda_max_batch"] > 100 * rows["lambda_max_live_batch"]
+    assert rows["dead_share_batch"] > 0.99
+
+
+def test_the_live_spectrum_costs_nothing_where_no_channel_is_dead(world, data):
+    model, objective, batch = world
+    found = tracker(hvps=20)
+    found.on_attacked(loop_of(model, objective, data), *batch)
+    rows = readings(found)
+    assert (rows["dead_channels"], rows["dead_share_batch"], rows["hvps_live_batch"]) == (0, 0, 0)
+    assert rows["lambda_max_live_batch"] == rows["lambda_max_batch"]
+    assert rows["hvps_batch"] > 0
+
+
+def test_either_spectrum_is_read_alone(world, data):
+    model, objective, batch = world
+    kill(model, 0)
+    both, whole, live = (tracker(hvps=5, spectrum=names) for names in (["all", "live"], ["all"], ["live"]))
+    for each in (both, whole, live):
+        each.on_attacked(loop_of(model, objective, data), *batch)
+    names = readings(both).keys() - {"dead_channels"}
+    of_live = {name for name in names if "_live_" in name}
+    assert readings(whole) == {name: readings(both)[name] for name in names - of_live | {"dead_channels"}}
+    assert readings(live) == {name: readings(both)[name] for name in of_live | {"dead_channels"}}
+    assert of_live == {
+        f"{metric}_live_{m}" for metric in ("lambda_max", "residual", "hvps") for m in ("running", "batch")
+    }
+    with pytest.raises(InputError, match=r"tracking\.spectrum"):
+        parse_config({"tracking": {"spectrum": []}}, "test")
+
+
+def test_a_resumed_tracker_reads_to_the_last_bit_what_one_that_went_on_reads(world, data):
+    model, objective, batch = world
+    loop = loop_of(model, objective, data)
+    kill(model, 1)
+    went_on = tracker(hvps=3, tolerance=1e-9)
+    went_on.on_attacked(loop, *batch)
+    with torch.no_grad():  # another channel dies, and this one comes back
+        scores(model)["first.scores"][1] *= 1e6
+    kill(model, 3)
+    resumed = tracker(hvps=3, tolerance=1e-9)
+    resumed.load_state_dict({name: vector.clone() for name, vector in went_on.state_dict().items()})
+    resumed.on_stage(loop)
+    went_on.rows = []
+    for each in (went_on, resumed):
+        each.on_attacked(loop, *batch)
+    assert readings(resumed) == readings(went_on)
+    fresh = tracker(hvps=3, tolerance=1e-9)
+    fresh.on_attacked(loop, *batch)
+    assert all(
+        readings(fresh)[f"residual{which}_{mode}"] != readings(went_on)[f"residual{which}_{mode}"]
+        for which in ("", "_live")
+        for mode in ("running", "batch")
+    )
+
+
 def test_only_the_first_images_are_read_where_that_is_asked(world, data):
     model, objective, batch = world
     found = tracker(hvps=2000, tolerance=1e-7, images=5)
@@ -104,7 +188,8 @@ def test_one_mode_of_batch_norm_reads_what_both_do_and_no_more(world, data):
     both, one = tracker(tolerance=1e-8, hvps=500), tracker(tolerance=1e-8, hvps=500, batch_norm=["batch"])
     for each in (both, one):
         each.on_attacked(loop_of(model, objective, data), *batch)
-    assert readings(one) == {name: value for name, value in readings(both).items() if name.endswith("_batch")}
+    ours = {name: value for name, value in readings(both).items() if name.endswith(("_batch", "dead_channels"))}
+    assert readings(one) == ours
     assert "lambda_max_running" in readings(both)
 
 
@@ -195,6 +280,20 @@ def test_other_stages_are_not_read(world, data):
     loop.stage = "finetune"
     found.on_attacked(loop, *batch)
     assert found.rows == []
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_no_vector_of_the_search_is_in_the_state_of_another_stage(tmp_path, new_run: Callable, data):
+    run = new_run(tmp_path / "run")
+    stages = Stages(run, data, callbacks=[tracker(hvps=2)])
+    stages.pretrain()
+    stages.prune()
+    stages.finetune()
+    carried = {
+        stage: [n for n in load_tensors(run.state(stage))[0] if "callback" in n] for stage in ("prune", "finetune")
+    }
+    assert len(carried["prune"]) >= 2
+    assert carried["finetune"] == []
 
 
 @pytest.mark.usefixtures("tiny_network")
