@@ -155,13 +155,22 @@ def curves(
     ylabel: str,
     warmup: int | None = None,
     log: bool = False,
+    thin: Mapping[str, pd.Series] | None = None,
 ) -> None:
-    """One line for each series over its index; the warm-up epochs shaded."""
+    """One line for each series over its index; the warm-up epochs shaded.
+
+    Args:
+        thin: by the same names, what is drawn thin in the same look.
+    """
+    thin = thin or {}
     if warmup:
         axes.axvspan(0, warmup, color="0.92", zorder=0, label="warm-up")
     for index, (name, values) in enumerate(series.items()):
         axes.plot(values.index, values.to_numpy(), label=name, **look(index))  # type: ignore[arg-type]
-    if log and all((values > 0).all() for values in series.values()):
+        if name in thin:
+            style: dict[str, Any] = {**look(index), "marker": "", "linewidth": 0.5}
+            axes.plot(thin[name].index, thin[name].to_numpy(), **style)
+    if log and all((values > 0).all() for values in (*series.values(), *thin.values())):
         axes.set_yscale("log")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)

@@ -44,6 +44,9 @@ LINKED = (
 STAGES = {"pretrain": "dense", "prune": "raw mask", "finetune": "finetuned"}
 """The stages that are evaluated, and what each of them hands on."""
 
+LIVE, ALL = "live channels", "all scores"
+"""The spectra that lambda_max is read of, in words."""
+
 LABEL_LENGTH = 20
 """Characters of a layer's name that there is room for beside the heat map."""
 
@@ -75,6 +78,7 @@ class _Rise(BaseModel):
 
 class _Sharpness(BaseModel):
     lambda_max: float
+    lambda_max_live: float | None = None
     batch_norm: str
     loss_difference: dict[float, _Rise] = {}
 
@@ -90,9 +94,16 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class LambdaMax:
-    """A reading of lambda_max; ``mode`` is that of BatchNorm, without which it means little."""
+    """A reading of lambda_max.
 
-    value: float
+    Attributes:
+        value: over all scores, as the paper defines it; None where only the other was read.
+        live: over the scores of channels that keep a weight; None where it was not read.
+        mode: of BatchNorm, without which it means little.
+    """
+
+    value: float | None
+    live: float | None
     mode: str
 
 
@@ -112,6 +123,7 @@ class Series:
         points: of an SVG polyline.
         epochs, values: what the points stand for, as JSON lists.
         label: the curve in words.
+        thin: whether it stands beside the one that counts.
     """
 
     name: str
@@ -119,6 +131,7 @@ class Series:
     epochs: str
     values: str
     label: str
+    thin: bool
 
 
 @dataclass(frozen=True)
@@ -296,19 +309,23 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
     results, config = _results(run), run.config
     distances = _distances(run) if results.prune else []
     losses = _losses(run, results)
-    curvatures = {mode: _curve(run, f"lambda_max_{mode}") for mode in ("running", "batch") if results.prune}
+    spectra = {mode: _spectra(run, mode) for mode in ("running", "batch") if results.prune}
     h = {epoch: distance.h for epoch, distance in enumerate(distances, 1)}
     warmup = config.minimizer.warmup if results.prune and config.minimizer.name != "none" else 0
     selected = results.prune.selected_epoch if results.prune else None
     charts = [
         chart("Robust validation loss", losses, warmup=warmup, selected=selected),
-        chart("λ_max", {f"BatchNorm {mode}": values for mode, values in curvatures.items()}, log=True,
-              warmup=warmup, selected=selected),
+        *(chart(f"λ_max, BatchNorm {mode}", curves, log=True, thin=ALL, warmup=warmup, selected=selected)
+          for mode, curves in spectra.items()),
         chart("h to the first mask", {"h": h}, from_zero=True, warmup=warmup, selected=selected),
     ]  # fmt: skip
     columns = {
         **{f"loss, {stage}": values for stage, values in losses.items()},
-        **{f"λ_max, BatchNorm {mode}": values for mode, values in curvatures.items()},
+        **{
+            f"λ_max of {name}, BatchNorm {mode}": values
+            for mode, curves in spectra.items()
+            for name, values in curves.items()
+        },
         "h": h,
     }
     sharpness = _sharpness(run)
@@ -325,8 +342,10 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
         reduction=reduction,
         seed=config.seed,
         accuracies={stage: _accuracies(found) for stage, found in results.evaluated.items()},
-        measured=LambdaMax(sharpness.lambda_max, sharpness.batch_norm) if sharpness else None,
-        tracked=_last_tracked(curvatures),
+        measured=LambdaMax(sharpness.lambda_max, sharpness.lambda_max_live, sharpness.batch_norm)
+        if sharpness
+        else None,
+        tracked=_last_tracked(spectra),
         rises={rho: rise.mean for rho, rise in sharpness.loss_difference.items()} if sharpness else {},
         h=distances[-1].h if distances else None,
         seconds=float(run.timing["seconds"].sum()),
@@ -433,6 +452,11 @@ def _curve(run: Run, metric: str, stage: str = "prune") -> dict[int, float]:
     return {int(epoch): float(v) for epoch, v in found.items() if math.isfinite(epoch) and math.isfinite(v)}
 
 
+def _spectra(run: Run, mode: str) -> dict[str, dict[int, float]]:
+    """lambda_max by epoch in a mode of BatchNorm: of the live channels' scores, and as the paper defines it."""
+    return {LIVE: _curve(run, f"lambda_max_live_{mode}"), ALL: _curve(run, f"lambda_max_{mode}")}
+
+
 def _distances(run: Run) -> list[Hamming]:
     """The distance of each epoch's mask, from 1, to the first; one mask at a time is held beside the first."""
     files = RunDirectory(run.path, run.config)
@@ -440,11 +464,12 @@ def _distances(run: Run) -> list[Hamming]:
     return [hamming(first, open_packed_masks(files.masks(e))) for e in range(1, run.config.prune.epochs + 1)]
 
 
-def _last_tracked(curvatures: Mapping[str, Mapping[int, float]]) -> LambdaMax | None:
+def _last_tracked(spectra: Mapping[str, Mapping[str, Mapping[int, float]]]) -> LambdaMax | None:
     """The mean over the last epoch's readings, preferably with running statistics, as ``sharpness`` measures."""
-    for mode, values in curvatures.items():
-        if values:
-            return LambdaMax(values[max(values)], mode)
+    for mode, curves in spectra.items():
+        if any(curves.values()):
+            last = max(epoch for values in curves.values() for epoch in values)
+            return LambdaMax(curves[ALL].get(last), curves[LIVE].get(last), mode)
     return None
 
 
@@ -470,6 +495,7 @@ def chart(
     *,
     log: bool = False,
     from_zero: bool = False,
+    thin: str | None = None,
     warmup: int = 0,
     selected: int | None = None,
 ) -> Chart | None:
@@ -478,6 +504,7 @@ def chart(
     Args:
         log: a logarithmic axis where all values are positive.
         from_zero: let the axis start at zero.
+        thin: the curve that is drawn thin where another stands beside it.
         warmup, selected: number of warm-up epochs of the search, and the epoch that it handed on.
     """
     curves = {name: values for name, values in curves.items() if values}
@@ -488,7 +515,9 @@ def chart(
     log = log and min(readings) > 0
     across = _scale(min(epochs), max(epochs), FRAME.left, FRAME.right)
     up, values = _upright(0.0 if from_zero else min(readings), max(readings), log=log)
-    series = [_series(name, by_epoch, across, up) for name, by_epoch in curves.items()]
+    series = [
+        _series(name, by_epoch, across, up, thin=name == thin and len(curves) > 1) for name, by_epoch in curves.items()
+    ]
     shown = [e for e in MaxNLocator(5, integer=True).tick_values(min(epochs), max(epochs)) if e in epochs]
     return Chart(
         title=title,
@@ -521,7 +550,12 @@ def _upright(low: float, high: float, *, log: bool) -> tuple[Callable[[float], f
 
 
 def _series(
-    name: str, by_epoch: Mapping[int, float], across: Callable[[float], float], up: Callable[[float], float]
+    name: str,
+    by_epoch: Mapping[int, float],
+    across: Callable[[float], float],
+    up: Callable[[float], float],
+    *,
+    thin: bool,
 ) -> Series:
     epochs = sorted(by_epoch)
     values = [by_epoch[epoch] for epoch in epochs]
@@ -533,6 +567,7 @@ def _series(
         values=_compact(values),
         label=f"{name}: {show(values[0])} at epoch {epochs[0]}, {show(values[-1])} at epoch {epochs[-1]}, "
         f"lowest {show(by_epoch[lowest])} at {lowest}, highest {show(by_epoch[highest])} at {highest}",
+        thin=thin,
     )
 
 

@@ -122,6 +122,8 @@ def row(arm: str, run: RunDirectory, sharpness: Sharpness) -> dict[str, Any]:
         **dict(zip(("mask_clean", "mask_robust"), raw, strict=True)),
         **dict(zip(("finetuned_clean", "finetuned_robust"), finetuned, strict=True)),
         "lambda_max": sharpness.curvature.lambda_max,
+        "lambda_max_live": sharpness.curvature.lambda_max_live,
+        "dead_channels": sharpness.curvature.dead_channels,
         "loss_difference": sharpness.loss_differences[0].mean,
         "h": open_run(run.path).stability.iloc[-1].item(),
         "selected_epoch": results["prune"]["selected_epoch"],
@@ -136,12 +138,13 @@ def table_of(records: list[dict[str, Any]]) -> Any:
         f"HYDRA on digits, keep {first['keep']:.3g}; clean / robust accuracy in % under {first['attack']}, "
         f"eps {first['eps']}, {first['n']} test images"
     )
-    columns = ["", "dense", "raw mask", "finetuned", "λ_max", "ΔL ρ=0.01", "h", "seconds"]
+    columns = ["", "dense", "raw mask", "finetuned", "λ_max", "live λ_max", "dead", "ΔL ρ=0.01", "h", "seconds"]
     rows = [
         [
             record["arm"],
             *(_pair(record, kind) for kind in ("dense", "mask", "finetuned")),
-            *(record[key] for key in ("lambda_max", "loss_difference", "h", "seconds")),
+            *(record[key] for key in ("lambda_max", "lambda_max_live", "dead_channels")),
+            *(record[key] for key in ("loss_difference", "h", "seconds")),
         ]
         for record in records
     ]
@@ -157,7 +160,12 @@ def verdict(records: list[dict[str, Any]]) -> str:
     """In words: where S2AP gained and where it lost, as measured, in one run of one seed."""
     orig, s2ap = records
     good = {"mask_robust": "raw mask's robust accuracy", "finetuned_robust": "finetuned robust accuracy"}
-    low = {"lambda_max": "λ_max", "loss_difference": "loss difference", "h": "Hamming distance"}
+    low = {
+        "lambda_max": "λ_max",
+        "lambda_max_live": "live λ_max",
+        "loss_difference": "loss difference",
+        "h": "Hamming distance",
+    }
     gains = [name for key, name in good.items() if s2ap[key] > orig[key]]
     gains += [name for key, name in low.items() if s2ap[key] < orig[key]]
     losses = [name for key, name in good.items() if s2ap[key] < orig[key]]
@@ -177,6 +185,10 @@ def draw(runs: dict[str, RunDirectory], file: Path) -> None:
     with plots.picture(file, 2.1 * plots.COLUMN, 2.3, panels=3) as (a, b, c):
         plots.bars(a, accuracy, ylabel="robust accuracy (%)", errors=errors)
         plots.difference_area(b, orig.stability - s2ap.stability, first="orig", second="s2ap")
-        curves = {"orig": orig.tracked("lambda_max_batch"), "s2ap": s2ap.tracked("lambda_max_batch")}
+        live, every = (
+            {arm: run.tracked(metric) for arm, run in zip(ARMS, (orig, s2ap), strict=True)}
+            for metric in ("lambda_max_live_batch", "lambda_max_batch")
+        )
         warmup = s2ap.config.minimizer.warmup
-        plots.curves(c, curves, xlabel="epoch", ylabel=r"$\lambda_{max}$ (BatchNorm: batch)", warmup=warmup, log=True)
+        ylabel = r"live $\lambda_{max}$ (BatchNorm: batch)" + "\nthin: of all scores"
+        plots.curves(c, live, thin=every, xlabel="epoch", ylabel=ylabel, warmup=warmup, log=True)
