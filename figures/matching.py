@@ -252,7 +252,9 @@ class Library:
         """Whether a run has an evaluation (``evaluate-STAGE``), masks, times, curvature, sharpness or corruptions."""
         searched = "prune" in run.results
         if need == "curvature":
-            return searched and run.config.tracking.every > 0 and "curvature" in run.config.tracking.metrics
+            tracking = run.config.tracking
+            read = tracking.every > 0 and "curvature" in tracking.metrics and self.batch_norm in tracking.batch_norm
+            return searched and read
         if need == "sharpness":
             return (run.path / SHARPNESS).is_file()
         if need == "corruptions":

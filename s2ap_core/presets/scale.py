@@ -14,6 +14,9 @@ The ViT does not leave chance in so few epochs of SGD; its evaluation warns of i
 IMAGES = 64
 """Test images at most: AutoAttack on more takes longer than all the training."""
 
+TRACKED = 32
+"""Images that lambda_max is read of, in one of an epoch's ten iterations; a whole batch would double its time."""
+
 PENALTY = 0.2
 """HARP's c. The paper's 0.01 is for 391 iterations in an epoch, digits has ten.
 
@@ -43,6 +46,7 @@ def scale_to_digits(config: Config) -> Config:
         "pretrain": {"epochs": 8, "checkpoint": None, "batch_size": 128},
         "prune": {"epochs": 9, "batch_size": 128},
         "finetune": {"epochs": 5, "batch_size": 128},
+        "tracking": {"images": TRACKED},
         "evaluation": {"n": images, "eps": None, "batch_size": IMAGES},
     }
     sections = {name: getattr(config, name).model_copy(update=change) for name, change in changes.items()}

@@ -77,9 +77,8 @@ class PlannedRun:
 
 
 def grids() -> dict[str, str]:
-    """Names and titles of the grids that come with the package: each table's, ``all``, and the files'."""
+    """Names and titles of the grids that come with the package: each table's, and the files'."""
     found = {table: f"the runs of Table {table.removeprefix('table')}, {SEEDS} seeds" for table in TABLES}
-    found["all"] = f"the runs of all tables, {SEEDS} seeds"
     for file in _folder().iterdir():
         if file.name.endswith(".toml"):
             found[file.name.removesuffix(".toml")] = _parse(file.read_text(encoding="utf-8"), file.name).title
@@ -98,11 +97,8 @@ def read_grid(source: str) -> Grid:
             return _parse(path.read_text(encoding="utf-8"), source)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read as text ({error}); give a TOML grid") from error
-    if source in TABLES or source == "all":
-        seeds: dict[str, list[Any]] = {"seed": list(range(SEEDS))}
-        return Grid(
-            title=known[source], group=[Group(presets=[*TABLES] if source == "all" else [source], values=seeds)]
-        )
+    if source in TABLES:
+        return Grid(title=known[source], group=[Group(presets=[source], values={"seed": list(range(SEEDS))})])
     if source in known:
         return _parse((_folder() / f"{source}.toml").read_text(encoding="utf-8"), source)
     if source in ("table7", "table13"):
