@@ -21,8 +21,7 @@ def without_effect(config: Config) -> dict[str, str]:
     found: dict[str, str] = {}
     for key, why in _unread(config):
         section, name = key.split(".")
-        settings = getattr(config, section)
-        if getattr(settings, name) != type(settings).model_fields[name].get_default(call_default_factory=True):
+        if getattr(getattr(config, section), name) != _default(config, section, name):
             found.setdefault(key, why)
     return found
 
@@ -84,13 +83,16 @@ def _all_of(section: str, config: Config, why: str, but: Iterable[str] = ()) -> 
         yield f"{section}.{field}", why
 
 
+def _default(config: Config, section: str, name: str) -> Any:
+    return type(getattr(config, section)).model_fields[name].get_default(call_default_factory=True)
+
+
 def at_default(config: Config, keys: Iterable[str]) -> Config:
     """The same config with these settings, by dotted key, at their defaults."""
     changes: dict[str, dict[str, Any]] = {}
     for key in keys:
         section, name = key.split(".")
-        default = type(getattr(config, section)).model_fields[name].get_default(call_default_factory=True)
-        changes.setdefault(section, {})[name] = default
+        changes.setdefault(section, {})[name] = _default(config, section, name)
     return config.model_copy(
         update={section: getattr(config, section).model_copy(update=change) for section, change in changes.items()}
     )
