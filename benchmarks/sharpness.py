@@ -55,7 +55,7 @@ def _auto_pgd(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) -> R
     gradient()
     for _ in range(2):
         starts.clear()
-        loss_difference(model, loss_with_time, [batch], rho=0.005, steps=4)
+        loss_difference(model, loss_with_time, [batch], rho=0.005, ascent="auto-pgd", steps=4, restarts=1)
         steps += [after - before for before, after in pairwise(starts[:5])]  # the rest are random draws
         gradients += [timed(gradient, setting.device) for _ in range(4)]
     rounds = Rounds({"step": [median(steps)], "gradient": [median(gradients)]})

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from s2ap_diag.curvature.hessian import ScoreHessian as ScoreHessian
     from s2ap_diag.curvature.loss_difference import LossDifference as LossDifference
     from s2ap_diag.curvature.loss_difference import loss_difference as loss_difference
+    from s2ap_diag.curvature.loss_difference import loss_differences as loss_differences
     from s2ap_diag.reading.read import load as load
     from s2ap_diag.stability import Hamming as Hamming
     from s2ap_diag.stability import PackedMasks as PackedMasks
@@ -54,6 +55,7 @@ _OFFERED = {
     "score_hessian": "s2ap_diag.curvature.hessian.ScoreHessian",
     "LossDifference": "s2ap_diag.curvature.loss_difference.LossDifference",
     "loss_difference": "s2ap_diag.curvature.loss_difference.loss_difference",
+    "loss_differences": "s2ap_diag.curvature.loss_difference.loss_differences",
     "load": "s2ap_diag.reading.read.load",
     "Hamming": "s2ap_diag.stability.Hamming",
     "PackedMasks": "s2ap_diag.stability.PackedMasks",

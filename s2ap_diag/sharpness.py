@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from s2ap_core.config import ObjectiveSettings
 from s2ap_core.data import Dataset
+from s2ap_core.distributed.share import dealt
 from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.masks.masking import density as kept_fraction
@@ -15,9 +16,10 @@ from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.training.batch_norm import reestimate_statistics
 from s2ap_core.training.objectives import build_objective
 from s2ap_diag.adversary import Adversary, describe_adversary, needs_reestimation
+from s2ap_diag.curvature.ascent import Norm, Scale
 from s2ap_diag.curvature.eigen import Curvature, Method, SpectralDensity, curvature, spectral_density, spread
 from s2ap_diag.curvature.hessian import BatchNormMode
-from s2ap_diag.curvature.loss_difference import LossDifference, Norm, loss_difference
+from s2ap_diag.curvature.loss_difference import Ascent, LossDifference, loss_differences
 from s2ap_diag.curvature.tracking import batch_loss
 from s2ap_diag.stability.margins import ScoreMargins, score_margins
 
@@ -36,6 +38,8 @@ class SharpnessSettings:
     Attributes:
         hvps, tolerance: of the eigenvalue method, None for the method's own.
         rho: radii of the loss difference; none of them leaves it out.
+        ascent, steps, restarts, norm, scale: how and in which ball it is sought, see
+            :func:`s2ap_diag.loss_difference.loss_differences`.
         recraft: make the adversarial examples anew at each step of the loss difference.
         spectrum: estimate the trace and the density of all eigenvalues too.
     """
@@ -46,12 +50,13 @@ class SharpnessSettings:
     batch_norm: BatchNormMode = "running"
     by_layer: Literal["layer", "block"] | None = None
     rho: Sequence[float] = RHOS
+    ascent: Ascent | None = None
     steps: int = 20
+    restarts: int = 2
     norm: Norm = "linf"
-    scale: Literal["score", "one"] = "score"
+    scale: Scale = "score"
     recraft: bool = False
     spectrum: bool = False
-    restarts: int = 1
     images: int = 1024
     batch_size: int = 128
     seed: int = 0
@@ -94,13 +99,13 @@ class Sharpness:
 
 def _loss_difference_record(found: LossDifference, margins: ScoreMargins) -> dict[str, Any]:
     entries = asdict(found)
-    kept = ("mean", "std", "standard_error", "average_case", "steps", "norm", "scale", "recrafted")
-    flips = sum(found.flips) / len(found.flips)
+    errors = ("standard_error", "average_case_standard_error", "average_case_monte_carlo_error", "flips_standard_error")
+    options = ("ascent", "steps", "restarts", "norm", "scale", "recrafted")
     return {
-        **{name: entries[name] for name in kept},
-        "flips": flips,
-        "flips_share": flips / found.n_scores,
-        # What the scores' margins predict: at most so many can flip, so many lie within rho of the threshold.
+        **{name: entries[name] for name in ("mean", "std", "average_case", *errors, *options)},
+        "flips": found.flips_mean,
+        "flips_share": found.flips_mean / found.n_scores,
+        # What the scores' margins predict: at most so many can flip, so many lie within rho c of the threshold.
         "flippable_share": margins.flippable,
         "within_share": margins.within,
     }
@@ -123,7 +128,7 @@ def measure_sharpness(
     data: Dataset,
     objective: ObjectiveSettings,
     settings: SharpnessSettings,
-    on_step: Callable[[], None] = lambda: None,
+    on_step: Callable[[float], None] = lambda part: None,
 ) -> Sharpness:
     """lambda_max and loss differences of a checkpoint with scores, on the same adversarial batches.
 
@@ -131,7 +136,7 @@ def measure_sharpness(
     ``running`` they are first estimated anew on the measured images, and the record says so.
 
     Args:
-        on_step: called ``1 + len(settings.rho)`` times.
+        on_step: called with parts of the work that add up to ``1 + len(settings.rho)``.
 
     Raises:
         InputError: if the checkpoint has no scores, or a loss is not finite.
@@ -163,35 +168,35 @@ def measure_sharpness(
     if settings.spectrum:
         with spread(model, loss, batches, settings.batch_norm) as hessian:
             density = spectral_density(hessian, seed=settings.seed)
-    on_step()
-    differences, margins = [], []
-    for rho in settings.rho:
-        margins.append(score_margins(model, rho))
-        differences.append(
-            loss_difference(
-                model,
-                loss,
-                batches,
-                rho=rho,
-                steps=settings.steps,
-                norm=settings.norm,
-                scale=settings.scale,
-                recraft=adversary if settings.recraft else None,
-                restarts=settings.restarts,
-                batch_norm=settings.batch_norm,
-                seed=settings.seed,
-            )
+    on_step(1)
+    differences: tuple[LossDifference, ...] = ()
+    if settings.rho:
+        own = len(dealt(batches))
+        differences = loss_differences(
+            model,
+            loss,
+            batches,
+            settings.rho,
+            ascent=settings.ascent,
+            steps=settings.steps,
+            restarts=settings.restarts,
+            norm=settings.norm,
+            scale=settings.scale,
+            recraft=adversary if settings.recraft else None,
+            batch_norm=settings.batch_norm,
+            seed=settings.seed,
+            on_step=lambda: on_step(1 / own),
         )
-        on_step()
+    margins = tuple(score_margins(model, rho, settings.scale) for rho in settings.rho)
     described = describe_adversary(objective, recrafted=settings.recraft)
     return Sharpness(
         checkpoint=checkpoint,
         keep=kept_fraction(model),
         curvature=found,
-        loss_differences=tuple(differences),
+        loss_differences=differences,
         batch_norm=batch_norm,
         adversary=described,
         seconds=time.monotonic() - started,
-        margins=tuple(margins),
+        margins=margins,
         density=density,
     )

@@ -131,7 +131,7 @@ def table_of(records: list[dict[str, Any]]) -> Any:
         f"HYDRA on digits, keep {first['keep']:.3g}; clean / robust accuracy in % under {first['attack']}, "
         f"eps {first['eps']}, {first['n']} test images"
     )
-    columns = ["", "dense", "raw mask", "finetuned", "λ_max", "live λ_max", "dead", "ΔL ρ=0.01", "h", "seconds"]
+    columns = ["", "dense", "raw mask", "finetuned", "λ_max", "live λ_max", "dead", "ΔL ≥, ρ=0.01", "h", "seconds"]
     rows = [
         [
             record["arm"],

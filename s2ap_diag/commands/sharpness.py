@@ -30,11 +30,12 @@ def run_command(
     rho: tuple[float, ...],
     no_loss_difference: bool,
     spectrum: Path | None,
+    ascent: Literal["exchange", "auto-pgd"] | None,
     steps: int,
+    restarts: int,
     ball: Literal["linf", "l2"],
     scale: Literal["score", "one"],
     recraft: bool,
-    restarts: int,
     images: int,
     batch_size: int,
     objective: str | None,
@@ -53,12 +54,13 @@ def run_command(
         batch_norm=batch_norm,
         by_layer=by_layer,
         rho=() if no_loss_difference else rho or RHOS,
+        ascent=ascent,
         steps=steps,
+        restarts=restarts,
         norm=ball,
         scale=scale,
         recraft=recraft,
         spectrum=spectrum is not None,
-        restarts=restarts,
         images=images,
         batch_size=batch_size,
         seed=seed,
@@ -161,7 +163,7 @@ def table_of(records: list[dict[str, Any]], skipped: int) -> Any:
     if skipped:
         title += f"; {skipped} files without scores left out"
     columns = ["checkpoint", "epoch", "keep", "λ_max", "live λ_max", "dead", "dead share", "dominant λ", "residual"]
-    return make_table(title, [*columns, "converged", *(f"ΔL ρ={rho}" for rho in rhos), "s"], rows)
+    return make_table(title, [*columns, "converged", *(f"ΔL ≥, ρ={rho}" for rho in rhos), "s"], rows)
 
 
 def _with_error(record: dict[str, Any], name: str) -> float | str:

@@ -39,8 +39,8 @@ def _progress(quiet: bool, *columns: ProgressColumn) -> Progress:
 
 
 @contextmanager
-def counting(description: str, total: int, quiet: bool) -> Iterator[Callable[[], None]]:
-    """Show a bar over ``total`` steps; the block calls what it is given once for each."""
+def counting(description: str, total: int, quiet: bool) -> Iterator[Callable[..., None]]:
+    """Show a bar over ``total`` steps; the block calls what it is given once for each, or with a part of one."""
     with plain_progress(quiet) as progress:
         task = progress.add_task(description, total=total)
-        yield lambda: progress.advance(task)
+        yield lambda part=1: progress.advance(task, part)

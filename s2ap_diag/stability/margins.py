@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from s2ap_core.errors import InputError
+from s2ap_diag.curvature.ascent import Scale
 from s2ap_diag.curvature.hessian import chosen_masks
 
 
@@ -17,8 +18,8 @@ class LayerMargin:
     Attributes:
         entries: scores of the layer.
         threshold: midway between the smallest |s| kept and the largest dropped; None for a dense layer.
-        within: entries whose |s| differs from the threshold by at most rho |s|.
-        flippable: the most mask entries that any v with |v| <= rho |s| changes, see :func:`score_margins`.
+        within: entries whose |s| differs from the threshold by at most rho c.
+        flippable: the most mask entries that any v with |v| <= rho c changes, see :func:`score_margins`.
     """
 
     entries: int
@@ -37,18 +38,21 @@ class ScoreMargins:
     flippable: float
 
 
-def score_margins(model: nn.Module, rho: float) -> ScoreMargins:
-    """Predict how many mask entries flip when scores change by at most ``rho`` relative to themselves.
+def score_margins(model: nn.Module, rho: float, scale: Scale = "score") -> ScoreMargins:
+    """Predict how many mask entries flip when each score changes by at most ``rho`` c, c = |s| or 1.
 
-    A layer keeps its k scores of largest |s|. Under |v| <= rho |s| a score's magnitude can become
-    anything from |s|(1 - rho), or 0, to |s|(1 + rho). The kept and the dropped that change places come in
+    A layer keeps its k scores of largest |s|. Under |v| <= rho c a score's magnitude can become
+    anything from |s| - rho c, or 0, to |s| + rho c. The kept and the dropped that change places come in
     pairs; the m weakest kept and the m strongest dropped can all change places if and only if
 
-        (m-th smallest |s| kept)(1 - rho) < (m-th largest |s| dropped)(1 + rho),
+        (m-th smallest |s| - rho c kept) < (m-th largest |s| + rho c dropped),
 
-    and the layer's ``flippable`` is 2m for the largest such m. The ball of :func:`loss_difference` with
-    c = |s| and the l-inf norm therefore never flips more, and v can be found that flips exactly as many.
-    ``within`` counts what the distance to a fixed threshold would suggest.
+    and the layer's ``flippable`` is 2m for the largest such m. The ball of :func:`loss_differences` with
+    the same c and the l-inf norm therefore never flips more, and v can be found that flips exactly as many;
+    the l2 ball lies within it. ``within`` counts what the distance to a fixed threshold would suggest.
+
+    Args:
+        scale: c = |s| (``score``) or 1 (``one``).
 
     Raises:
         InputError: if rho is negative or not finite, the network has no scores, or they hold NaN.
@@ -59,7 +63,7 @@ def score_margins(model: nn.Module, rho: float) -> ScoreMargins:
     with torch.no_grad():
         for name, mask in chosen_masks(model).items():
             kept = mask.mask().bool().cpu().numpy()
-            layers[name] = _layer_margin(mask.scores.abs().cpu().numpy(), kept, rho)
+            layers[name] = _layer_margin(mask.scores.abs().cpu().numpy(), kept, rho, scale)
     entries = sum(layer.entries for layer in layers.values())
     return ScoreMargins(
         rho,
@@ -69,18 +73,19 @@ def score_margins(model: nn.Module, rho: float) -> ScoreMargins:
     )
 
 
-def _layer_margin(magnitude: np.ndarray, mask: np.ndarray, rho: float) -> LayerMargin:
+def _layer_margin(magnitude: np.ndarray, mask: np.ndarray, rho: float, scale: str) -> LayerMargin:
     magnitude = magnitude.astype(np.float64)
-    kept, dropped = magnitude[mask], magnitude[~mask]
-    if not len(kept) or not len(dropped):
+    if mask.all() or not mask.any():
         return LayerMargin(magnitude.size, None, 0, 0)
-    weakest, strongest = kept.min(), dropped.max()
-    threshold = float(weakest + strongest) / 2
-    within = int((np.abs(magnitude - threshold) <= rho * magnitude).sum())
+    if scale == "score":
+        down, up, room = magnitude * max(1 - rho, 0.0), magnitude * (1 + rho), rho * magnitude
+    else:
+        down, up, room = np.maximum(magnitude - rho, 0), magnitude + rho, np.full_like(magnitude, rho)
+    threshold = float(magnitude[mask].min() + magnitude[~mask].max()) / 2
+    within = int((np.abs(magnitude - threshold) <= room).sum())
+    down, up = down[mask], up[~mask]
     # Only these can change places with anything at all, so only they need sorting.
-    down, up = max(1 - rho, 0.0), 1 + rho
-    falling = np.sort(kept[kept * down < strongest * up])
-    rising = np.sort(dropped[dropped * up > weakest * down])[::-1]
+    falling, rising = np.sort(down[down < up.max()]), np.sort(up[up > down.min()])[::-1]
     pairs = min(len(falling), len(rising))
-    swaps = int((falling[:pairs] * down < rising[:pairs] * up).sum())
+    swaps = int((falling[:pairs] < rising[:pairs]).sum())
     return LayerMargin(magnitude.size, threshold, within, 2 * swaps)

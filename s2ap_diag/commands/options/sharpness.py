@@ -24,12 +24,14 @@ from s2ap_diag.commands.options.shared import EXISTING, device_option, output_op
               help="Radius of the loss difference; may be repeated.  [default: Table 13's, 0.001 to 0.01]")  # fmt: skip
 @click.option("--no-loss-difference", is_flag=True, help="lambda_max alone.")
 @click.option("--spectrum", type=EXISTING, help="Draw the density of all eigenvalues, and estimate the trace.")
-@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of Auto-PGD.")
+@click.option("--ascent", type=click.Choice(["exchange", "auto-pgd"]),
+              help="How it is sought: from mask to mask, or as in the paper, as always in the l2 ball.")  # fmt: skip
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of an ascent.")
+@click.option("--restarts", type=click.IntRange(min=1), default=2, show_default=True, help="Ascents for each rho.")
 @click.option("--ball", type=click.Choice(["linf", "l2"]), default="linf", show_default=True)
 @click.option("--scale", type=click.Choice(["score", "one"]), default="score", show_default=True,
               help="c of Eq. 12: |s| or 1.")  # fmt: skip
 @click.option("--recraft", is_flag=True, help="Make the adversarial examples anew at each step.")
-@click.option("--restarts", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--images", type=click.IntRange(min=1), default=1024, show_default=True, help="Training images.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--objective", help="trades, pgd-at, mart, fast-at or clean; default the checkpoint's own, or trades.")

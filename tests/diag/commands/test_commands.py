@@ -110,6 +110,26 @@ def test_what_has_not_converged_is_said_in_the_table_and_warned_of(run):
     assert "not λ_max" not in by_default.stdout
 
 
+def test_the_predicted_flips_are_of_the_ball_that_was_searched_and_flips_have_errors(run):
+    path = run / "ckpt" / "prune-best.safetensors"
+    options = ["--images", 40, "--batch-size", 30, "--rho", 0.1, "--steps", 1, "--method", "power", "--hvps", 1]
+    result = invoke("sharpness", path, *options, "--scale", "one", "--json", "-")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)[0]["loss_difference"]["0.1"]
+    flippable = entries = 0
+    for mask in score_masks(load_checkpoint(path).model).values():
+        magnitude = np.sort(mask.scores.detach().abs().numpy().astype(float).ravel())
+        kept, dropped = magnitude[magnitude.size - mask.n_keep :], magnitude[: magnitude.size - mask.n_keep][::-1]
+        pairs = min(len(kept), len(dropped))
+        flippable += 2 * int((np.maximum(kept[:pairs] - 0.1, 0) < dropped[:pairs] + 0.1).sum())
+        entries += magnitude.size
+    assert found["flippable_share"] == pytest.approx(flippable / entries)
+    assert found["flips_share"] <= found["flippable_share"]
+    assert found["average_case_standard_error"] > 0
+    assert found["average_case_monte_carlo_error"] > 0
+    assert found["flips_standard_error"] >= 0
+
+
 def test_sharpness_of_a_checkpoint_without_scores_is_refused_by_its_name(run):
     path = run / "ckpt" / "finetune-best.safetensors"
     refused(invoke("sharpness", path, "--images", 64), f"{path}: has no scores")

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 import s2ap_core.masks.topk
 from s2ap_core.errors import InputError
 from s2ap_core.masks.masking import attach, masks, scores
-from s2ap_diag.curvature.loss_difference import auto_pgd, checkpoints, loss_difference
+from s2ap_diag.curvature.ascent import Place, auto_pgd, checkpoints
+from s2ap_diag.curvature.loss_difference import loss_difference, loss_differences
 from s2ap_diag.stability.margins import score_margins
 
 
-def quadratic(a: Tensor, b: Tensor) -> Callable[[Tensor], tuple[float, Tensor]]:
+def quadratic(a: Tensor, b: Tensor) -> Callable[[Tensor], Place]:
     """x -> b'x - x'Ax / 2 and its gradient."""
-    return lambda x: (float(b @ x - 0.5 * x @ a @ x), b - a @ x)
+    return lambda x: Place(x, float(b @ x - 0.5 * x @ a @ x), b - a @ x)
 
 
 def network() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
@@ -45,18 +46,20 @@ def test_checkpoints_are_those_of_croce_and_hein(steps: int, expected: set[int])
 def test_auto_pgd_finds_the_corner_where_a_convex_quadratic_on_a_box_is_largest() -> None:
     torch.manual_seed(0)
     b, radius = torch.randn(30).double(), 0.1
-    found = auto_pgd(quadratic(-torch.eye(30).double(), b), torch.zeros(30).double(), radius=radius)
+    f = quadratic(-torch.eye(30).double(), b)
+    found = auto_pgd(f, f(torch.zeros(30).double()), radius=radius)
     assert found.value == pytest.approx(radius * float(b.abs().sum()) + 0.5 * 30 * radius**2)
-    assert torch.equal(found.best, radius * b.sign())
-    assert found.start_value == 0
+    assert torch.equal(found.u, radius * b.sign())
+    assert torch.equal(found.gradient, b + found.u)
 
 
 def test_auto_pgd_halves_its_step_to_reach_an_interior_maximum() -> None:
     # With the step at its first length, 2 radius, it would jump between the faces of the box for ever.
     torch.manual_seed(0)
     center = 0.1 * (torch.rand(20).double() - 0.5)
-    found = auto_pgd(quadratic(torch.eye(20).double(), center), torch.zeros(20).double(), radius=0.1, steps=200)
-    assert (found.best - center).abs().max() < 5e-3
+    f = quadratic(torch.eye(20).double(), center)
+    found = auto_pgd(f, f(torch.zeros(20).double()), radius=0.1, steps=200)
+    assert (found.u - center).abs().max() < 5e-3
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -73,9 +76,10 @@ def test_auto_pgd_comes_close_to_the_optimum_of_a_coupled_quadratic(norm: str) -
         method="SLSQP",
         options={"ftol": 1e-12, "maxiter": 500},
     )
-    found = auto_pgd(quadratic(a, b), torch.zeros(8).double(), radius=radius, norm=norm, steps=100)
+    f = quadratic(a, b)
+    found = auto_pgd(f, f(torch.zeros(8).double()), radius=radius, norm=norm, steps=100)
     assert found.value == pytest.approx(-peer.fun, rel=1e-3)
-    size = found.best.abs().max() if norm == "linf" else found.best.norm()
+    size = found.u.abs().max() if norm == "linf" else found.u.norm()
     assert size <= radius * (1 + 1e-12)
 
 
@@ -90,7 +94,7 @@ def test_auto_pgd_takes_the_steps_of_the_authors_code(norm: str) -> None:
     ours: list[Tensor] = []
     theirs: list[Tensor] = []
 
-    def recorded(x: Tensor) -> tuple[float, Tensor]:
+    def recorded(x: Tensor) -> Place:
         ours.append(x)
         return f(x)
 
@@ -100,7 +104,7 @@ def test_auto_pgd_takes_the_steps_of_the_authors_code(norm: str) -> None:
         value = b @ v - 0.5 * v @ root @ root.T @ v
         return torch.stack([torch.zeros_like(value), value])[None]
 
-    auto_pgd(recorded, torch.zeros(6), radius=0.1, norm=norm, steps=100)
+    auto_pgd(recorded, recorded(torch.zeros(6)), radius=0.1, norm=norm, steps=100)
     attack = APGDAttack(
         two_logits, n_iter=100, norm={"linf": "Linf", "l2": "L2"}[norm], eps=0.1, device=torch.device("cpu")
     )
@@ -114,15 +118,15 @@ def test_auto_pgd_returns_the_best_point_it_saw_not_the_last() -> None:
     values = iter([0.0] * 30 + [7.0] + [1.0] * 70)
     seen: list[Tensor] = []
 
-    def scripted(x: Tensor) -> tuple[float, Tensor]:
+    def scripted(x: Tensor) -> Place:
         seen.append(x)
-        return next(values), torch.tensor([1.0, -1.0]) * (-1) ** len(seen)
+        return Place(x, next(values), torch.tensor([1.0, -1.0]) * (-1) ** len(seen))
 
-    found = auto_pgd(scripted, torch.zeros(2), radius=1.0, steps=100)
+    found = auto_pgd(scripted, scripted(torch.zeros(2)), radius=1.0, steps=100)
     assert found.value == 7.0
-    assert torch.equal(found.best, seen[30])
-    assert not torch.equal(found.best, seen[-1])
-    assert found.evaluations == len(seen) == 101
+    assert torch.equal(found.u, seen[30])
+    assert not torch.equal(found.u, seen[-1])
+    assert len(seen) == 101
 
 
 def test_auto_pgd_also_halves_its_step_when_the_best_stalls_but_never_twice_for_that_in_a_row() -> None:
@@ -131,11 +135,11 @@ def test_auto_pgd_also_halves_its_step_when_the_best_stalls_but_never_twice_for_
     values = iter([100.0, *range(100)])
     seen: list[float] = []
 
-    def scripted(x: Tensor) -> tuple[float, Tensor]:
+    def scripted(x: Tensor) -> Place:
         seen.append(float(x))
-        return next(values), torch.ones(1)
+        return Place(x, next(values), torch.ones(1))
 
-    auto_pgd(scripted, torch.zeros(1), radius=1.0, steps=100)
+    auto_pgd(scripted, scripted(torch.zeros(1)), radius=1.0, steps=100)
     # A restart from 0 with momentum from 1 leads to 3/4 of the step, at most 1, less 1/4.
     assert [seen[k] for k in (22, 23, 42, 58)] == pytest.approx([1, 0.75 - 0.25, 1, 0.75 * 0.5 - 0.25])
 
@@ -152,9 +156,10 @@ def mse(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return (model(batch[0]) - batch[1]).square().mean()
 
 
+@pytest.mark.parametrize("ascent", ["exchange", "auto-pgd"])
 @pytest.mark.parametrize("rho", [0.02, 0.06, 0.15, 0.3])
 def test_no_mask_in_reach_is_worse_than_the_worst_case_and_the_flips_are_those_of_such_a_mask(
-    rho: float,
+    rho: float, ascent: str
 ) -> None:
     # The loss depends on v through the mask alone, and every reachable mask is reached at a corner.
     model, batch = one_layer()
@@ -167,14 +172,14 @@ def test_no_mask_in_reach_is_worse_than_the_worst_case_and_the_flips_are_those_o
             flips_of[float(mse(model, batch))] = int((masks(model)["weight"] != own).sum())
             scores(model)["scores"].copy_(s)
     reference = float(mse(model, batch).detach())
-    found = loss_difference(model, mse, [batch], rho=rho, restarts=5, draws=50)
+    found = loss_difference(model, mse, [batch], rho=rho, ascent=ascent, restarts=5, draws=50)
     assert found.reference == (reference,)
     worst = min(flips_of, key=lambda loss: abs(loss - reference - found.mean))
     assert worst == pytest.approx(reference + found.mean)
     assert found.flips == (flips_of[worst],)
     assert worst <= max(flips_of)
-    if rho == 0.15:  # with so few masks in reach the ascent finds the worst of them
-        assert worst == max(flips_of) > reference
+    if rho == 0.15 or ascent == "exchange":  # with so few masks in reach the ascent finds the worst of them
+        assert worst == max(flips_of) >= reference
 
 
 @pytest.mark.parametrize(("rho", "pairs"), [(0.02, 0), (0.05, 1), (0.12, 2), (0.22, 3), (0.5, 4)])
@@ -203,24 +208,56 @@ def test_below_the_smallest_margin_nothing_changes() -> None:
 
 def test_statistics_over_batches() -> None:
     model, batches = network()
-    alone = [loss_difference(model, cross_entropy, [batch], rho=0.2) for batch in batches]
-    found = loss_difference(model, cross_entropy, batches, rho=0.2)
+    options = {"rho": 0.2, "ascent": "auto-pgd", "restarts": 1}  # no chance in it
+    alone = [loss_difference(model, cross_entropy, [batch], **options) for batch in batches]
+    found = loss_difference(model, cross_entropy, batches, **options)
     values = [one.mean for one in alone]
     assert found.per_batch == pytest.approx(values)
     assert found.flips == tuple(one.flips[0] for one in alone)
     assert found.mean == pytest.approx(np.mean(values))
     assert found.std == pytest.approx(np.std(values, ddof=1))
     assert found.standard_error == pytest.approx(np.std(values, ddof=1) / 3**0.5)
-    assert alone[0].std is None
+    assert found.flips_mean == pytest.approx(np.mean(found.flips))
+    assert found.flips_standard_error == pytest.approx(np.std(found.flips, ddof=1) / 3**0.5)
+    assert alone[0].std is alone[0].flips_standard_error is alone[0].average_case_standard_error is None
     assert min(values) > 0
     assert min(found.flips) > 0
     assert found.average_case < found.mean
 
 
-def test_restarts_never_find_less() -> None:
+def test_a_batch_weighs_as_much_as_its_images() -> None:
+    # Twice the same images have the loss of the images once, and count twice.
+    model, (a, b, _) = network()
+    options = {"rho": 0.2, "ascent": "auto-pgd", "restarts": 1}
+    twice = (torch.cat([a[0], a[0]]), torch.cat([a[1], a[1]]))
+    uneven = loss_difference(model, cross_entropy, [twice, b], **options)
+    even = loss_difference(model, cross_entropy, [a, a, b], **options)
+    assert uneven.per_batch[0] == pytest.approx(even.per_batch[0])
+    assert abs(uneven.per_batch[0] - uneven.per_batch[1]) > 1e-3
+    assert uneven.mean == pytest.approx(even.mean)
+    assert uneven.flips_mean == pytest.approx(even.flips_mean)
+    # The sample deviation of two values a, b with weights 2/3, 1/3: sqrt(2 (2/3) (1/3)) |a - b|.
+    assert uneven.std == pytest.approx(2 / 3 * abs(uneven.per_batch[0] - uneven.per_batch[1]))
+
+
+def test_the_errors_of_the_average_case_are_its_scatter_over_seeds() -> None:
+    # Over batches that are all the same there is no other chance than that of the draws.
+    model, batch = one_layer()
+    found = [
+        loss_difference(model, mse, [batch] * 2, rho=0.3, draws=4, steps=1, restarts=1, seed=seed) for seed in range(60)
+    ]
+    scatter = np.std([one.average_case for one in found], ddof=1)
+    for name in ("average_case_monte_carlo_error", "average_case_standard_error"):
+        assert np.mean([getattr(one, name) ** 2 for one in found]) ** 0.5 == pytest.approx(scatter, rel=0.35)
+    once = loss_difference(model, mse, [batch], rho=0.3, draws=1)
+    assert once.average_case_monte_carlo_error is None
+
+
+@pytest.mark.parametrize("ascent", ["exchange", "auto-pgd"])
+def test_restarts_never_find_less(ascent: str) -> None:
     model, batches = network()
-    once = loss_difference(model, cross_entropy, batches, rho=0.5, steps=4)
-    often = loss_difference(model, cross_entropy, batches, rho=0.5, steps=4, restarts=6)
+    once = loss_difference(model, cross_entropy, batches, rho=0.5, ascent=ascent, steps=4, restarts=1)
+    often = loss_difference(model, cross_entropy, batches, rho=0.5, ascent=ascent, steps=4, restarts=6)
     assert all(b >= a for a, b in zip(once.per_batch, often.per_batch, strict=True))
     assert often.mean > once.mean
 
@@ -249,7 +286,10 @@ def test_every_point_evaluated_lies_in_the_ball_and_the_first_is_s(norm: str, sc
     assert size.max() == pytest.approx(0.1, rel=1e-9)  # reaches the boundary and stays within
 
 
-def test_a_step_costs_one_forward_one_backward_and_one_selection(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ascent", ["exchange", "auto-pgd"])
+def test_a_step_costs_one_forward_and_one_selection_and_if_it_rises_one_backward(
+    monkeypatch: pytest.MonkeyPatch, ascent: str
+) -> None:
     model, batches = network()
     counts = {"selections": 0, "forward": 0, "backward": 0}
     select = s2ap_core.masks.topk.topk_mask
@@ -266,11 +306,17 @@ def test_a_step_costs_one_forward_one_backward_and_one_selection(monkeypatch: py
         return value
 
     monkeypatch.setattr(s2ap_core.masks.topk, "topk_mask", counted)
-    found = loss_difference(model, loss, batches[:2], rho=0.1, steps=20, restarts=2, draws=3)
-    assert counts["forward"] == found.forward_passes == 2 * (2 * 21 + 3)
-    assert counts["backward"] == found.backward_passes == 2 * 2 * 21
-    # Two layers per evaluation, beside the masks at s and at each batch's worst v.
-    assert counts["selections"] == 2 * (found.forward_passes + 1 + 2)
+    rhos, options = (0.1, 0.2), {"ascent": ascent, "steps": 20, "restarts": 2, "draws": 3}
+    found = loss_differences(model, loss, batches[:2], rhos, **options)
+    # L(s) once, two ascents of 20 steps at each radius, of which Auto-PGD's second has a start of its own; the draws.
+    steps = 2 * 20 + (ascent == "auto-pgd")
+    assert [one.forward_passes for one in found] == [2 * (1 + steps + 3), 2 * (steps + 3)]
+    assert counts["forward"] == sum(one.forward_passes for one in found)
+    assert counts["backward"] == sum(one.backward_passes for one in found)
+    without_draws = counts["forward"] - 2 * 2 * 3
+    assert counts["backward"] == without_draws if ascent == "auto-pgd" else counts["backward"] < without_draws
+    # Two layers per evaluation, beside the masks at s and at the worst v of each batch and radius.
+    assert counts["selections"] == 2 * (counts["forward"] + 1 + 4)
 
 
 @pytest.mark.parametrize("mode", ["running", "batch"])
@@ -332,7 +378,7 @@ def test_recrafted_examples_are_made_at_s_plus_v_before_each_evaluation() -> Non
         found = loss_difference(model, cross_entropy, batches[:1], rho=0.2, recraft=fgsm, draws=2)
     assert found.recrafted
     assert found.reference[0] == pytest.approx(attacked)
-    assert len(seen) == found.forward_passes == 23
+    assert len(seen) == found.forward_passes == 1 + 2 * 20 + 2
     assert torch.equal(seen[0], scores(model)["0.scores"])
     assert not torch.equal(seen[1], seen[0])
 
@@ -343,7 +389,10 @@ def test_recrafted_examples_are_made_at_s_plus_v_before_each_evaluation() -> Non
         ({"rho": -0.1}, "rho = -0.1"),
         ({"rho": float("nan")}, "rho = nan"),
         ({"rho": 0.1, "steps": 0}, "steps = 0"),
+        ({"rho": 0.1, "restarts": 0}, "restarts = 0"),
         ({"rho": 0.1, "norm": "l1"}, "norm = 'l1'"),
+        ({"rho": 0.1, "ascent": "descent"}, "ascent = 'descent'"),
+        ({"rho": 0.1, "ascent": "exchange", "norm": "l2"}, "ascent = 'exchange' keeps to the linf ball"),
         ({"rho": 0.1, "scale": "rank"}, "scale = 'rank'"),
         ({"rho": 0.1, "batch_norm": "train"}, "batch_norm = 'train'"),
     ],

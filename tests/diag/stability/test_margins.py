@@ -21,17 +21,20 @@ def linear_with_scores(values: np.ndarray, keep: float) -> nn.Module:
 
 @pytest.mark.parametrize("rho", [0.0, 0.01, 0.1, 0.25, 0.6, 1.5])
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.75])
-def test_the_predicted_flips_are_the_most_that_any_v_makes(rho: float, keep: float) -> None:
+@pytest.mark.parametrize("scale", ["score", "one"])
+def test_the_predicted_flips_are_the_most_that_any_v_makes(rho: float, keep: float, scale: str) -> None:
     # Every set of flips is best reached at a corner of the ball, or at 0 where rho lets |s| vanish.
     rng = np.random.default_rng(int(100 * rho + 10 * keep))
     for _ in range(3):
         s = rng.normal(size=8)
         model = linear_with_scores(s, keep)
         own, most = masks(model)["weight"], 0
-        prediction = score_margins(model, rho)
-        for factors in itertools.product((max(1 - rho, 0), 1 + rho), repeat=8):
+        prediction = score_margins(model, rho, scale)
+        room = rho * (np.abs(s) if scale == "score" else np.ones(8))
+        for up in itertools.product((False, True), repeat=8):
+            moved = np.where(up, np.abs(s) + room, np.maximum(np.abs(s) - room, 0))
             with torch.no_grad():
-                scores(model)["scores"].copy_(torch.from_numpy(s * np.array(factors)))
+                scores(model)["scores"].copy_(torch.from_numpy(moved))
             most = max(most, int((masks(model)["weight"] != own).sum()))
         assert prediction.layers[""].flippable == most
         assert prediction.flippable == most / 8
