@@ -11,9 +11,8 @@ from typing import get_args
 import click
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from s2ap_core.config import parse_config
 from s2ap_core.runs.checkpoints import load_checkpoint
-from s2ap_diag.adversary import own_objective
+from s2ap_diag.adversary import objective_of
 from s2ap_diag.curvature.eigen import Curvature
 from s2ap_diag.curvature.hessian import BatchNormMode
 from s2ap_diag.reading.source import Source
@@ -32,9 +31,10 @@ def read(path: Path, eps: float, mode: BatchNormMode, images: int) -> Curvature:
     for module in checkpoint.model.modules():
         if isinstance(module, _BatchNorm):
             module.eps = eps
-    objective = parse_config({"objective": own_objective(checkpoint)}, str(path)).objective
     settings = SharpnessSettings(batch_norm=mode, images=images, rho=())
-    return measure_sharpness(checkpoint, Source(None, None, None, None).data(checkpoint), objective, settings).curvature
+    return measure_sharpness(
+        checkpoint, Source(None, None, None, None).data(checkpoint), objective_of(checkpoint), settings
+    ).curvature
 
 
 def markdown(path: Path, many_eps: Sequence[float], images: int) -> str:

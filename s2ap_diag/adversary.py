@@ -35,6 +35,16 @@ def own_objective(checkpoint: Checkpoint) -> dict[str, Any]:
     return dict(own)
 
 
+def objective_of(checkpoint: Checkpoint, name: str | None = None, eps: str | None = None) -> ObjectiveSettings:
+    """Give the objective that a checkpoint was made with, its name or radius changed where they are given.
+
+    Raises:
+        InputError: as :func:`own_objective`, or naming the options, if there can be no such objective.
+    """
+    asked = {key: value for key, value in {"name": name, "eps": eps}.items() if value is not None}
+    return parse_config({"objective": own_objective(checkpoint) | asked}, "--objective/--eps").objective
+
+
 @dataclass(frozen=True)
 class Adversary:
     """Makes adversarial batches (x, x_adv, y) for a model, the same noise for every model."""

@@ -17,7 +17,7 @@ from s2ap_core.data import Dataset, load
 from s2ap_core.data.cifar10c import CORRUPTIONS
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.training.evaluation import evaluate
-from s2ap_diag.adversary import own_objective
+from s2ap_diag.adversary import objective_of, own_objective
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import plain_progress
 from s2ap_diag.output import plots
@@ -130,9 +130,8 @@ def mean(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def trained_radius(checkpoint: Checkpoint) -> Fraction:
     """Give eps of the checkpoint's own training, else the paper's: 4/255 on ImageNet, 8/255 elsewhere."""
-    own = own_objective(checkpoint)
-    if "eps" in own:
-        return parse_config({"objective": own}, str(checkpoint.path)).objective.eps
+    if "eps" in own_objective(checkpoint):
+        return objective_of(checkpoint).eps
     return Fraction(4, 255) if checkpoint.header.get("dataset") == "imagenet" else Fraction(8, 255)
 
 

@@ -5,10 +5,8 @@ from typing import Any, Literal
 
 import click
 
-from s2ap_core.config import ObjectiveSettings, parse_config
 from s2ap_core.masks.layers import score_masks
-from s2ap_core.runs.checkpoints import Checkpoint
-from s2ap_diag.adversary import own_objective
+from s2ap_diag.adversary import objective_of
 from s2ap_diag.curvature.eigen import SpectralDensity, standard_error
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import counting
@@ -76,7 +74,7 @@ def run_command(
                 skipped.append(path)
                 continue
             data = source.data(found).to(device)
-            adversary = adversary_of(found, objective, eps)
+            adversary = objective_of(found, objective, eps)
             measured = measure_sharpness(found, data, adversary, settings, advance)
             records.append(measured.record())
             if measured.density is not None:
@@ -90,13 +88,6 @@ def run_command(
             plots.spectral_densities(axes, densities, xlabel=f"eigenvalue (BatchNorm: {batch_norm})")
     records += over_seeds(records)
     output.emit(records, table_of(records, len(skipped)))
-
-
-def adversary_of(checkpoint: Checkpoint, objective: str | None, eps: str | None) -> ObjectiveSettings:
-    """Give the objective that a checkpoint was searched with, changed by the options."""
-    own = own_objective(checkpoint)
-    asked = {k: v for k, v in {"name": objective, "eps": eps}.items() if v is not None}
-    return parse_config({"objective": own | asked}, "--objective/--eps").objective
 
 
 def over_seeds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
