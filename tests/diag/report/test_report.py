@@ -608,7 +608,7 @@ def test_pointer_and_arrow_keys_read_the_values(opened, trained):
     tip = browser.find_element("id", "tip")
     rows = pd.read_csv(trained / "orig/metrics.csv")
     readings = rows[(rows.stage == "prune") & rows.iteration.isna()].set_index(["metric", "epoch"])["value"]
-    loss, _, _ = section.find_elements("css selector", "svg.chart")
+    loss = section.find_element("css selector", "svg.chart")  # the first picture
     assert tip.text == ""
     ActionChains(browser).move_to_element_with_offset(loss, 2 - loss.size["width"] // 2, 0).perform()
     said, _, value = tip.text.rpartition(" ")
