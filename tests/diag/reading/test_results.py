@@ -7,7 +7,7 @@ from s2ap_core.methods import METHODS
 from s2ap_core.methods.hydra import Hydra
 from s2ap_core.training.stages import Stages
 from s2ap_diag.reading.results import collect, open_run
-from s2ap_diag.report import summarise
+from s2ap_diag.report.page import summarise
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 

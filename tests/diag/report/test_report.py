@@ -30,7 +30,8 @@ from s2ap_core.training.stages import Stages
 from s2ap_diag.commands import main
 from s2ap_diag.curvature.tracking import build_trackers
 from s2ap_diag.reading.results import open_run
-from s2ap_diag.report import chart, render, summarise
+from s2ap_diag.report.charts import chart
+from s2ap_diag.report.page import render, summarise
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
 
 pytestmark = pytest.mark.usefixtures("tiny_network")

@@ -1,0 +1,212 @@
+"""What is shown of one run."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from s2ap_core.config import Config
+from s2ap_core.runs import course
+from s2ap_diag.reading.results import SHARPNESS, Run
+from s2ap_diag.report.charts import Chart, HeatMap, chart, heat_map
+from s2ap_diag.report.measured import (
+    ALL,
+    LIVE,
+    Curve,
+    Curves,
+    Evaluated,
+    SharpnessRecord,
+    read_distances,
+    read_losses,
+    read_results,
+    read_sharpness,
+    read_spectra,
+)
+
+LINKED = (
+    "config.toml", "environment.json", "results.json", SHARPNESS, "metrics.csv", "timing.csv", "evals", "masks", "ckpt",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """An accuracy in percent and, in words, its 95 % Wilson interval and what it was measured under."""
+
+    percent: float
+    interval: tuple[float, float]
+    under: str
+
+
+@dataclass(frozen=True)
+class LambdaMax:
+    """A reading of lambda_max.
+
+    Attributes:
+        value: over all scores, as the paper defines it; None where only the other was read.
+        live: over the scores of channels that keep a weight; None where it was not read.
+        mode: of BatchNorm, without which it means little.
+    """
+
+    value: float | None
+    live: float | None
+    mode: str
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What the report shows of one run; method, arm, h and the like are None where nothing was searched.
+
+    Attributes:
+        removed: fraction of the weights, or of the FLOPs, that pruning removes; ``reduction`` says it in words.
+        gamma: radius of the perturbations that the arm makes, None if it makes none.
+        accuracies: for each evaluated stage clean and robust accuracy, the latter None without an attack.
+        h: of the last mask against the first (Eq. 13).
+        rises: loss difference by rho.
+        table: for each epoch the readings that ``columns`` name, None where there is none.
+        links: the run's files, name and percent-encoded address relative to the report.
+    """
+
+    name: str
+    title: str
+    data: str
+    network: str
+    method: str | None
+    arm: str | None
+    gamma: float | None
+    removed: float | None
+    reduction: str
+    seed: int
+    accuracies: Mapping[str, tuple[Accuracy, Accuracy | None]]
+    measured: LambdaMax | None
+    tracked: LambdaMax | None
+    rises: Mapping[float, float]
+    h: float | None
+    seconds: float
+    selected: int | None
+    charts: list[Chart]
+    heat_map: HeatMap | None
+    columns: list[str]
+    table: list[tuple[int, list[float | None]]]
+    config: str
+    environment: Mapping[str, Any]
+    links: list[tuple[str, str]]
+
+
+def view(run: Run, folder: Path, out: Path) -> RunView:
+    """Collect what to show of one run.
+
+    Args:
+        folder: the run's name is relative to it.
+        out: the report's file; links are relative to its folder.
+
+    Raises:
+        InputError: if a file of the run is missing, damaged, or not of the form that the run writes.
+    """
+    results, config = read_results(run), run.config
+    searched = results.prune is not None
+    distances = read_distances(run) if searched else []
+    losses = read_losses(run, results)
+    spectra = {mode: read_spectra(run, mode) for mode in ("running", "batch") if searched}
+    h = {epoch: distance.h for epoch, distance in enumerate(distances, 1)}
+    selected = results.prune.selected_epoch if results.prune else None
+    columns = _columns(losses, spectra, h)
+    sharpness = read_sharpness(run)
+    removed, reduction = _removed(config) if searched else (None, "dense")
+    return RunView(
+        name=run.path.relative_to(folder).as_posix() if run.path != folder else run.path.resolve().name,
+        title=config.title,
+        data=config.data.name,
+        network=config.network.name,
+        method=config.method.name if searched else None,
+        arm=course.arm(config) if searched else None,
+        gamma=course.gamma(config) if searched else None,
+        removed=removed,
+        reduction=reduction,
+        seed=config.seed,
+        accuracies={stage: _accuracies(evaluated) for stage, evaluated in results.evaluated.items()},
+        measured=_measured(sharpness) if sharpness else None,
+        tracked=_last_tracked(spectra),
+        rises={rho: rise.mean for rho, rise in sharpness.loss_difference.items()} if sharpness else {},
+        h=distances[-1].h if distances else None,
+        seconds=float(run.timing["seconds"].sum()),
+        selected=selected,
+        charts=_charts(losses, spectra, h, course.warmup(config) if searched else 0, selected),
+        heat_map=heat_map(distances) if distances else None,
+        columns=list(columns),
+        table=_by_epoch(list(columns.values())),
+        config=config.to_toml(),
+        environment=run.environment,
+        links=list(_links(run.path, out)),
+    )
+
+
+def _charts(losses: Curves, spectra: Mapping[str, Curves], h: Curve, warmup: int, selected: int | None) -> list[Chart]:
+    """Draw what there are readings of."""
+    charts = [
+        chart("Robust validation loss", losses, warmup=warmup, selected=selected),
+        *(chart(f"λ_max, BatchNorm {mode}", curves, log=True, thin=ALL, warmup=warmup, selected=selected)
+          for mode, curves in spectra.items()),
+        chart("h to the first mask", {"h": h}, from_zero=True, warmup=warmup, selected=selected),
+    ]  # fmt: skip
+    return [drawn for drawn in charts if drawn is not None]
+
+
+def _columns(losses: Curves, spectra: Mapping[str, Curves], h: Curve) -> dict[str, Curve]:
+    """Name the columns of the table by epoch, those without a reading left out."""
+    columns = {
+        **{f"loss, {stage}": values for stage, values in losses.items()},
+        **{
+            f"λ_max of {name}, BatchNorm {mode}": values
+            for mode, curves in spectra.items()
+            for name, values in curves.items()
+        },
+        "h": h,
+    }
+    return {name: values for name, values in columns.items() if values}
+
+
+def _measured(sharpness: SharpnessRecord) -> LambdaMax:
+    return LambdaMax(sharpness.lambda_max, sharpness.lambda_max_live, sharpness.batch_norm)
+
+
+def _removed(config: Config) -> tuple[float, str]:
+    """Compute the fraction of weights or FLOPs that goes, and say it as the field does."""
+    reduction = course.flops_reduction(config)
+    if reduction is not None:
+        return 1 - 1 / reduction, f"{reduction:.4g}× FLOPs"
+    return 1 - config.method.keep, f"{100 * (1 - config.method.keep):.4g} %"
+
+
+def _accuracies(evaluated: Evaluated) -> tuple[Accuracy, Accuracy | None]:
+    def accuracy(value: float, interval: tuple[float, float], under: str) -> Accuracy:
+        return Accuracy(100 * value, (100 * interval[0], 100 * interval[1]), f"{evaluated.n} images{under}")
+
+    clean = accuracy(evaluated.clean_accuracy, evaluated.clean_interval, "")
+    if evaluated.robust_accuracy is None or evaluated.robust_interval is None:
+        return clean, None
+    under = f", {evaluated.attack}, {evaluated.norm}, eps {evaluated.eps}"
+    return clean, accuracy(evaluated.robust_accuracy, evaluated.robust_interval, under)
+
+
+def _last_tracked(spectra: Mapping[str, Curves]) -> LambdaMax | None:
+    """Read the mean over the last epoch's readings, preferably with running statistics, as ``sharpness`` measures."""
+    for mode, curves in spectra.items():
+        if any(curves.values()):
+            last = max(epoch for values in curves.values() for epoch in values)
+            return LambdaMax(curves[ALL].get(last), curves[LIVE].get(last), mode)
+    return None
+
+
+def _by_epoch(columns: Sequence[Curve]) -> list[tuple[int, list[float | None]]]:
+    epochs = sorted({epoch for values in columns for epoch in values})
+    return [(epoch, [values.get(epoch) for values in columns]) for epoch in epochs]
+
+
+def _links(run: Path, out: Path) -> Iterator[tuple[str, str]]:
+    base = os.path.relpath(run.resolve(), out.resolve().parent)
+    for name in LINKED:
+        if (run / name).exists():
+            slash = "/" if (run / name).is_dir() else ""
+            yield name + slash, quote(os.fsencode(os.path.join(base, name))) + slash
