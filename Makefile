@@ -30,8 +30,8 @@ gallery: .venv/.user  ## the paper's tables and figures on digits, about an hour
 	$(BIN)/python -m figures --runs runs/$(GRID) --out $(OUT)/autoattack --dataset digits --attack autoattack --only table1
 	$(BIN)/s2ap-diag report runs/$(GRID)
 
-test: .venv/.developer  ## every test
-	$(BIN)/python -m pytest
+test: .venv/.developer  ## every test, two at a time
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 soak: .venv/.developer  ## the tests of faults alone, with fifty kills at other moments each time
 	S2AP_SOAK=1 $(BIN)/python -m pytest tests/robustness

@@ -15,6 +15,8 @@ from s2ap_core.models import NETWORKS, build
 from s2ap_core.runs.directory import RunDirectory
 from tests.tiny import Tiny
 
+pytest_plugins = ["tests.faults"]
+
 # The worlds are too small for threads, and one thread makes sums come out the same everywhere.
 torch.set_num_threads(1)
 
