@@ -93,9 +93,9 @@ def passes(task: Task) -> float:
     total = sum(image_passes(task.config, counts, task.shared, task.until).values())
     if task.sharpness is not None:
         objective = task.config.objective
-        spectra = 2 * PRODUCTS * 3 * passes_of_a_loss(objective)
-        steps = passes_of_a_step(objective) + spectra + len(task.sharpness.rho) * task.sharpness.steps
-        total += min(task.sharpness.images, images.train) * steps
+        ascents = len(task.sharpness.rho) * task.sharpness.restarts * task.sharpness.steps
+        losses = passes_of_a_loss(objective) * (2 * PRODUCTS * 3 + ascents)
+        total += min(task.sharpness.images, images.train) * (passes_of_a_step(objective) + losses)
     return total
 
 

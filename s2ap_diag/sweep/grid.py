@@ -39,6 +39,7 @@ class Measurement(_Settings):
     batch_size: int = Field(default=128, ge=1)
     rho: list[float] = list(RHOS)
     steps: int = Field(default=20, ge=1)
+    restarts: int = Field(default=2, ge=1)
 
 
 class Combinations(_Settings):

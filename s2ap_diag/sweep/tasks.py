@@ -103,9 +103,7 @@ def _run(task: Task, folder: Path, device: str) -> None:
 def _measure(run: RunDirectory, data: Dataset, asked: Measurement, device: str) -> None:
     if (run.path / SHARPNESS).exists():
         return
-    settings = SharpnessSettings(
-        images=asked.images, batch_size=asked.batch_size, rho=asked.rho, steps=asked.steps, seed=run.config.seed
-    )
+    settings = SharpnessSettings(**asked.model_dump(), seed=run.config.seed)
     checkpoint = load_checkpoint(run.checkpoint("prune-best"), device)
     save_sharpness(run.path, measure_sharpness(checkpoint, data.to(device), run.config.objective, settings))
 

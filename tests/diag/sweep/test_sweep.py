@@ -12,10 +12,16 @@ import fsspec
 import psutil
 import pytest
 from click.testing import CliRunner
+from torch import Tensor, nn
 
+from s2ap_core.config import ObjectiveSettings
 from s2ap_core.errors import InputError
+from s2ap_core.masks.masking import attach
 from s2ap_core.runs.course import fingerprint
+from s2ap_core.training.objectives import build_objective
 from s2ap_diag.commands import main
+from s2ap_diag.curvature.loss_difference import loss_difference
+from s2ap_diag.curvature.tracking import batch_loss
 from s2ap_diag.sweep.estimate import passes, seconds, seconds_per_mac, size_of, wall, work
 from s2ap_diag.sweep.grid import Combinations, Grid, expand, grids, read_grid
 from s2ap_diag.sweep.plan import plan
@@ -197,6 +203,30 @@ def test_tracking_costs_a_reading_for_each_spectrum_in_each_mode_of_batch_norm(t
     )
     # Seven products and the quotient's, each two passes of each of the two losses, on twenty images; nine epochs.
     assert found - without == pytest.approx(9 * math.ceil(1197 / batch) * readings * (7 + 1) * 4 * 20)
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_the_loss_difference_costs_the_passes_that_the_network_then_sees(restarts, narrow, batch):
+    """Within a tenth: the count leaves out the loss at v = 0."""
+
+    def counted(rho: list[float]) -> float:
+        measured = {"images": 8, "rho": rho, "steps": 20, "restarts": restarts}
+        group = Combinations(presets=["svhn-resnet18-hydra-orig-90"], scale="digits", sharpness=measured)
+        (task,) = plan(expand(Grid(group=[group])))
+        return passes(task)
+
+    model = attach(narrow("resnet18"), keep=0.1)
+    seen = 0
+
+    def count(_module: nn.Module, _given: object, made: Tensor) -> None:
+        nonlocal seen
+        seen += len(made) * made.requires_grad
+
+    model.conv1.register_forward_hook(count)
+    images, labels = batch
+    loss = batch_loss(build_objective(ObjectiveSettings()))
+    loss_difference(model, loss, [(images, images.flip(0), labels)], rho=0.01, restarts=restarts)
+    assert counted([0.01]) - counted([]) == pytest.approx(seen, rel=0.1)
 
 
 def test_a_search_of_table_7_takes_the_hours_that_table_7_says():
