@@ -13,7 +13,8 @@ from typing import Any
 import click
 import pandas as pd
 
-from figures.matching import Library, cell_of
+from figures.matching import Library
+from figures.settings import cell_of
 from s2ap_core.config import Config, MinimizerSettings
 from s2ap_core.files.atomic import write_file
 from s2ap_core.runs import course

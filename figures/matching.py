@@ -2,101 +2,18 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from fractions import Fraction
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from figures.afterwards import corrupted, loss_differences
 from figures.catalogue import Cell
-from s2ap_core.config import Config
-from s2ap_core.data.cifar10c import CORRUPTIONS
+from figures.settings import Conditions, Threat, Training, cell_of, paper_gamma, threat_of, training_of
 from s2ap_core.errors import InputError
-from s2ap_core.presets.compose import compose, groups
-from s2ap_core.presets.effects import UNREAD
 from s2ap_core.runs import course
-from s2ap_core.training.evaluation import Evaluation, load_evaluation
 from s2ap_diag.curvature.hessian import BatchNormMode
 from s2ap_diag.reading.results import SHARPNESS, Run, Skipped, collect
-
-FREE = ("title", "seed", "tracking", "data.root", "pretrain.checkpoint", "evaluation.stages", "evaluation.batch_size")
-"""Settings in which the runs of one arm may differ."""
-
-ARM = ("minimizer", "finetune.awp", "finetune.gamma")
-"""Settings in which two arms may differ."""
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Settings that runs must share for their numbers to be put together; None where there is no such setting."""
-
-    def __str__(self) -> str:
-        values = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return ", ".join(f"{key} {value}" for key, value in values if value is not None)
-
-
-@dataclass(frozen=True)
-class Training(Conditions):
-    """What a run is trained on; eps and step in [0, 1]."""
-
-    objective: str
-    beta: float | None
-    eps: Fraction | None
-    step: Fraction | None
-    steps: int | None
-
-
-@dataclass(frozen=True)
-class Threat(Conditions):
-    """What a run is evaluated under; without an attack there is neither norm nor eps. n None is all test images."""
-
-    attack: str
-    norm: str | None
-    eps: Fraction | None
-    n: int | None
-
-
-def training_of(config: Config) -> Training:
-    """What a config trains on."""
-    settings = config.objective
-    read = {name: value for name, value in settings if name not in UNREAD.get(settings.name, ())}
-    return Training(settings.name, *(read.get(name) for name in ("beta", "eps", "step", "steps")))
-
-
-def threat_of(config: Config) -> Threat | None:
-    """What a config evaluates under, None if it evaluates nothing."""
-    asked = config.evaluation
-    if not asked.stages:
-        return None
-    if asked.attack == "none":
-        return Threat("none", None, None, asked.n)
-    return Threat(asked.attack, asked.norm, config.objective.eps if asked.eps is None else asked.eps, asked.n)
-
-
-def cell_of(config: Config, printed: str = "") -> Cell:
-    """The setting that a config is of, its sparsity rounded to a tenth of a percent."""
-    flops = course.flops_reduction(config)
-    return Cell(
-        data=config.data.name,
-        network=config.network.name,
-        method=config.method.name,
-        sparsity=round(100 * (1 - config.method.keep), 1) if flops is None else None,
-        flops_reduction=flops,
-        training="clean" if config.objective.name == "clean" else None,
-        printed=printed,
-    )
-
-
-def paper_gamma(cell: Cell) -> float | None:
-    """The gamma that the presets give a network on a data set, None for those that the paper does not have."""
-    for group in groups():
-        if cell.data in group.axes["data"] and cell.network in group.axes["network"]:
-            first = next(group.cells(["s2ap"]))
-            settings = compose({**first, "data": cell.data, "network": cell.network})
-            return float(settings["minimizer"]["gamma"])
-    return None
 
 
 @dataclass(frozen=True)
@@ -333,60 +250,6 @@ def in_words(place: Place) -> str:
     words = [cell.data, cell.network, cell.method, place.arm, cell.budget, cell.training]
     words += [None if place.gamma is None else f"gamma {place.gamma:g}", f"seed {place.seed}"]
     return ", ".join(word for word in words if word)
-
-
-def loss_differences(run: Run) -> dict[float, float]:
-    """Mean loss difference by rho.
-
-    Raises:
-        InputError: if the record is damaged.
-    """
-    try:
-        return {float(rho): float(found["mean"]) for rho, found in (run.sharpness or {})["loss_difference"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{run.path / SHARPNESS}: no loss differences by rho; measure it again") from error
-
-
-def corrupted(run: Run) -> Iterator[Evaluation]:
-    """The evaluations of the finetuned network on CIFAR-10-C that lie beside the run's own.
-
-    Raises:
-        InputError: if one is damaged.
-    """
-    for file in sorted((run.path / "evals").glob("finetune-best-*.npz")):
-        found = load_evaluation(file)
-        if found.about.get("corruption") is not None and found.about.get("attack") == "none":
-            yield found
-
-
-def corruption_accuracy(run: Run, severity: int) -> float | None:
-    """Mean accuracy over the fifteen corruptions in [0, 1], None unless all of them were evaluated."""
-    found = {e.about["corruption"]: e.clean.mean() for e in corrupted(run) if e.about.get("severity") == severity}
-    return float(np.mean([found[name] for name in CORRUPTIONS])) if found.keys() >= set(CORRUPTIONS) else None
-
-
-def mixed_settings(arms: Mapping[str, Iterable[Run]]) -> list[str]:
-    """Settings in which runs differ that a cell puts together, apart from seed, arm and what has no influence."""
-    by_arm = {arm: [_flat(run.config.model_dump()) for run in runs] for arm, runs in arms.items()}
-    found = set()
-    for arm, configs in by_arm.items():
-        found |= _differing(configs, (*FREE, *ARM) if arm == "orig" else FREE)  # Orig. reads none of ARM
-    found |= _differing([config for configs in by_arm.values() for config in configs], (*FREE, *ARM))
-    return sorted(found)
-
-
-def _differing(configs: Sequence[Mapping[str, Any]], free: Sequence[str]) -> set[str]:
-    keys = {key for config in configs for key in config}
-    compared = {key for key in keys if not any(key == f or key.startswith(f"{f}.") for f in free)}
-    return {key for key in compared if len({str(config.get(key)) for config in configs}) > 1}
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def _same_gamma(found: float | None, wanted: float | None) -> bool:

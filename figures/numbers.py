@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from figures import reference
+from figures.afterwards import corruption_accuracy, loss_differences
 from figures.catalogue import Cell, Entry
-from figures.matching import Library, corruption_accuracy, loss_differences
+from figures.matching import Library
 from s2ap_core.errors import InputError
 from s2ap_core.training.evaluation import Evaluation, wilson
 from s2ap_diag.output import plots

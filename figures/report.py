@@ -8,11 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from figures.afterwards import loss_differences
 from figures.catalogue import Entry, repeated
 from figures.drawings import FIGURES
 from figures.grid import Grid, escape_markdown, to_latex, to_markdown
-from figures.matching import Library, Place, loss_differences
-from figures.tables import compare_arms, overheads, seconds
+from figures.matching import Library, Place
+from figures.overheads import overheads, seconds
+from figures.tables import compare_arms
 from s2ap_core.files.atomic import write_file
 from s2ap_diag.output.tables import to_csv
 from s2ap_diag.reading.results import Run

@@ -1,0 +1,101 @@
+"""The sentences below a table or figure: what its numbers are of, and the rules of its marks."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from figures.catalogue import ARMS, DATA, METHODS, NETWORKS, Entry
+from figures.matching import Library
+from figures.numbers import Line
+from figures.settings import paper_gamma, training_of
+from figures.wording import CHANCE, PAPER, TIE
+from s2ap_diag.reading.results import Run
+
+
+def caption_of(entry: Entry, lines: Sequence[Line], library: Library) -> list[str]:
+    """Say what the numbers are of, and the rules of the marks; of those alone that the table shows."""
+    runs = [run for line in lines for by_arm in line.runs.values() for run in by_arm]
+    said = []
+    said += trainings(runs)
+    if entry.kind == "accuracy":
+        said += attacks(entry, lines)
+    if entry.kind == "corruptions" and entry.substitute not in (None, "cifar10"):
+        said.append("CIFAR-10-C is of CIFAR-10 alone, so nothing can be measured on other data.")
+    if entry.kind == "sharpness":
+        said += _sharpness_conditions(runs)
+    said.append("±: standard deviation over seeds.")
+    if entry.kind == "accuracy":
+        said.append("Brackets behind an accuracy: with one seed, its 95 % Wilson interval over images.")
+    if len(entry.arms) > 1:
+        said.append(
+            f"Bold: the better arm, where mean ± std of the two do not overlap; {TIE} a tie: they do; unmarked: fewer "
+            "than two seeds."
+        )
+        if entry.kind == "accuracy":
+            first, second = (ARMS[arm] for arm in entry.arms)
+            said.append(
+                f"{CHANCE} beyond chance: the 95 % interval of {second} − {first}, by paired bootstrap over seeds and "
+                "images, excludes 0; with one seed it is over images alone."
+            )
+    if entry.gap:
+        said.append("Δ = (clean − robust of Orig.) − (clean − robust of S2AP), recomputed.")
+        said.append(f"{PAPER} the paper's gap does not follow from its accuracies.")
+    return [*said, *substituted(entry), *gammas(entry, library)]
+
+
+def trainings(runs: Iterable[Run]) -> list[str]:
+    """Say what the runs were trained on."""
+    found = sorted({str(training_of(run.config)) for run in runs})
+    return [f"Trained with {'; with '.join(found)}."] if found else []
+
+
+def attacks(entry: Entry, lines: Iterable[Line]) -> list[str]:
+    """Say attack, radius and number of images of the evaluations."""
+    found = Counter(
+        _attack(evaluation.about, len(evaluation.label))
+        for line in lines
+        for by_seed in line.evaluations.values()
+        for evaluation in by_seed.values()
+    )
+    if not found:
+        return []
+    said = f"Accuracy in %: {'; '.join(sorted(found))}."
+    return [said if len(found) == 1 else f"{said} Not all numbers are of the same evaluation."]
+
+
+def _attack(about: dict[str, Any], n: int) -> str:
+    if about["attack"] == "none":
+        return f"no attack, {n} test images"
+    return f"{about['attack']}, {about['norm']}, eps {about['eps']}, {n} test images"
+
+
+def _sharpness_conditions(runs: Iterable[Run]) -> list[str]:
+    found = set()
+    for run in runs:
+        record = run.sharpness or {}
+        images = f"{record.get('batches')} batches of {record.get('batch_size')}"
+        found.add(f"BatchNorm: {record.get('batch_norm')}; {record.get('adversary')}; {images}")
+    return [f"Loss difference of the selected scores (Eq. 12): {' | '.join(sorted(found))}."] if found else []
+
+
+def substituted(entry: Entry) -> list[str]:
+    """Say that the paper's numbers are of another data set."""
+    others = dict.fromkeys(DATA[cell.printed] for cell in entry.cells if not cell.comparable)
+    if not others:
+        return []
+    measured = entry.substitute
+    return [f"The paper's numbers are of {', '.join(others)}, the measured ones of {measured}: no difference is shown."]
+
+
+def gammas(entry: Entry, library: Library) -> list[str]:
+    """Say the gamma of settings that the paper has none for."""
+    found: dict[float, list[str]] = {}
+    for cell in dict.fromkeys(entry.cells):
+        gamma = library.gamma(cell)
+        if gamma is not None and paper_gamma(cell) is None and cell.method != "dense":
+            names = found.setdefault(gamma, [])
+            name = f"{NETWORKS[cell.network]} {METHODS[cell.method]}"
+            if name not in names:
+                names.append(name)
+    said = [f"{gamma:g} ({', '.join(names)})" for gamma, names in sorted(found.items())]
+    return [f"γ: {'; '.join(said)}, the commonest among the runs."] if said else []

@@ -1,0 +1,169 @@
+"""The panels of the figures: each draws into one pair of axes and notes in the drawing what it drew."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from figures.catalogue import ARMS, Cell
+from figures.curves import Curves, Drawing, Spectrum
+from figures.numbers import Reading
+from figures.wording import NOT_RUN
+from s2ap_diag.output import plots
+
+SERIES = {"orig": plots.look(0), "s2ap": plots.look(1)}
+THIN = {"linewidth": 0.5, "marker": ""}
+"""The look, on top of its arm's, of lambda_max as the paper defines it."""
+
+
+def grid(figure: Any, columns: int, rows: int) -> list[Axes]:
+    """Add rows and columns of panels, as a list row by row."""
+    return [figure.add_subplot(rows, columns, index + 1) for index in range(rows * columns)]
+
+
+def _integer_epochs(panel: Axes) -> None:
+    panel.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=5))
+
+
+def eigenvalues(panel: Axes, found: Sequence[Spectrum], drawing: Drawing, name: str) -> None:
+    """Draw lambda_max of both arms over epochs, at a setting."""
+    if not _drawn(found):
+        plots.blank(panel, NOT_RUN)
+        return
+    plots.shade_warmup(panel, found[0].curves.warmup)
+    for spectrum in found:
+        look, said = ({}, "") if spectrum.live else (THIN, ", all scores")
+        for arm, by_seed in spectrum.curves.arms.items():
+            style = {**SERIES[arm], **look}
+            plots.seed_curves(panel, by_seed, label=f"{ARMS[arm]}{said}", style=style, band=spectrum.live)
+            drawing.add(name, arm, spectrum.metric, by_seed)
+    _integer_epochs(panel)
+    _decades(panel, _drawn(found))
+
+
+def stability(panel: Axes, found: Curves, drawing: Drawing, name: str) -> None:
+    """Draw h of both arms over epochs, from the last warm-up epoch on."""
+    if not found.arms:
+        plots.blank(panel, NOT_RUN)
+        return
+    for arm, by_seed in found.arms.items():
+        later = by_seed[by_seed.index >= found.warmup]
+        plots.seed_curves(panel, later, label=ARMS[arm], style=SERIES[arm])
+        drawing.add(name, arm, "h", later)
+    _integer_epochs(panel)
+
+
+def differences(panel: Axes, found: Mapping[Cell, Curves], drawing: Drawing, where: str = "") -> None:
+    """Draw h of Orig. minus that of S2AP over epochs, a curve for each sparsity; the legend stands below."""
+    drawn = {cell: curves.difference for cell, curves in found.items() if not curves.difference.empty}
+    if not drawn:
+        plots.blank(panel, NOT_RUN)
+        return
+    for index, cell in enumerate(found):
+        if cell in drawn:
+            plots.seed_curves(panel, drawn[cell], label=cell.budget, style=plots.look(index))
+            drawing.add(f"{where}{cell.budget}", "orig - s2ap", "h", drawn[cell])
+    warmup = max(curves.warmup for curves in found.values())
+    if warmup:
+        panel.axvline(warmup, color="0.3", linestyle=":", linewidth=1, label="end of warm-up")
+    plots.stability_halves(panel, first="Orig.", second="S2AP")
+    panel.set_xlabel("epoch")
+    _integer_epochs(panel)
+    legend_below(panel)
+
+
+def all_eigenvalues(panel: Axes, found: Mapping[Cell, Sequence[Spectrum]], drawing: Drawing) -> None:
+    """Draw lambda_max of every sparsity in one panel: told apart by colour and marker, the arms by line and filling."""
+    spectra = [spectrum for of_cell in found.values() for spectrum in of_cell]
+    if not _drawn(spectra):
+        plots.blank(panel, NOT_RUN)
+        return
+    plots.shade_warmup(panel, max(spectrum.curves.warmup for spectrum in spectra))
+    for index, (cell, of_cell) in enumerate(found.items()):
+        first = next((spectrum for spectrum in of_cell if spectrum.curves.arms), None)
+        for spectrum in of_cell:
+            for arm, by_seed in spectrum.curves.arms.items():
+                style = plots.look(index) | {"linestyle": "-" if arm == "orig" else "--"}
+                filling = {"markerfacecolor": style["color"] if arm == "orig" else "white"}
+                label = f"{cell.budget} {ARMS[arm]}" if spectrum is first else None
+                look = filling if spectrum.live else THIN
+                plots.seed_curves(panel, by_seed, label=label, style={**style, **look}, band=False)
+                drawing.add(f"c, {cell.budget}", arm, spectrum.metric, by_seed)
+    _decades(panel, _drawn(spectra))
+    _integer_epochs(panel)
+    legend_below(panel)
+
+
+def _drawn(spectra: Iterable[Spectrum]) -> list[pd.DataFrame]:
+    return [by_seed for spectrum in spectra for by_seed in spectrum.curves.arms.values()]
+
+
+def _decades(panel: Axes, drawn: Iterable[pd.DataFrame]) -> None:
+    plots.decades(panel, np.concatenate([by_seed.mean(axis=1).dropna().to_numpy() for by_seed in drawn]))
+
+
+def bars(
+    panel: Axes,
+    readings: Mapping[Cell, Mapping[str, Reading]],
+    drawing: Drawing,
+    name: str,
+    metric: str,
+    *,
+    ylabel: str,
+    numbers: str,
+    numbers_size: float = 6,
+) -> None:
+    """Draw a group for each sparsity, a bar for each arm; without runs there is no bar but the word."""
+    measured = {
+        cell: {arm: reading for arm, reading in arms.items() if reading.by_seed} for cell, arms in readings.items()
+    }
+    if not any(measured.values()):
+        plots.blank(panel, NOT_RUN)
+        return
+    arms = ("orig", "s2ap")
+    means = [[found[arm].mean if arm in found else np.nan for arm in arms] for found in measured.values()]
+    table = pd.DataFrame(means, [cell.budget for cell in measured], [ARMS[arm] for arm in arms], dtype=float)
+    unknown = (np.nan, np.nan)
+    errors = {
+        ARMS[arm]: np.array([found[arm].error if arm in found else unknown for found in measured.values()]).T
+        for arm in arms
+    }
+    plots.bars(panel, table, ylabel=ylabel, errors=errors, numbers=numbers, numbers_size=numbers_size)
+    panel.legend().remove()
+    for position, (cell, found) in enumerate(measured.items()):
+        if not found:
+            panel.text(position, 0, NOT_RUN, rotation=90, ha="center", va="bottom", color="0.4",
+                       transform=panel.get_xaxis_transform())  # fmt: skip
+        for arm, reading in found.items():
+            drawing.add_reading(name, arm, metric, cell.budget, reading)
+
+
+def reading_curve(
+    panel: Axes, readings: Mapping[float, Reading], label: str, metric: str, drawing: Drawing, style: Mapping[str, Any]
+) -> None:
+    """Draw a metric against gamma with its error bars, and note it under the curve's label."""
+    means = [reading.mean for reading in readings.values()]
+    errors = np.array([reading.error for reading in readings.values()]).T
+    panel.errorbar(list(readings), means, yerr=errors, label=label, capsize=2, elinewidth=0.7, **style)
+    for gamma, reading in readings.items():
+        drawing.add_reading(label, "s2ap", metric, gamma, reading)
+
+
+def legend_below(panel: Axes) -> None:
+    """Put the legend below the panel, if there is anything to name."""
+    handles, labels = panel.get_legend_handles_labels()
+    if handles:
+        panel.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2, columnspacing=1.0)
+
+
+def shared_legend(figure: Any, axes: Iterable[Axes], where: str = "outside upper center") -> None:
+    """Put one legend for all panels, of what any of them shows."""
+    entries: dict[str, Any] = {}
+    for panel in axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        figure.legend(entries.values(), entries.keys(), loc=where, ncols=min(len(entries), 3))

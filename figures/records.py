@@ -1,0 +1,122 @@
+"""The numbers of a table in long form, a record for each: what its CSV holds."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from figures.catalogue import Cell, Entry
+from figures.matching import Library
+from figures.numbers import Line, disagrees, measured_gap, printed
+from s2ap_diag.statistics import Comparison
+
+RECORD = (
+    "table", "data", "network", "method", "arm", "sparsity", "flops_reduction", "severity", "rho", "gamma", "metric",
+    "seed", "measured", "std", "seeds", "interval_low", "interval_high", "mark", "paper", "paper_std",
+    "difference", "paper_disagrees",
+)  # fmt: skip
+"""Columns of a table's CSV, empty where they do not apply; accuracies, gaps and differences in percent."""
+
+
+def frame_of(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Make records a frame with the columns of :data:`RECORD`."""
+    return pd.DataFrame(records, columns=list(RECORD)).astype({"seed": "Int64", "seeds": "Int64"})
+
+
+def about(entry: Entry, cell: Cell, **values: Any) -> dict[str, Any]:
+    """Fill a record with what it says of its setting, and these values."""
+    about = {
+        "table": entry.id,
+        "data": cell.data,
+        "network": cell.network,
+        "method": "" if cell.method == "dense" else cell.method,
+        "sparsity": cell.sparsity,
+        "flops_reduction": cell.flops_reduction,
+        "severity": entry.severity,
+    }
+    return {**about, **values}
+
+
+def difference(entry: Entry, line: Line, arm: str, metric: str) -> float:
+    """Subtract the printed number from the measured one; NaN where one is missing or they are of different data."""
+    if arm not in line.readings or not line.cell.comparable:
+        return math.nan
+    return line.readings[arm][metric].mean - printed(entry, line.cell, metric, printed_arm(arm), line.rho)[0]
+
+
+def printed_arm(arm: str) -> str | None:
+    """Name an arm as the printed numbers do, among which dense networks have none."""
+    return None if arm == "dense" else arm
+
+
+def records_of(
+    entry: Entry, line: Line, comparison: Comparison | None, library: Library, verdicts: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Write a row of a comparing table as records.
+
+    Args:
+        comparison: of the two arms, image by image, None where they cannot be compared so.
+        verdicts: by arm ``best``, ``tie`` or nothing, for the metric that the table judges by, its last.
+    """
+    records = [
+        _record(entry, line, library, arm, metric, verdicts[arm] if metric == entry.metrics[-1] else "")
+        for arm in entry.arms
+        for metric in entry.metrics
+    ]
+    if entry.gap:
+        measured, (value, _) = measured_gap(line, entry.arms), printed(entry, line.cell, "gap", None)
+        records.append(
+            about(
+                entry,
+                line.cell,
+                metric="gap",
+                measured=measured,
+                paper=value,
+                difference=measured - value if line.cell.comparable else None,
+                paper_disagrees=disagrees(entry, line.cell, "gap"),
+            )
+        )
+    return records if comparison is None else [*records, *_compared(entry, line.cell, comparison)]
+
+
+def _record(entry: Entry, line: Line, library: Library, arm: str, metric: str, verdict: str) -> dict[str, Any]:
+    """Write one metric of one arm."""
+    value, std = printed(entry, line.cell, metric, printed_arm(arm), line.rho)
+    reading = line.readings.get(arm, {}).get(metric)
+    low, high = (math.nan, math.nan) if reading is None else reading.interval
+    return about(
+        entry,
+        line.cell,
+        arm=arm,
+        rho=line.rho,
+        gamma=None if arm in ("orig", "dense") else library.gamma(line.cell),
+        metric=metric,
+        measured=None if reading is None else reading.mean,
+        std=None if reading is None else reading.std,
+        seeds=0 if reading is None else len(reading.by_seed),
+        interval_low=low,
+        interval_high=high,
+        mark=verdict,
+        paper=value,
+        paper_std=std,
+        difference=difference(entry, line, arm, metric),
+    )
+
+
+def _compared(entry: Entry, cell: Cell, comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Write how much the second arm is above the first, and McNemar's p of each seed."""
+    arm = f"{entry.arms[1]} - {entry.arms[0]}"
+    yield about(
+        entry,
+        cell,
+        arm=arm,
+        metric=entry.metrics[-1],
+        measured=100 * comparison.difference,
+        seeds=len(comparison.mcnemar),
+        interval_low=100 * comparison.low,
+        interval_high=100 * comparison.high,
+        mark="beyond chance" if comparison.beyond_chance else "",
+    )
+    for seed, p in comparison.mcnemar.items():
+        yield about(entry, cell, arm=arm, metric="mcnemar_p", seed=seed, measured=p)
