@@ -26,7 +26,7 @@ SUFFIXES = (".safetensors", ".pt2")
 
 
 def image_shape(described: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(C, H, W) of the images that the network of a header's ``network`` entry takes.
+    """Read (C, H, W) of the images that the network of a header's ``network`` entry takes.
 
     Raises:
         InputError: if it does not say so, as those of other tools' files.
@@ -37,7 +37,7 @@ def image_shape(described: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def kept_channels(model: nn.Module) -> dict[str, Tensor]:
-    """Which input channels each masked layer keeps, [C_in] boolean, by layer name.
+    """Tell which input channels each masked layer keeps, [C_in] boolean, by layer name.
 
     Works on the masks as they act on the weights, so that finetuned networks will do.
 
@@ -61,7 +61,7 @@ def kept_channels(model: nn.Module) -> dict[str, Tensor]:
 
 
 def shrink(model: nn.Module, image_shape: tuple[int, int, int], kept: Mapping[str, Tensor]) -> fx.GraphModule:
-    """The smaller network, in eval mode; its modules have the names that they have in ``model``.
+    """Cut the smaller network, in eval mode; its modules have the names that they have in ``model``.
 
     Args:
         model: masked or plain; left as it is.
@@ -80,54 +80,76 @@ def shrink(model: nn.Module, image_shape: tuple[int, int, int], kept: Mapping[st
         layer = graph.layers.get(name)
         if layer is None or len(bits) != layer.channels_in or not bits.any():
             raise InputError(f"{name} is no layer of this network that keeps some of {len(bits)} input channels")
-    needed = {
-        node: bits.bool() for node, bits in graph.needed({n: bits.cpu().double() for n, bits in kept.items()}).items()
-    }
-    # The channels that each tensor of the smaller network holds, as indices into those of the full one.
+    kept = {name: bits.cpu() for name, bits in kept.items()}
+    needed = graph.needed({name: bits.double() for name, bits in kept.items()})
+    wanted = {node: bits.bool().nonzero()[:, 0] for node, bits in needed.items()}
     held: dict[fx.Node, Tensor] = {}
-
-    def gather(node: fx.Node, source: fx.Node, wanted: Tensor) -> None:
-        if not torch.equal(held[source], wanted):
-            name = f"channels_of_{source.name}_for_{node.name}"
-            device = next(model.parameters()).device
-            graph.trace.register_buffer(name, torch.searchsorted(held[source], wanted).to(device), persistent=False)
-            with graph.trace.graph.inserting_before(node):
-                indices = graph.trace.graph.get_attr(name)
-                gathered = graph.trace.graph.call_function(torch.index_select, (source, 1, indices))
-            node.replace_input_with(source, gathered)
-
     for node in graph.nodes:
-        width = channels(node)
-        match graph.kinds[node]:
-            case "layer":
-                (source,) = node.all_input_nodes
-                name = str(node.target)
-                wanted = (
-                    kept[name].cpu().nonzero()[:, 0] if name in kept else torch.arange(graph.layers[name].channels_in)
-                )
-                gather(node, source, wanted)
-                held[node] = needed[node].nonzero()[:, 0]
-                _slice_layer(graph.module(node), held[node], wanted)
-            case "norm":
-                held[node] = held[node.all_input_nodes[0]]
-                _slice_norm(graph.module(node), held[node])
-            case "channelwise":
-                held[node] = held[node.all_input_nodes[0]]
-            case "sum":
-                held[node] = needed[node].nonzero()[:, 0]
-                for source in node.all_input_nodes:
-                    gather(node, source, held[node])
-            case "flatten":
-                source = node.all_input_nodes[0]
-                if node.op != "call_module":  # a view may name the full number of features
-                    node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (source, 1), {}
-                area = shape(source)[2:].numel()
-                held[node] = (held[source][:, None] * area + torch.arange(area)).flatten()
-            case "opaque" if width is not None:
-                held[node] = torch.arange(width)
+        indices = _cut(graph, node, kept, wanted, held)
+        if indices is not None:
+            held[node] = indices
     graph.trace.graph.eliminate_dead_code()  # sizes that a view named
     graph.trace.recompile()
     return graph.trace
+
+
+def _cut(
+    graph: ChannelGraph,
+    node: fx.Node,
+    kept: Mapping[str, Tensor],
+    wanted: Mapping[fx.Node, Tensor],
+    held: Mapping[fx.Node, Tensor],
+) -> Tensor | None:
+    """Make a node of the traced network smaller, in place.
+
+    Args:
+        kept: as for :func:`shrink`.
+        wanted: the channels that the consumers of a node want, as indices into those of the full network.
+        held: the channels that the nodes before it hold, likewise.
+
+    Returns:
+        The channels that it holds now; None where it has none.
+    """
+    match graph.kinds[node]:
+        case "layer":
+            (source,) = node.all_input_nodes
+            name = str(node.target)
+            inputs = kept[name].nonzero()[:, 0] if name in kept else torch.arange(graph.layers[name].channels_in)
+            _gather(graph, node, source, held[source], inputs)
+            _slice_layer(graph.module(node), wanted[node], inputs)
+            return wanted[node]
+        case "norm":
+            (source,) = node.all_input_nodes
+            _slice_norm(graph.module(node), held[source])
+            return held[source]
+        case "channelwise":
+            return held[node.all_input_nodes[0]]
+        case "sum":
+            for source in node.all_input_nodes:
+                _gather(graph, node, source, held[source], wanted[node])
+            return wanted[node]
+        case "flatten":
+            source = node.all_input_nodes[0]
+            if node.op != "call_module":  # a view may name the full number of features
+                node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (source, 1), {}
+            area = shape(source)[2:].numel()
+            return (held[source][:, None] * area + torch.arange(area)).flatten()
+        case _:
+            width = channels(node)
+            return None if width is None else torch.arange(width)
+
+
+def _gather(graph: ChannelGraph, node: fx.Node, source: fx.Node, held: Tensor, wanted: Tensor) -> None:
+    """Let a node read of another the channels that it wants, of those that the other holds."""
+    if torch.equal(held, wanted):
+        return
+    name = f"channels_of_{source.name}_for_{node.name}"
+    device = next(graph.trace.parameters()).device
+    graph.trace.register_buffer(name, torch.searchsorted(held, wanted).to(device), persistent=False)
+    with graph.trace.graph.inserting_before(node):
+        indices = graph.trace.graph.get_attr(name)
+        gathered = graph.trace.graph.call_function(torch.index_select, (source, 1, indices))
+    node.replace_input_with(source, gathered)
 
 
 def _slice_layer(layer: nn.Module, outputs: Tensor, inputs: Tensor) -> None:
@@ -152,7 +174,7 @@ def _slice_norm(norm: nn.Module, kept: Tensor) -> None:
 
 
 def exported_flops(model: nn.Module, image_shape: tuple[int, int, int], kept: Mapping[str, Tensor]) -> tuple[int, int]:
-    """FLOPs (multiply-accumulates for one image) of the dense network, and of :func:`shrink`'s."""
+    """Count the FLOPs (multiply-accumulates for one image) of the dense network, and of :func:`shrink`'s."""
     graph = ChannelGraph(model, image_shape)
     return graph.dense_flops, round(graph.flops(kept).item())
 
@@ -190,7 +212,7 @@ def check_suffix(path: Path) -> None:
 
 
 def load_exported(path: Path, device: torch.device | str = "cpu") -> nn.Module:
-    """The smaller network of a ``.safetensors`` file of :func:`save_exported`, in eval mode.
+    """Load the smaller network of a ``.safetensors`` file of :func:`save_exported`, in eval mode.
 
     Raises:
         InputError: if the file is missing, damaged, or no exported network.

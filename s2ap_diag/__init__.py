@@ -11,6 +11,7 @@ True
 What it offers is imported when it is asked for: ``s2ap-diag --help`` would wait seconds for torch.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -72,14 +73,11 @@ __all__ = [*_OFFERED, "__version__"]
 if not TYPE_CHECKING:  # a type checker would take any name for one that is offered
 
     def __getattr__(name: str) -> Any:
-        # Imported here, since importing the package is to cost next to nothing.
         if name == "__version__":
-            from importlib.metadata import version
+            from importlib.metadata import version  # costs more than the package itself
 
             value = version("s2ap-diag")
         elif name in _OFFERED:
-            from importlib import import_module
-
             module, _, attribute = _OFFERED[name].rpartition(".")
             value = getattr(import_module(module), attribute)
         else:

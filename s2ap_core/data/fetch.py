@@ -162,7 +162,7 @@ def download(source: Source, folder: Path, progress: Progress | None = None) -> 
         InputError: if pooch is not installed, the download fails or the checksum differs.
     """
     try:
-        import pooch
+        import pooch  # an extra
     except ImportError:
         raise InputError("downloading needs pooch: pip install 's2ap-diag[data]'") from None
     pooch.get_logger().setLevel("WARNING")
@@ -198,7 +198,7 @@ class ResumingDownloader:
         Raises:
             InputError: if the server refuses, or breaks off again and again; what arrived is kept.
         """
-        import requests
+        import requests  # comes with pooch, an extra
 
         failures = 0
         while True:
@@ -221,7 +221,7 @@ class ResumingDownloader:
         return self.partial.stat().st_size if self.partial.exists() else 0
 
     def _continue(self, url: str) -> None:
-        import requests
+        import requests  # comes with pooch, an extra
 
         start = self._size()
         # Compression on the way would make the bytes of a range mean something else.

@@ -17,7 +17,7 @@ UNREAD = {"clean": ("beta", "eps", "step", "steps"), "pgd-at": ("beta",), "fast-
 
 
 def without_effect(config: Config) -> dict[str, str]:
-    """The settings that are not at their default and change nothing, by dotted key; why, in words."""
+    """Find the settings that are not at their default and change nothing, by dotted key; why, in words."""
     found: dict[str, str] = {}
     for key, why in _unread(config):
         section, name = key.split(".")
@@ -26,12 +26,21 @@ def without_effect(config: Config) -> dict[str, str]:
     return found
 
 
-def _unread(config: Config) -> Iterator[tuple[str, str]]:
-    """Every setting that a run of this config does not read, whatever its value, and why."""
-    network, minimizer, prune = config.network, config.minimizer, config.prune
-    evaluation, tracking = config.evaluation, config.tracking
-    method, name = build_method(config.method), config.method.name
+Unread = Iterator[tuple[str, str]]
+"""Settings that a run does not read, whatever their values, each with the reason."""
 
+
+def _unread(config: Config) -> Unread:
+    yield from _unread_choices(config)
+    yield from _unread_before_the_search(config)
+    yield from _unread_in_the_search(config)
+    yield from _unread_after_the_search(config)
+    yield from _unread_by_the_tracking(config)
+
+
+def _unread_choices(config: Config) -> Unread:
+    """Name what the data set, network, objective and method that are chosen do not read."""
+    network, method, name = config.network, build_method(config.method), config.method.name
     if config.data.name == "digits":
         yield "data.root", "data.name = digits is embedded in a library"
     if network.name == "vit":
@@ -41,6 +50,9 @@ def _unread(config: Config) -> Iterator[tuple[str, str]]:
     for field in type(config.method).model_fields.keys() - {"name", *method.reads}:
         yield f"method.{field}", f"method.name = {name} does not read it"
 
+
+def _unread_before_the_search(config: Config) -> Unread:
+    method, name = build_method(config.method), config.method.name
     if config.pretrain.checkpoint is not None:
         why = "pretrain.checkpoint takes the place of the training"
         yield from _all_of("pretrain", config, why, but=("checkpoint",))
@@ -48,6 +60,10 @@ def _unread(config: Config) -> Iterator[tuple[str, str]]:
     elif not method.pretrained:
         yield from _all_of("pretrain", config, f"method.name = {name} prunes untrained weights", but=("checkpoint",))
 
+
+def _unread_in_the_search(config: Config) -> Unread:
+    network, minimizer, prune = config.network, config.minimizer, config.prune
+    method = build_method(config.method)
     if minimizer.name == "none":
         why = "minimizer.name = none perturbs nothing"
         yield from _all_of("minimizer", config, why, but=("name", "gamma", "warmup", "update"))
@@ -60,16 +76,22 @@ def _unread(config: Config) -> Iterator[tuple[str, str]]:
         why = "minimizer.update = normalized steps the scores without it, and nothing else is trained"
         yield from (("prune.momentum", why), ("prune.weight_decay", why))
 
-    if not method.finetuned:
+
+def _unread_after_the_search(config: Config) -> Unread:
+    """Name what finetuning and evaluation do not read."""
+    evaluation, name = config.evaluation, config.method.name
+    if not build_method(config.method).finetuned:
         yield from _all_of("finetune", config, f"method.name = {name} does not finetune")
     if not config.finetune.awp:
         yield "finetune.gamma", "finetune.awp = false perturbs nothing"
-
     if not evaluation.stages:
         yield from _all_of("evaluation", config, "evaluation.stages is empty", but=("stages",))
     if evaluation.attack == "none":
         yield from ((f"evaluation.{field}", "evaluation.attack = none attacks nothing") for field in ("norm", "eps"))
 
+
+def _unread_by_the_tracking(config: Config) -> Unread:
+    tracking = config.tracking
     if not tracking.every:
         yield from _all_of("tracking", config, "tracking.every = 0 reads nothing", but=("every",))
     if not tracking.metrics:
@@ -78,7 +100,7 @@ def _unread(config: Config) -> Iterator[tuple[str, str]]:
         yield "tracking.tolerance", "tracking.recipe = paper makes all of tracking.hvps products"
 
 
-def _all_of(section: str, config: Config, why: str, but: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
+def _all_of(section: str, config: Config, why: str, but: Iterable[str] = ()) -> Unread:
     for field in type(getattr(config, section)).model_fields.keys() - set(but):
         yield f"{section}.{field}", why
 
@@ -88,7 +110,7 @@ def _default(config: Config, section: str, name: str) -> Any:
 
 
 def at_default(config: Config, keys: Iterable[str]) -> Config:
-    """The same config with these settings, by dotted key, at their defaults."""
+    """Return the same config with these settings, by dotted key, at their defaults."""
     changes: dict[str, dict[str, Any]] = {}
     for key in keys:
         section, name = key.split(".")
@@ -99,7 +121,7 @@ def at_default(config: Config, keys: Iterable[str]) -> Config:
 
 
 def refusals(config: Config, keys: Iterable[str], source: str) -> dict[str, str]:
-    """What to say of those settings among ``keys`` that change nothing: where it is set, why, and the remedy."""
+    """Say of those settings among ``keys`` that change nothing where each is set, why, and the remedy."""
     found, values = without_effect(config), config.model_dump(mode="json")
     said: dict[str, str] = {}
     for key in sorted(found.keys() & set(keys)):

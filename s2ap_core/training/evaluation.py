@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -51,7 +51,7 @@ class Evaluation:
     about: dict[str, Any]
 
     def summary(self) -> dict[str, Any]:
-        """Accuracies in [0, 1] with their 95 % Wilson intervals, the attack's health, and what it was.
+        """Give accuracies in [0, 1] with their 95 % Wilson intervals, the attack's health, and what it was.
 
         Without an attack there is the clean accuracy alone.
         """
@@ -71,7 +71,7 @@ class Evaluation:
         }
 
     def warnings(self) -> list[str]:
-        """Suspicious combinations, each with a remedy."""
+        """Name suspicious combinations, each with a remedy."""
         found = []
         clean, robust, noise = self.clean.mean(), self.robust.mean(), self.noise.mean()
         if self.zero_gradient.mean() > 0.1:
@@ -94,7 +94,7 @@ class Evaluation:
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion."""
+    """Compute the 95 % Wilson score interval of a proportion."""
     z = 1.959963984540054
     p, centre = correct / n, (correct + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * math.sqrt(p * (1 - p) * n + z**2 / 4)
@@ -148,21 +148,11 @@ def evaluate(
         # The first batch in every process and after every interruption, so that all attack one network.
         plain = folded(plain, next(data.batches("test", settings.batch_size, limit=settings.batch_size)).x)
 
-    def correct(batch: Batch) -> tuple[np.ndarray, ...]:
-        if batch.x.min() < 0 or batch.x.max() > 1:
-            raise InputError(f"data set {data.name}: images outside [0, 1]; attacks need the raw range")
-        batch_seed = derive_seed(seed, "evaluate", int(batch.index[0])) % 2**31
-        found = _evaluate_batch(plain, batch.x, batch.y, settings, float(radius), batch_seed)
-        return tuple(values.cpu().numpy() for values in (batch.index, batch.y, *found))
-
-    def unknown(batches: Sequence[Tensor]) -> Sequence[Tensor]:
-        # Of a batch that was cut otherwise when the file was made, some images may be known.
-        return dealt([new for positions in batches if len(new := positions[positions >= done])])
-
-    own = iter(data.batches("test", settings.batch_size, limit=total, part=unknown))
+    own = _own_batches(data, settings.batch_size, done, total)
     while sum(map(len, parts["label"])) < total:
         batch = next(own, None)  # None where the last round has no batch for this process
-        for columns in filter(None, gather(None if batch is None else correct(batch))):
+        evaluated = None if batch is None else _evaluate_batch(plain, batch, settings, float(radius), seed)
+        for columns in filter(None, gather(evaluated)):
             for column, values in zip(COLUMNS, columns, strict=True):
                 parts[column].append(values)
         if file is not None:
@@ -171,9 +161,36 @@ def evaluate(
     return Evaluation(**{column: np.concatenate(values) for column, values in parts.items()}, about=described)
 
 
+def _own_batches(data: Dataset, size: int, done: int, total: int) -> Iterator[Batch]:
+    """Read this process's batches of the test split, without the images that are done.
+
+    Raises:
+        InputError: if an image lies outside [0, 1].
+    """
+
+    def unknown(batches: Sequence[Tensor]) -> Sequence[Tensor]:
+        # Of a batch that was cut otherwise when the file was made, some images may be known.
+        return dealt([new for positions in batches if len(new := positions[positions >= done])])
+
+    for batch in data.batches("test", size, limit=total, part=unknown):
+        if batch.x.min() < 0 or batch.x.max() > 1:
+            raise InputError(f"data set {data.name}: images outside [0, 1]; attacks need the raw range")
+        yield batch
+
+
 def _evaluate_batch(
+    model: nn.Module, batch: Batch, settings: EvaluationSettings, eps: float, seed: int
+) -> tuple[np.ndarray, ...]:
+    """Evaluate a batch, under a seed of its first image; one array for each of :data:`COLUMNS`."""
+    batch_seed = derive_seed(seed, "evaluate", int(batch.index[0])) % 2**31
+    outcomes = _outcomes(model, batch.x, batch.y, settings, eps, batch_seed)
+    return tuple(values.cpu().numpy() for values in (batch.index, batch.y, *outcomes))
+
+
+def _outcomes(
     model: nn.Module, x: Tensor, y: Tensor, settings: EvaluationSettings, eps: float, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Attack images: correct as they are, under attack and under noise, and whether the gradient is zero."""
     if settings.attack == "none":
         with torch.no_grad():
             clean = model(x).argmax(1) == y
@@ -198,7 +215,7 @@ def _evaluate_batch(
 
 
 def random_start(x: Tensor, eps: float, norm: Norm, noise_source: torch.Generator) -> Tensor:
-    """``x`` plus noise of the attack's size, clipped to [0, 1]: uniform in the l-inf ball, on the L2 or L1 sphere."""
+    """Add noise of the attack's size to ``x``, clipped to [0, 1]: uniform in the l-inf ball, on the L2 or L1 sphere."""
     if norm == "Linf":
         return uniform_start(x, eps, noise_source)
     noise = torch.randn(x.shape, generator=noise_source, device=x.device, dtype=x.dtype).flatten(1)
@@ -207,7 +224,7 @@ def random_start(x: Tensor, eps: float, norm: Norm, noise_source: torch.Generato
 
 
 def _pgd_50(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-    """A quick look, l-inf: 50 steps of 2.5 eps / 50 on the cross-entropy, from a uniform start."""
+    """Take a quick look, l-inf: 50 steps of 2.5 eps / 50 on the cross-entropy, from a uniform start."""
     start = uniform_start(x, eps, generator(x.device, seed, "pgd-50"))
 
     def cross_entropy(logits: Tensor) -> Tensor:
@@ -237,7 +254,7 @@ def _load(file: Path, about: dict[str, Any], total: int) -> dict[str, list[np.nd
 
 
 def load_evaluation(file: Path) -> Evaluation:
-    """An evaluation that was saved, complete or not.
+    """Load an evaluation that was saved, complete or not.
 
     Raises:
         InputError: if the file is missing or damaged.
@@ -251,7 +268,7 @@ def load_evaluation(file: Path) -> Evaluation:
 
 
 def _from_arrays(arrays: dict[str, np.ndarray]) -> Evaluation:
-    """What :func:`_save` wrote; ValueError or KeyError if it is anything else."""
+    """Take what :func:`_save` wrote; ValueError or KeyError if it is anything else."""
     about = json.loads(str(arrays["about"]))
     columns = {column: arrays[column] for column in COLUMNS}
     n = columns["index"].size

@@ -29,7 +29,7 @@ def refuse(message: str) -> NoReturn:
 def leave(status: int) -> NoReturn:
     """Exit with this status."""
     if under_torchrun():
-        from s2ap_core import distributed
+        from s2ap_core import distributed  # brings torch
 
         distributed.leave(status)
     sys.exit(status)
@@ -44,7 +44,7 @@ def joined_processes() -> AbstractContextManager[None]:
     """Join the processes that torchrun started for the block; without torchrun do nothing."""
     if not under_torchrun():
         return nullcontext()
-    from s2ap_core.distributed.group import process_group
+    from s2ap_core.distributed.group import process_group  # brings torch
 
     return process_group()
 
@@ -53,7 +53,7 @@ def speaks_first() -> bool:
     """Tell whether this process is to report an error that several may meet."""
     if not under_torchrun():
         return True
-    from s2ap_core import distributed
+    from s2ap_core import distributed  # brings torch
 
     return distributed.speaks_first()
 
@@ -62,6 +62,6 @@ def lost_process(error: RuntimeError) -> bool:
     """Tell whether an error means that another process of the run has ended or does not answer."""
     if not under_torchrun():
         return False
-    from s2ap_core import distributed
+    from s2ap_core import distributed  # brings torch
 
     return distributed.lost_process(error)

@@ -18,7 +18,7 @@ def command() -> None:
 @table_options
 def fetch(**options: Any) -> None:
     """Download data set NAME into a folder, checksum and all; goes on where an earlier download broke off."""
-    from s2ap_diag.commands.data import fetch_command
+    from s2ap_diag.commands.data import fetch_command  # slow, and --help needs none of it
 
     fetch_command(**options)
 
@@ -32,6 +32,6 @@ def check(**options: Any) -> None:
 
     Exit status 2 if the data set is incomplete; with `all`, if one of those that are there is.
     """
-    from s2ap_diag.commands.data import check_command
+    from s2ap_diag.commands.data import check_command  # slow, and --help needs none of it
 
     check_command(**options)

@@ -19,6 +19,6 @@ def command(**options: Any) -> None:
 
     An interrupted demo goes on where it stopped when it is called again.
     """
-    from s2ap_diag.commands.demo import run_command
+    from s2ap_diag.commands.demo import run_command  # slow, and --help needs none of it
 
     run_command(**options)

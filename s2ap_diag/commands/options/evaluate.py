@@ -34,6 +34,6 @@ from s2ap_diag.commands.options.shared import EXISTING, device_option, output_op
 @seed_option
 def command(**options: Any) -> None:
     """Evaluate CHECKPOINTS on the test images: ours or another tool's, files or folders."""
-    from s2ap_diag.commands.evaluate import run_command
+    from s2ap_diag.commands.evaluate import run_command  # slow, and --help needs none of it
 
     run_command(**options)

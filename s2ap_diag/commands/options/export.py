@@ -19,6 +19,6 @@ def command(**options: Any) -> None:
 
     The outputs of both are compared on test images first, and their forward passes timed in turn.
     """
-    from s2ap_diag.commands.export import run_command
+    from s2ap_diag.commands.export import run_command  # slow, and --help needs none of it
 
     run_command(**options)

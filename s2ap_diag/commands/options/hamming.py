@@ -22,6 +22,6 @@ def command(**options: Any) -> None:
     Two folders also give the difference of their distances, first minus second, epoch by epoch: it is
     positive where the second is the more stable.
     """
-    from s2ap_diag.commands.hamming import run_command
+    from s2ap_diag.commands.hamming import run_command  # slow, and --help needs none of it
 
     run_command(**options)

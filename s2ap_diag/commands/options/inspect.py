@@ -13,6 +13,6 @@ from s2ap_diag.commands.options.shared import EXISTING, output_options, source_o
 @output_options
 def command(**options: Any) -> None:
     """Say what CHECKPOINTS hold; of a single one, layer by layer."""
-    from s2ap_diag.commands.inspect import run_command
+    from s2ap_diag.commands.inspect import run_command  # slow, and --help needs none of it
 
     run_command(**options)

@@ -18,6 +18,6 @@ def command(**options: Any) -> None:
     A table to sort, and for each run its curves, its layers' mask changes, config, environment and files.
     Runs that are half done or damaged are listed with the reason.
     """
-    from s2ap_diag.commands.report import run_command
+    from s2ap_diag.commands.report import run_command  # slow, and --help needs none of it
 
     run_command(**options)

@@ -44,6 +44,6 @@ from s2ap_diag.commands.options.shared import EXISTING, device_option, quiet_opt
 @quiet_option
 def command(**options: Any) -> None:
     """Run CONFIG, a TOML file or a preset's name, through all its stages."""
-    from s2ap_diag.commands.run import run_command
+    from s2ap_diag.commands.run import run_command  # slow, and --help needs none of it
 
     run_command(**options)

@@ -41,13 +41,13 @@ set_option = click.option(
 
 
 def _output(json: str | None, csv: Path | None, quiet: bool, plot: Path | None = None) -> "Output":
-    from s2ap_diag.output.destinations import Output
+    from s2ap_diag.output.destinations import Output  # slow, and --help needs none of it
 
     return Output(json, csv, plot, quiet) if writes_files() else Output(None, None, None, quiet=True)
 
 
 def _source(keep: float | None, network: str | None, dataset: str | None, root: Path | None) -> "Source":
-    from s2ap_diag.reading.source import Source
+    from s2ap_diag.reading.source import Source  # slow, and --help needs none of it
 
     return Source(keep, network, dataset, root)
 

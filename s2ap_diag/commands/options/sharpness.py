@@ -45,6 +45,6 @@ def command(**options: Any) -> None:
 
     Of a folder, the checkpoints that have scores are measured, in the order of their epochs.
     """
-    from s2ap_diag.commands.sharpness import run_command
+    from s2ap_diag.commands.sharpness import run_command  # slow, and --help needs none of it
 
     run_command(**options)

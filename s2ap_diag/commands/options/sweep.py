@@ -27,6 +27,6 @@ def command(**options: Any) -> int | None:
 
     What several runs begin with, such as a dense network, is done once. Exit status 1 if a run failed.
     """
-    from s2ap_diag.commands.sweep import run_command
+    from s2ap_diag.commands.sweep import run_command  # slow, and --help needs none of it
 
     return run_command(**options)

@@ -16,6 +16,6 @@ def command(**options: Any) -> None:
 
     One line for each finding; exit status 1 if any is a violation.
     """
-    from s2ap_diag.commands.verify import run_command
+    from s2ap_diag.commands.verify import run_command  # slow, and --help needs none of it
 
     run_command(**options)

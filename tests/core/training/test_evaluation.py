@@ -174,7 +174,7 @@ def test_noise_has_the_attacks_radius_and_zero_gradients_are_counted(data):
             return 0 * x.flatten(1)[:, :10]
 
     model = Steps()
-    s2ap_core.training.evaluation._evaluate_batch(
+    s2ap_core.training.evaluation._outcomes(
         model, *next(data.batches("test", 30))[:2], EvaluationSettings(attack="pgd-50"), eps=0.1, seed=0
     )
     clean, noisy = model.seen[:2]
@@ -194,7 +194,7 @@ def test_noise_of_an_l2_attack_is_no_larger_than_the_attack(data):
 
     settings = EvaluationSettings(attack="apgd", norm="L2", eps="1/2", n=4)
     x, y, _ = next(data.batches("test", 4))
-    s2ap_core.training.evaluation._evaluate_batch(Spy(), x, y, settings, eps=0.5, seed=0)
+    s2ap_core.training.evaluation._outcomes(Spy(), x, y, settings, eps=0.5, seed=0)
     assert (seen[1] - seen[0]).flatten(1).norm(dim=1).max() <= 0.5 * (1 + 1e-6)
 
 
