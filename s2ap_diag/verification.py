@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from s2ap_core.masks.layers import mask_of, masked_layers, raw_weight, score_masks
 from s2ap_core.masks.masking import dead_channels, masks
 from s2ap_core.masks.parametrization import FixedMask, ScoreMask
+from s2ap_core.masks.taps import blind_taps, count_blind
 from s2ap_core.masks.topk import n_dropped
 from s2ap_core.methods.harp import keep_floor
-from s2ap_core.runs.checkpoints import Checkpoint
+from s2ap_core.runs.checkpoints import Checkpoint, build_network
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def verify(checkpoint: Checkpoint, search: Checkpoint | None = None) -> list[Fin
         *_wrong_counts(checkpoint, bits),
         *_nonzero_outside(model),
         *_dead(bits),
+        *_blind(checkpoint),
         *_ties(model),
         *(_changed(bits, masks(search.model)) if search is not None else ()),
     ]
@@ -100,6 +102,52 @@ def _dead(bits: Mapping[str, Tensor]) -> Iterator[Finding]:
             yield Finding(
                 "note", name, f"{dead_out} of {b.shape[0]} output and {dead_in} of {b.shape[1]} input channels are dead"
             )
+
+
+@dataclass(frozen=True)
+class BlindScores:
+    """The scores that no image can give a gradient: those of convolutions' taps that see nothing but padding.
+
+    Attributes:
+        layers: how many by layer name, 0 in Linear layers; under a fixed mask its entries are counted.
+        count, share: how many in all, and of all scores.
+    """
+
+    layers: dict[str, int]
+    count: int
+    share: float
+
+
+def blind_scores(checkpoint: Checkpoint) -> BlindScores | None:
+    """Count the blind scores of a checkpoint with masks, on images of the size that its network is for.
+
+    Returns:
+        None where the file does not say that size, as other tools' do not, or where a network from outside does not
+        run without data.
+    """
+    network = checkpoint.header.get("network") or {}
+    channels, size = network.get("input_channels"), network.get("input_size")
+    if channels is None or size is None:
+        return None
+    with torch.device("meta"):  # shapes alone are needed, whatever size a file asks for
+        model, image = build_network(network).eval(), torch.empty(1, channels, size, size)
+    try:
+        taps = blind_taps(model, image)
+    except RuntimeError:
+        return None
+    found = masked_layers(checkpoint.model)
+    layers = {name: count_blind(mask, taps[name]) if name in taps else 0 for name, mask in found.items()}
+    scores = sum(m.scores.numel() if isinstance(m, ScoreMask) else m.mask_bits.numel() for m in found.values())
+    count = sum(layers.values())
+    return BlindScores(layers, count, count / max(scores, 1))
+
+
+def _blind(checkpoint: Checkpoint) -> Iterator[Finding]:
+    blind = blind_scores(checkpoint)
+    if blind is not None and blind.count:
+        most = max(blind.layers, key=blind.layers.__getitem__)
+        which = f"{blind.count} scores ({blind.share:.1%}), most of them in {most}"
+        yield Finding("note", "", f"{which}, never get a gradient: their taps see nothing but padding")
 
 
 def _ties(model: nn.Module) -> Iterator[Finding]:

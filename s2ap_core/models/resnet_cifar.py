@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2ap_core.models.initialization import init_convolutions
+from s2ap_core.models.small_images import strides_on
 
 
 class BasicBlock(nn.Module):
@@ -36,7 +37,7 @@ class ResNet18(nn.Module):
     Args:
         classes: number of logits.
         width: channels of the first stage; the others have 2, 4 and 8 times as many.
-        input_size: any; padded strides leave at least 1x1, and the last pool averages what there is.
+        input_size: any; a stride that would leave less than 2x2 is dropped, the last pool averages what there is.
         input_channels: channels of the images.
         norm_affine: whether BatchNorm scales and shifts.
     """
@@ -50,13 +51,13 @@ class ResNet18(nn.Module):
         norm_affine: bool = True,
     ) -> None:
         super().__init__()
-        del input_size  # no layer depends on it
+        strides = strides_on(input_size, (1, 2, 2, 2))
         self.conv1 = nn.Conv2d(input_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width, affine=norm_affine)
-        self.layer1 = _stage(width, width, 1, norm_affine)
-        self.layer2 = _stage(width, 2 * width, 2, norm_affine)
-        self.layer3 = _stage(2 * width, 4 * width, 2, norm_affine)
-        self.layer4 = _stage(4 * width, 8 * width, 2, norm_affine)
+        self.layer1 = _stage(width, width, strides[0], norm_affine)
+        self.layer2 = _stage(width, 2 * width, strides[1], norm_affine)
+        self.layer3 = _stage(2 * width, 4 * width, strides[2], norm_affine)
+        self.layer4 = _stage(4 * width, 8 * width, strides[3], norm_affine)
         self.linear = nn.Linear(8 * width, classes)
         init_convolutions(self)
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2ap_core.models.initialization import init_convolutions
+from s2ap_core.models.small_images import strides_on
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,8 +51,8 @@ class ResNet50(nn.Module):
     Args:
         classes: number of logits.
         width: channels of the first stage before expansion; the others have 2, 4 and 8 times as many.
-        input_size: below 32 the stem's pool is dropped, below 16 its stride as well: with them the
-            later stages would halve a map that is 1x1 already.
+        input_size: below 32 the stem's pool is dropped, below 16 its stride as well; of the stages' strides
+            those that would leave less than 2x2.
         input_channels: channels of the images.
         norm_affine: whether BatchNorm scales and shifts.
     """
@@ -71,13 +72,15 @@ class ResNet50(nn.Module):
         for name, statistic in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             values = statistic if input_channels == 3 else (sum(statistic) / 3,) * input_channels
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
-        self.conv1 = nn.Conv2d(input_channels, width, 7, stride=2 if input_size >= 16 else 1, padding=3, bias=False)
+        stem, pool = 2 if input_size >= 16 else 1, 2 if input_size >= 32 else 1
+        strides = strides_on(-(-input_size // (stem * pool)), (1, 2, 2, 2))
+        self.conv1 = nn.Conv2d(input_channels, width, 7, stride=stem, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width, affine=norm_affine)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if input_size >= 32 else nn.Identity()
-        self.layer1 = _stage(3, width, width, 1, norm_affine)
-        self.layer2 = _stage(4, EXPANSION * width, 2 * width, 2, norm_affine)
-        self.layer3 = _stage(6, EXPANSION * 2 * width, 4 * width, 2, norm_affine)
-        self.layer4 = _stage(3, EXPANSION * 4 * width, 8 * width, 2, norm_affine)
+        self.maxpool = nn.MaxPool2d(3, stride=pool, padding=1) if pool > 1 else nn.Identity()
+        self.layer1 = _stage(3, width, width, strides[0], norm_affine)
+        self.layer2 = _stage(4, EXPANSION * width, 2 * width, strides[1], norm_affine)
+        self.layer3 = _stage(6, EXPANSION * 2 * width, 4 * width, strides[2], norm_affine)
+        self.layer4 = _stage(3, EXPANSION * 4 * width, 8 * width, strides[3], norm_affine)
         self.fc = nn.Linear(EXPANSION * 8 * width, classes)
         init_convolutions(self)
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.models.initialization import init_convolutions
+from s2ap_core.models.small_images import SMALLEST_MAP
 
 POOL = 0
 STAGES = (1, 1, POOL, 2, 2, POOL, 4, 4, 4, POOL, 8, 8, 8, POOL, 8, 8, 8)
@@ -17,7 +18,7 @@ class VGG16(nn.Module):
         classes: number of logits.
         width: channels of the first stage; the linear layers follow in proportion, 32 * width inputs and
             two times 4 * width units.
-        input_size: pools that would bring a map of this size below 1x1 are dropped.
+        input_size: pools that would leave less than 2x2 of maps of this size are dropped.
         input_channels: channels of the images.
         norm_affine: whether BatchNorm scales and shifts.
     """
@@ -36,8 +37,9 @@ class VGG16(nn.Module):
         for multiple in STAGES:
             if multiple == POOL:
                 # An identity in the place of a dropped pool keeps the numbers of the layers behind it.
-                layers.append(nn.MaxPool2d(2) if size >= 2 else nn.Identity())
-                size //= 2
+                halves = size // 2 >= SMALLEST_MAP
+                layers.append(nn.MaxPool2d(2) if halves else nn.Identity())
+                size = size // 2 if halves else size
                 continue
             channels_in, channels = channels, multiple * width
             layers.append(nn.Conv2d(channels_in, channels, 3, padding=1, bias=False))

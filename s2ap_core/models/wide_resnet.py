@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2ap_core.models.initialization import init_convolutions
+from s2ap_core.models.small_images import strides_on
 
 BLOCKS_PER_STAGE = 4
 """(depth - 4) / 6 for a depth of 28."""
@@ -51,7 +52,7 @@ class WideResNet28(nn.Module):
         classes: number of logits.
         width: channels of the first stage, 64 for widening factor 4; the stem has a quarter of them, the
             other stages 2 and 4 times as many.
-        input_size: any; padded strides leave at least 1x1, and the last pool averages what there is.
+        input_size: any; a stride that would leave less than 2x2 is dropped, the last pool averages what there is.
         input_channels: channels of the images.
         norm_affine: whether BatchNorm scales and shifts.
     """
@@ -65,12 +66,12 @@ class WideResNet28(nn.Module):
         norm_affine: bool = True,
     ) -> None:
         super().__init__()
-        del input_size  # no layer depends on it
+        strides = strides_on(input_size, (1, 2, 2))
         stem = max(1, width // 4)
         self.conv1 = nn.Conv2d(input_channels, stem, 3, padding=1, bias=False)
-        self.block1 = Stage(stem, width, 1, norm_affine)
-        self.block2 = Stage(width, 2 * width, 2, norm_affine)
-        self.block3 = Stage(2 * width, 4 * width, 2, norm_affine)
+        self.block1 = Stage(stem, width, strides[0], norm_affine)
+        self.block2 = Stage(width, 2 * width, strides[1], norm_affine)
+        self.block3 = Stage(2 * width, 4 * width, strides[2], norm_affine)
         self.bn1 = nn.BatchNorm2d(4 * width, affine=norm_affine)
         self.fc = nn.Linear(4 * width, classes)
         init_convolutions(self)

@@ -9,6 +9,7 @@ from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table
 from s2ap_diag.reading.files import expand
 from s2ap_diag.reading.source import Source
+from s2ap_diag.verification import blind_scores
 
 
 def run_command(
@@ -20,12 +21,14 @@ def run_command(
     records: list[dict[str, Any]] = []
     for path in expand(checkpoints, "checkpoint"):
         found = source.open(path)
+        blind = blind_scores(found)
         layers: list[dict[str, Any]] = [
             {
                 "layer": name,
                 "entries": mask.numel(),
                 "kept": int(mask.sum()),
                 "keep": float(mask.float().mean()),
+                "blind": None if blind is None else blind.layers[name.removesuffix("weight").removesuffix(".")],
             }
             for name, mask in masks(found.model).items()
         ]
@@ -38,6 +41,8 @@ def run_command(
                 "kept_weights": sum(layer["kept"] for layer in layers) if layers else None,
                 "density": density(found.model) if layers else 1.0,
                 "scores": bool(score_masks(found.model)),
+                "blind_scores": None if blind is None else blind.count,
+                "blind_share": None if blind is None else blind.share,
                 "layers": layers,
             }
         )
@@ -51,7 +56,10 @@ def run_command(
 
 
 def table_of(records: list[dict[str, Any]]) -> Any:
-    """List the layers of a single checkpoint, or make a row for each of several."""
+    """List the layers of a single checkpoint, or make a row for each of several.
+
+    ``blind`` are scores whose taps see nothing but padding; ? where the file does not say the images' size.
+    """
     if len(records) == 1:
         (one,) = records
         network = (one.get("network") or {}).get("name")
@@ -59,11 +67,21 @@ def table_of(records: list[dict[str, Any]]) -> Any:
         title = f"{one['checkpoint']}: {network}, " + ", ".join(
             f"{k} {one[k]}" for k in known if one.get(k) is not None
         )
-        rows = [[r["layer"], r["entries"], r["kept"], round(r["keep"], 5)] for r in one["layers"]]
+        rows = [[r["layer"], r["entries"], r["kept"], round(r["keep"], 5), _known(r["blind"])] for r in one["layers"]]
         if not rows:
             return make_table(f"{title}; dense", ["parameters"], [[one["parameters"]]])
-        rows.append(["all masked", one["masked_weights"], one["kept_weights"], round(one["density"], 5)])
-        return make_table(title, ["layer", "entries", "kept", "keep"], rows)
+        blind = _known(one["blind_scores"], one["blind_share"])
+        rows.append(["all masked", one["masked_weights"], one["kept_weights"], round(one["density"], 5), blind])
+        return make_table(title, ["layer", "entries", "kept", "keep", "blind"], rows)
     columns = ["checkpoint", "stage", "epoch", "method", "minimizer", "density", "kept_weights", "scores"]
-    rows = [[Path(r["checkpoint"]).name, *(r.get(c) for c in columns[1:])] for r in records]
-    return make_table(str(Path(records[0]["checkpoint"]).parent), columns, rows)
+    rows = [
+        [Path(r["checkpoint"]).name, *(r.get(c) for c in columns[1:]), _known(r["blind_scores"], r["blind_share"])]
+        for r in records
+    ]
+    return make_table(str(Path(records[0]["checkpoint"]).parent), [*columns, "blind"], rows)
+
+
+def _known(count: int | None, share: float | None = None) -> str:
+    if count is None:
+        return "?"
+    return f"{count}" if share is None else f"{count} ({share:.1%})"

@@ -454,5 +454,5 @@ def test_a_search_with_s2ap_on_digits_ends_within_the_target(tmp_path, new_run, 
     last = load_checkpoint(run.checkpoint("prune-epoch-002")).model
     assert all(not torch.equal(start[key], moved) for key, moved in scores(last).items())
     # HARP's penalty has brought the rates down, which started at 0.99.
-    assert max(mask.keep for mask in channel_masks(last).values()) < 0.97
+    assert max(mask.keep for mask in channel_masks(last).values()) < 0.98
     assert all(torch.equal(bits, chosen[layer]) for layer, bits in kept_channels(finetuned).items())

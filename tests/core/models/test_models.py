@@ -244,14 +244,18 @@ def test_every_layer_learns_at_every_size(name: str, size: int, channels: int, m
 @pytest.mark.parametrize(
     ("name", "size", "layer", "shape"),
     [
-        ("resnet18", 8, "layer4", (1, 1)),
-        ("vgg16_bn", 8, "features", (1, 1)),
+        ("resnet18", 8, "layer4", (2, 2)),
+        ("resnet18", 16, "layer4", (2, 2)),
+        ("resnet18", 32, "layer4", (4, 4)),
+        ("vgg16_bn", 8, "features", (2, 2)),
         ("vgg16_bn", 32, "features", (2, 2)),
         ("vgg16_bn", 8, "avgpool", (2, 2)),
+        ("wrn_28_4", 4, "block3", (2, 2)),
         ("wrn_28_4", 8, "block3", (2, 2)),
+        ("wrn_28_4", 32, "block3", (8, 8)),
         ("resnet50", 8, "layer1", (8, 8)),
-        ("resnet50", 8, "layer4", (1, 1)),
-        ("resnet50", 16, "layer4", (1, 1)),
+        ("resnet50", 8, "layer4", (2, 2)),
+        ("resnet50", 16, "layer4", (2, 2)),
         ("resnet50", 32, "layer1", (8, 8)),
         ("resnet50", 224, "layer4", (7, 7)),
         ("vit", 8, "embed", (16, 16)),
@@ -259,13 +263,22 @@ def test_every_layer_learns_at_every_size(name: str, size: int, channels: int, m
         ("vit", 32, "embed", (64, 16)),
     ],
 )
-def test_maps_shrink_as_far_as_the_image_allows(name: str, size: int, layer: str, shape: tuple[int, int]) -> None:
+def test_maps_shrink_as_far_as_the_image_allows_but_not_below_2x2(
+    name: str, size: int, layer: str, shape: tuple[int, int]
+) -> None:
     model = narrow(name, input_size=size).eval()
     seen = []
     model.get_submodule(layer).register_forward_hook(lambda _module, _args, out: seen.append(out.shape[-2:]))
     with torch.no_grad():
         model(torch.rand(1, 3, size, size))
     assert seen == [shape]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_names_and_shapes_do_not_depend_on_the_images(name: str) -> None:
+    states = [meta(name, width=8, input_size=size).state_dict() for size in (4, 8, 32, 224)]
+    shapes = [{key: tuple(tensor.shape) for key, tensor in state.items()} for state in states]
+    assert shapes[1:] == shapes[:-1]
 
 
 @pytest.mark.parametrize("name", NARROW)

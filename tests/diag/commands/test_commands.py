@@ -416,3 +416,26 @@ def test_another_tools_checkpoint_goes_straight_in(run, tmp_path):
     (same,) = json.loads(invoke("hamming", ours, theirs, "--keep", 0.3, "--json", "-").stdout)
     assert same["flipped"] == 0
     assert same["kept"] == round(expected["keep"] * same["entries"])
+
+
+def test_inspect_and_verify_count_the_scores_that_no_image_gives_a_gradient(run, tmp_path):
+    best = run / "ckpt" / "prune-best.safetensors"
+    (record,) = json.loads(invoke("inspect", best, "--json", "-").stdout)
+    assert (record["blind_scores"], record["blind_share"]) == (0, 0)
+    assert "padding" not in invoke("verify", best).stdout
+    # The same tensors on images of a pixel, where a 3x3 kernel sees data with its middle alone.
+    file = tmp_path / "smaller.safetensors"
+    checkpoint = load_checkpoint(best)
+    header = {**checkpoint.header, "network": {**checkpoint.header["network"], "input_size": 1}}
+    save_checkpoint(file, checkpoint.model, header)
+    threes = sum(m.scores.numel() for m in score_masks(checkpoint.model).values() if m.scores.shape[2:] == (3, 3))
+    total = sum(m.scores.numel() for m in score_masks(checkpoint.model).values())
+    (record,) = json.loads(invoke("inspect", file, "--json", "-").stdout)
+    assert record["blind_scores"] == threes * 8 // 9 == sum(layer["blind"] for layer in record["layers"])
+    assert record["blind_share"] == pytest.approx(record["blind_scores"] / total)
+    assert f"{record['blind_scores']} ({record['blind_share']:.1%})" in invoke("inspect", file).stdout
+    said = invoke("verify", file, "--json", "-")
+    assert said.exit_code == 0
+    (finding,) = [f for f in json.loads(said.stdout) if "padding" in f["message"]]
+    assert finding["kind"] == "note"
+    assert f"{record['blind_scores']} scores ({record['blind_share']:.1%})" in finding["message"]
