@@ -8,7 +8,7 @@ from figures.catalogue import ARMS, DATA, METHODS, NETWORKS, Entry
 from figures.matching import Library
 from figures.numbers import Line
 from figures.settings import paper_gamma, training_of
-from figures.wording import CHANCE, PAPER, TIE
+from figures.wording import CHANCE, NETWORKS_DIFFER, PAPER
 from s2ap_diag.reading.results import Run
 
 
@@ -27,15 +27,15 @@ def caption_of(entry: Entry, lines: Sequence[Line], library: Library) -> list[st
     if entry.kind == "accuracy":
         said.append("Brackets behind an accuracy: with one seed, its 95 % Wilson interval over images.")
     if len(entry.arms) > 1:
+        first, second = (ARMS[arm] for arm in entry.arms)
         said.append(
-            f"Bold: the better arm, where mean ± std of the two do not overlap; {TIE} a tie: they do; unmarked: fewer "
-            "than two seeds."
+            f"Brackets behind {second} − {first}: the 95 % t-interval over seeds, from three on, with the part of "
+            f"shared test images. Bold and {CHANCE}: better beyond chance, after Holm's correction over the rows."
         )
         if entry.kind == "accuracy":
-            first, second = (ARMS[arm] for arm in entry.arms)
             said.append(
-                f"{CHANCE} beyond chance: the 95 % interval of {second} − {first}, by paired bootstrap over seeds and "
-                "images, excludes 0; with one seed it is over images alone."
+                f"{NETWORKS_DIFFER} with fewer seeds: the two networks of a seed differ (McNemar), which says nothing "
+                "of the methods."
             )
     if entry.gap:
         said.append("Δ = (clean − robust of Orig.) − (clean − robust of S2AP), recomputed.")

@@ -1,10 +1,10 @@
-"""The numbers of a table's rows: measured over seeds, printed in the paper, and which arm is better."""
+"""The numbers of a table's rows: measured over seeds, and printed in the paper."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,9 @@ from figures import reference
 from figures.afterwards import corruption_accuracy, loss_differences
 from figures.catalogue import Cell, Entry
 from figures.matching import Library
-from s2ap_core.errors import InputError
 from s2ap_core.training.evaluation import Evaluation, wilson
 from s2ap_diag.output import plots
 from s2ap_diag.reading.results import Run
-from s2ap_diag.statistics import Comparison, Kind, compare
-
-Verdict = Literal["first", "second", "tie"]
 
 Key = tuple[Any, ...]
 """Data set, network, method, sparsity, FLOPs reduction and rho, None where they do not apply."""
@@ -77,18 +73,6 @@ class Line:
     runs: Mapping[str, Sequence[Run]]
     evaluations: Mapping[str, Mapping[int, Evaluation]] = field(default_factory=dict)
     rho: float | None = None
-
-
-def judge(first: Reading, second: Reading, *, lower: bool = False) -> Verdict | None:
-    """Which is better: the better mean, if the intervals mean ± std have no point in common, else a tie.
-
-    None with fewer than two seeds in either, where there is no spread to judge by.
-    """
-    if math.isnan(first.std) or math.isnan(second.std):
-        return None
-    if abs(first.mean - second.mean) <= first.std + second.std:
-        return "tie"
-    return "first" if (first.mean > second.mean) != lower else "second"
 
 
 def gap(clean_orig: float, robust_orig: float, clean_s2ap: float, robust_s2ap: float) -> float:
@@ -184,18 +168,6 @@ def loss_difference_at(runs: Mapping[int, Run], rho: float) -> Reading:
             if math.isclose(radius, rho, rel_tol=1e-6):
                 found[seed] = value
     return Reading(found)
-
-
-def comparison(line: Line, entry: Entry) -> tuple[Comparison | None, str | None]:
-    """The second arm against the first on the same images, or why they cannot be compared."""
-    if len(entry.arms) < 2 or not all(line.evaluations.get(arm) for arm in entry.arms):
-        return None, None
-    kind: Kind = "clean" if entry.metrics[-1] == "clean_accuracy" else "robust"
-    try:
-        first, second = (line.evaluations[arm] for arm in entry.arms)
-        return compare(first, second, kind), None
-    except InputError as error:
-        return None, str(error)
 
 
 def printed(entry: Entry, cell: Cell, metric: str, arm: str | None, rho: float | None = None) -> tuple[float, float]:

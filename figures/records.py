@@ -1,7 +1,7 @@
 """The numbers of a table in long form, a record for each: what its CSV holds."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,12 +9,12 @@ import pandas as pd
 from figures.catalogue import Cell, Entry
 from figures.matching import Library
 from figures.numbers import Line, disagrees, measured_gap, printed
-from s2ap_diag.statistics import Comparison
+from figures.verdicts import Verdict
 
 RECORD = (
     "table", "data", "network", "method", "arm", "sparsity", "flops_reduction", "severity", "rho", "gamma", "metric",
-    "seed", "measured", "std", "seeds", "interval_low", "interval_high", "mark", "paper", "paper_std",
-    "difference", "paper_disagrees",
+    "seed", "measured", "std", "seeds", "interval_low", "interval_high", "p", "adjusted_p", "mark", "paper",
+    "paper_std", "difference", "paper_disagrees",
 )  # fmt: skip
 """Columns of a table's CSV, empty where they do not apply; accuracies, gaps and differences in percent."""
 
@@ -50,20 +50,9 @@ def printed_arm(arm: str) -> str | None:
     return None if arm == "dense" else arm
 
 
-def records_of(
-    entry: Entry, line: Line, comparison: Comparison | None, library: Library, verdicts: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Write a row of a comparing table as records.
-
-    Args:
-        comparison: of the two arms, image by image, None where they cannot be compared so.
-        verdicts: by arm ``best``, ``tie`` or nothing, for the metric that the table judges by, its last.
-    """
-    records = [
-        _record(entry, line, library, arm, metric, verdicts[arm] if metric == entry.metrics[-1] else "")
-        for arm in entry.arms
-        for metric in entry.metrics
-    ]
+def records_of(entry: Entry, line: Line, verdict: Verdict, library: Library) -> list[dict[str, Any]]:
+    """Write a row of a comparing table as records."""
+    records = [_record(entry, line, library, arm, metric, verdict) for arm in entry.arms for metric in entry.metrics]
     if entry.gap:
         measured, (value, _) = measured_gap(line, entry.arms), printed(entry, line.cell, "gap", None)
         records.append(
@@ -77,10 +66,10 @@ def records_of(
                 paper_disagrees=disagrees(entry, line.cell, "gap"),
             )
         )
-    return records if comparison is None else [*records, *_compared(entry, line.cell, comparison)]
+    return [*records, *_compared(entry, line.cell, verdict)]
 
 
-def _record(entry: Entry, line: Line, library: Library, arm: str, metric: str, verdict: str) -> dict[str, Any]:
+def _record(entry: Entry, line: Line, library: Library, arm: str, metric: str, verdict: Verdict) -> dict[str, Any]:
     """Write one metric of one arm."""
     value, std = printed(entry, line.cell, metric, printed_arm(arm), line.rho)
     reading = line.readings.get(arm, {}).get(metric)
@@ -97,26 +86,32 @@ def _record(entry: Entry, line: Line, library: Library, arm: str, metric: str, v
         seeds=0 if reading is None else len(reading.by_seed),
         interval_low=low,
         interval_high=high,
-        mark=verdict,
+        mark="best" if arm == verdict.better and metric == entry.metrics[-1] else "",
         paper=value,
         paper_std=std,
         difference=difference(entry, line, arm, metric),
     )
 
 
-def _compared(entry: Entry, cell: Cell, comparison: Comparison) -> Iterator[dict[str, Any]]:
+def _compared(entry: Entry, cell: Cell, verdict: Verdict) -> Iterator[dict[str, Any]]:
     """Write how much the second arm is above the first, and McNemar's p of each seed."""
+    if verdict.difference is None:
+        return
     arm = f"{entry.arms[1]} - {entry.arms[0]}"
+    low, high = verdict.difference.interval or (math.nan, math.nan)
     yield about(
         entry,
         cell,
         arm=arm,
         metric=entry.metrics[-1],
-        measured=100 * comparison.difference,
-        seeds=len(comparison.mcnemar),
-        interval_low=100 * comparison.low,
-        interval_high=100 * comparison.high,
-        mark="beyond chance" if comparison.beyond_chance else "",
+        measured=verdict.difference.mean,
+        std=verdict.difference.sd,
+        seeds=len(verdict.difference.by_unit),
+        interval_low=low,
+        interval_high=high,
+        p=verdict.difference.p,
+        adjusted_p=verdict.adjusted_p,
+        mark="beyond chance" if verdict.better else "",
     )
-    for seed, p in comparison.mcnemar.items():
+    for seed, p in verdict.mcnemar.items():
         yield about(entry, cell, arm=arm, metric="mcnemar_p", seed=seed, measured=p)

@@ -8,11 +8,12 @@ from figures.captions import caption_of
 from figures.catalogue import ARMS, DATA, METHODS, NETWORKS, Entry
 from figures.grid import Grid, Text
 from figures.matching import Library
-from figures.numbers import Line, comparison, disagrees, judge, lines_of, measured_gap, printed
+from figures.numbers import Line, disagrees, lines_of, measured_gap, printed
 from figures.records import difference, frame_of, printed_arm, records_of
 from figures.settings import mixed_settings
-from figures.wording import CHANCE, NOT_RUN, PAPER, TIE, signed
-from s2ap_diag.statistics import Comparison
+from figures.verdicts import Verdict, verdicts
+from figures.wording import CHANCE, NETWORKS_DIFFER, NOT_RUN, PAPER, signed, spanned
+from s2ap_diag.statistics import LEVEL
 
 
 def compare_arms(entry: Entry, library: Library) -> Grid:
@@ -22,18 +23,17 @@ def compare_arms(entry: Entry, library: Library) -> Grid:
     rows: list[list[Text]] = []
     records: list[dict[str, Any]] = []
     notes = []
-    for line in lines:
-        found, reason = comparison(line, entry)
-        if reason:
-            notes.append(f"{line.cell.name}: not compared: {reason}")
+    for line, verdict in zip(lines, verdicts(entry, lines), strict=True):
+        if verdict.reason:
+            notes.append(f"{line.cell.name}: not compared: {verdict.reason}")
         mixed = mixed_settings(line.runs)
         if mixed:
             notes.append(f"{line.cell.name}: its runs differ in {', '.join(mixed)}")
         cells = [Text(text(line)) for text in labels.values()]
         for part in _parts(entry, lines):
-            cells += part(entry, line, found)
+            cells += part(entry, line, verdict)
         rows.append(cells)
-        records += records_of(entry, line, found, library, _verdicts(entry, line))
+        records += records_of(entry, line, verdict, library)
     return Grid(
         id=entry.id,
         heading=entry.heading,
@@ -57,7 +57,7 @@ def _labels(entry: Entry, lines: Sequence[Line]) -> dict[str, Callable[[Line], s
     return {name: text for name, text in labels.items() if name == "Network" or len({text(ln) for ln in lines}) > 1}
 
 
-Part = Callable[[Entry, Line, Comparison | None], list[Text]]
+Part = Callable[[Entry, Line, Verdict], list[Text]]
 
 
 def _parts(entry: Entry, lines: Sequence[Line]) -> list[Part]:
@@ -70,24 +70,22 @@ def _comparable(lines: Iterable[Line]) -> bool:
 
 def _heads(entry: Entry, lines: Sequence[Line]) -> list[tuple[str, list[str]]]:
     arms = [*(ARMS[arm] for arm in entry.arms), *(["Gap Δ"] if entry.gap else [])]
-    tested = entry.kind == "accuracy" and len(entry.arms) > 1
-    second = [f"{ARMS[entry.arms[1]]} − {ARMS[entry.arms[0]]} [95 %]"] if tested else []
+    second = [f"{ARMS[entry.arms[1]]} − {ARMS[entry.arms[0]]} [95 %]"] if len(entry.arms) > 1 else []
     heads = [("measured", [*arms, *second, "Seeds"]), ("paper", arms)]
     return [*heads, ("measured − paper", arms)] if _comparable(lines) else heads
 
 
-def _measured_part(entry: Entry, line: Line, found: Comparison | None) -> list[Text]:
-    marks = _marks(entry, line)
-    cells = [_measured(entry, line, arm, *marks[arm]) for arm in entry.arms]
+def _measured_part(entry: Entry, line: Line, verdict: Verdict) -> list[Text]:
+    cells = [_measured(entry, line, arm, arm == verdict.better) for arm in entry.arms]
     if entry.gap:
         cells.append(Text(signed(measured_gap(line, entry.arms))))
-    if entry.kind == "accuracy" and len(entry.arms) > 1:
-        cells.append(_interval(found))
+    if len(entry.arms) > 1:
+        cells.append(_difference(entry, verdict))
     counts = [str(len(line.runs.get(arm, ()))) for arm in entry.arms]
     return [*cells, Text(" / ".join(counts) if any(line.readings.values()) else "")]
 
 
-def _measured(entry: Entry, line: Line, arm: str, bold: bool, mark: str) -> Text:
+def _measured(entry: Entry, line: Line, arm: str, bold: bool) -> Text:
     if arm not in line.readings:
         return Text(NOT_RUN)
     digits = _digits(entry)
@@ -96,38 +94,20 @@ def _measured(entry: Entry, line: Line, arm: str, bold: bool, mark: str) -> Text
     spread, (low, high) = readings[-1].std, readings[-1].interval
     if not math.isnan(low):
         text = f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
-    return Text(text if math.isnan(spread) else f"{text} ± {spread:.{digits}f}", bold, mark)
+    return Text(text if math.isnan(spread) else f"{text} ± {spread:.{digits}f}", bold)
 
 
-def _marks(entry: Entry, line: Line) -> dict[str, tuple[bool, str]]:
-    """Give bold and mark of each arm by the rule, see :func:`figures.numbers.judge`."""
-    plain = dict.fromkeys(entry.arms, (False, ""))
-    if len(entry.arms) < 2 or not all(arm in line.readings for arm in entry.arms):
-        return plain
-    first, second = (line.readings[arm][entry.metrics[-1]] for arm in entry.arms)
-    verdict = judge(first, second, lower=_lower_is_better(entry))
-    if verdict == "tie":
-        return dict.fromkeys(entry.arms, (False, TIE))
-    if verdict is None:
-        return plain
-    return plain | {entry.arms[0 if verdict == "first" else 1]: (True, "")}
-
-
-def _verdicts(entry: Entry, line: Line) -> dict[str, str]:
-    """Say the marks as records do."""
-    words = {(True, ""): "best", (False, TIE): "tie", (False, ""): ""}
-    return {arm: words[marks] for arm, marks in _marks(entry, line).items()}
-
-
-def _interval(found: Comparison | None) -> Text:
-    if found is None:
+def _difference(entry: Entry, verdict: Verdict) -> Text:
+    """Write the second arm minus the first, marked where all rows together, or the seed's two networks, allow it."""
+    if verdict.difference is None:
         return Text("")
-    ends = f"{signed(100 * found.difference)} [{signed(100 * found.low)}, {signed(100 * found.high)}]"
-    return Text(ends, mark=CHANCE if found.beyond_chance else "")
+    networks_differ = verdict.difference.p is None and any(p < 1 - LEVEL for p in verdict.mcnemar.values())
+    mark = CHANCE if verdict.better else NETWORKS_DIFFER if networks_differ else ""
+    return Text(spanned(verdict.difference, _digits(entry)), mark=mark)
 
 
-def _paper_part(entry: Entry, line: Line, found: Comparison | None) -> list[Text]:
-    del found
+def _paper_part(entry: Entry, line: Line, verdict: Verdict) -> list[Text]:
+    del verdict
     digits = _digits(entry)
     cells = []
     for arm in entry.arms:
@@ -144,8 +124,8 @@ def _paper_part(entry: Entry, line: Line, found: Comparison | None) -> list[Text
     return cells
 
 
-def _difference_part(entry: Entry, line: Line, found: Comparison | None) -> list[Text]:
-    del found
+def _difference_part(entry: Entry, line: Line, verdict: Verdict) -> list[Text]:
+    del verdict
     cells = []
     for arm in entry.arms:
         differences = [difference(entry, line, arm, metric) for metric in entry.metrics]
@@ -154,10 +134,6 @@ def _difference_part(entry: Entry, line: Line, found: Comparison | None) -> list
     if entry.gap:
         cells.append(Text(signed(measured_gap(line, entry.arms) - printed(entry, line.cell, "gap", None)[0])))
     return cells
-
-
-def _lower_is_better(entry: Entry) -> bool:
-    return entry.metrics[-1] == "loss_difference"
 
 
 def _digits(entry: Entry) -> int:

@@ -1,72 +1,217 @@
-"""Is a difference in accuracy beyond chance: exact McNemar by seed, paired bootstrap over seeds and images."""
+"""Is a difference between two arms beyond chance? Seeds are the unit; images only say how far a seed's number is off.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+Networks trained from two seeds differ by points, so that one network of each arm tells nothing of the methods. Every
+interval here is over paired differences of seeds; with fewer than three there is none, and :func:`mcnemar` says whether
+two *networks* differ.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, nct, t
 
 from s2ap_core.errors import InputError
 from s2ap_core.training.evaluation import Evaluation
 
 Kind = Literal["clean", "robust"]
 
-REPLICATIONS = 10_000
-CHUNK = 250
-"""Replications drawn at once: of 50,000 images they take 100 MB."""
-
 LEVEL = 0.95
+POWER = 0.8
+LEAST_SEEDS = 3
+MOST_SEEDS = 10_000
+"""More than anyone runs: a difference that takes more is out of reach."""
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The mean of a metric's differences, second arm minus first, over units: seeds, or sets of test images.
+
+    Attributes:
+        mean: in the metric's unit.
+        by_unit: the differences.
+        sd: their standard deviation (n - 1), NaN for one.
+        images_variance: variance of ``mean`` that comes from test images which all units share, so that more units
+            do not lower it.
+        standard_error: of ``mean``, from both; NaN for one unit.
+        freedom: degrees of freedom of ``standard_error``.
+    """
+
+    mean: float
+    by_unit: tuple[float, ...] = field(repr=False)
+    sd: float
+    images_variance: float
+    standard_error: float
+    freedom: float
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % t-interval of ``mean``; None with fewer than three units."""
+        if len(self.by_unit) < LEAST_SEEDS:
+            return None
+        half = float(t.ppf((1 + LEVEL) / 2, self.freedom)) * self.standard_error
+        return self.mean - half, self.mean + half
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p-value of no difference, by the t-test; None with fewer than three units."""
+        if len(self.by_unit) < LEAST_SEEDS:
+            return None
+        if self.standard_error == 0:
+            return 1.0 if self.mean == 0 else 0.0
+        return float(2 * t.sf(abs(self.mean) / self.standard_error, self.freedom))
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether there is an interval, and it excludes 0."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+    def seeds_needed(self, effect: float | None = None) -> int | None:
+        """Count the seeds that find a true difference in 80 of 100 trials, by the noncentral t distribution.
+
+        The spread between seeds is taken as it was seen, so with few seeds this is rough itself.
+
+        Args:
+            effect: the true difference, by default the one that was seen.
+
+        Returns:
+            At least three; None where no number of them does: the difference is 0, the shared images are too few, or
+            one unit tells no spread.
+        """
+        effect = abs(self.mean if effect is None else effect)
+        if math.isnan(self.sd) or effect == 0 or self._power(effect, MOST_SEEDS) < POWER:
+            return None
+        too_few, enough = LEAST_SEEDS - 1, MOST_SEEDS
+        while enough - too_few > 1:
+            middle = (too_few + enough) // 2
+            if self._power(effect, middle) < POWER:
+                too_few = middle
+            else:
+                enough = middle
+        return enough
+
+    def scaled(self, factor: float) -> "PairedDifference":
+        """Give the same in another unit, such as percent."""
+        return PairedDifference(
+            factor * self.mean, tuple(factor * d for d in self.by_unit), factor * self.sd,
+            factor**2 * self.images_variance, factor * self.standard_error, self.freedom,
+        )  # fmt: skip
+
+    def _power(self, effect: float, seeds: int) -> float:
+        error = math.sqrt(self.sd**2 / seeds + self.images_variance)
+        if error == 0:
+            return 1.0
+        limit = t.ppf((1 + LEVEL) / 2, seeds - 1)
+        shifted = nct(seeds - 1, effect / error)
+        return float(shifted.sf(limit) + shifted.cdf(-limit))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The second arm's accuracy minus the first's, on the same images, in [-1, 1].
+    """The second arm's accuracy minus the first's, in [-1, 1].
 
     Attributes:
-        difference: mean over seeds.
-        low, high: ends of its 95 % interval, of :func:`paired_bootstrap`.
-        mcnemar: p-value of :func:`mcnemar` by seed.
+        difference: over seeds, or over sets of test images where seeds have sets of their own.
+        mcnemar: p-value of :func:`mcnemar` by seed; it speaks of the seed's two networks alone.
     """
 
-    difference: float
-    low: float
-    high: float
+    difference: PairedDifference
     mcnemar: dict[int, float]
-
-    @property
-    def beyond_chance(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.low > 0 or self.high < 0
 
 
 def compare(first: Mapping[int, Evaluation], second: Mapping[int, Evaluation], kind: Kind = "robust") -> Comparison:
     """Compare two arms over the seeds that both have.
 
+    Where all seeds are tested on the same images, the images' part in the variance is added
+    (:func:`images_variance`). Where there are several sets of images, as the folds of a cross-validation, the mean over
+    the seeds of a set is a unit.
+
     Raises:
-        InputError: if they share no seed, or were evaluated on other images or by another attack.
+        InputError: if they share no seed, were evaluated on other images or by another attack, or if the sets of
+            images of two seeds overlap in part.
     """
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         raise InputError("the two arms have no seed in common; run both with the same seeds")
-    correct = []
+    by_images: dict[tuple[int, ...], list[np.ndarray]] = {}
+    tests = {}
     for seed in seeds:
-        _check_comparable(first[seed], second[seed], seed)
-        correct.append((getattr(first[seed], kind), getattr(second[seed], kind)))
-    differences = [np.subtract(b, a, dtype=int) for a, b in correct]
-    low, high = paired_bootstrap(differences)
-    return Comparison(
-        difference=float(np.mean([d.mean() for d in differences])),
-        low=low,
-        high=high,
-        mcnemar={seed: mcnemar(a, b) for seed, (a, b) in zip(seeds, correct, strict=True)},
-    )
+        check_comparable(first[seed], second[seed], f"seed {seed}")
+        a, b = getattr(first[seed], kind), getattr(second[seed], kind)
+        by_images.setdefault(tuple(first[seed].index.tolist()), []).append(np.subtract(b, a, dtype=int))
+        tests[seed] = mcnemar(a, b)
+    if sum(map(len, by_images)) > len(set().union(*by_images)):
+        raise InputError("seeds were tested on sets of images that overlap in part; evaluate all with the same n")
+    if len(by_images) == 1:
+        (differences,) = by_images.values()
+        shared = np.stack(differences)
+        return Comparison(paired_difference(shared.mean(axis=1).tolist(), shared), tests)
+    units = [float(np.mean(differences)) for differences in by_images.values()]
+    return Comparison(paired_difference(units), tests)
+
+
+def paired_difference(by_unit: Sequence[float], shared: np.ndarray | None = None) -> PairedDifference:
+    """Estimate the mean of paired differences and its standard error.
+
+    Args:
+        by_unit: the differences, second arm minus first, one for each unit.
+        shared: where all units were tested on the same images, what each of these gave, [units, images]; ``by_unit`` is
+            its mean over images.
+    """
+    n = len(by_unit)
+    mean = float(np.mean(by_unit))
+    if n < 2:
+        return PairedDifference(mean, tuple(by_unit), math.nan, 0.0, math.nan, 0.0)
+    variance = float(np.var(by_unit, ddof=1))
+    between = variance / n
+    images, freedom = (0.0, n - 1.0) if shared is None else images_variance(shared)
+    # Welch and Satterthwaite: the degrees of freedom of a sum of two estimated variances.
+    total = between + images
+    freedom = total**2 / (between**2 / (n - 1) + images**2 / freedom) if total else n - 1.0
+    return PairedDifference(mean, tuple(by_unit), math.sqrt(variance), images, math.sqrt(total), freedom)
+
+
+def images_variance(shared: np.ndarray) -> tuple[float, float]:
+    """Estimate how far the mean difference rests on the images drawn, which more seeds do not lower.
+
+    Of the two-way random effects model d_si = m + seed_s + image_i + rest_si, the variance of image_i over the number
+    of images, by analysis of variance: (MS_images - MS_rest) / (seeds * images), or 0. The spread between seeds has the
+    rest in it already.
+
+    Args:
+        shared: differences in correctness, [seeds, images].
+
+    Returns:
+        The variance and its degrees of freedom, at least 1.
+    """
+    seeds, n = shared.shape
+    by_image = shared.mean(axis=0, keepdims=True)
+    rest = shared - shared.mean(axis=1, keepdims=True) - by_image + shared.mean()
+    images_mean_square = seeds * float(np.square(by_image - shared.mean()).sum()) / max(n - 1, 1)
+    rest_mean_square = float(np.square(rest).sum()) / max((n - 1) * (seeds - 1), 1)
+    excess = images_mean_square - rest_mean_square
+    if excess <= 0 or n < 2:
+        return 0.0, 1.0
+    spread = images_mean_square**2 / (n - 1) + rest_mean_square**2 / ((n - 1) * (seeds - 1))
+    return excess / (seeds * n), max(excess**2 / spread, 1.0)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values so that all of a table hold together (Holm 1979); those of no test are left out beforehand."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided exact McNemar test of correctness [n] on the same images (McNemar 1947, binomial form).
+    """Test whether two networks differ in correctness [n] on the same images: two-sided exact (McNemar 1947).
 
-    Of the images that one arm alone classifies correctly, each arm has half if they are equally accurate.
+    Of the images that one network alone classifies correctly, each has half if they are equally accurate.
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     if only_first + only_second == 0:
@@ -74,35 +219,15 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
 
 
-def paired_bootstrap(
-    differences: list[np.ndarray], *, replications: int = REPLICATIONS, level: float = LEVEL, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of the mean difference: seeds and images are drawn with replacement, crossed.
+def check_comparable(first: Evaluation, second: Evaluation, where: str) -> None:
+    """Check that two evaluations are of the same images under the same attack.
 
-    All seeds are tested on the same images, so an image that is drawn is drawn for all of them, and for both arms
-    alike. With one seed, the interval knows of the images alone and nothing of the luck of training; with few, it
-    knows little of it.
-
-    Args:
-        differences: for each seed, correctness of the second arm minus that of the first on the same images, [n] in
-            {-1, 0, 1}.
+    Raises:
+        InputError: that begins with ``where`` and names what differs.
     """
-    rng = np.random.default_rng(seed)
-    by_seed = np.stack(differences).astype(float)
-    seeds, n = by_seed.shape
-    means = []
-    for size in [CHUNK] * (replications // CHUNK) + [replications % CHUNK]:
-        images = rng.multinomial(n, np.full(n, 1 / n), size=size)
-        drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size)
-        means.append(((images @ by_seed.T) * drawn).sum(axis=1) / (n * seeds))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _check_comparable(first: Evaluation, second: Evaluation, seed: int) -> None:
     if not np.array_equal(first.index, second.index):
-        raise InputError(f"seed {seed}: the two arms were evaluated on other images; evaluate both with the same n")
+        raise InputError(f"{where}: the two arms were evaluated on other images; evaluate both with the same n")
     for name in ("attack", "norm", "eps"):
         a, b = first.about.get(name), second.about.get(name)
         if a != b:
-            raise InputError(f"seed {seed}: evaluated with {name} {a} and {b}; evaluate both alike")
+            raise InputError(f"{where}: evaluated with {name} {a} and {b}; evaluate both alike")

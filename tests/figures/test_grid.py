@@ -4,34 +4,49 @@ import io
 import math
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_rel
 
+from figures.catalogue import choose, load_catalogue
 from figures.grid import Grid, Text, to_latex, to_markdown
-from figures.numbers import Reading, gap, judge
+from figures.numbers import Line, Reading, gap
+from figures.verdicts import verdicts
 from s2ap_diag.output.tables import to_csv
+
+(TABLE_13,) = choose(load_catalogue(), ["table13"])
 
 
 def reading(*values):
     return Reading(dict(enumerate(values)))
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "lower", "verdict"),
-    [
-        ((50, 52), (60, 62), False, "second"),  # 51 ± 1.41 and 61 ± 1.41
-        ((50, 52), (60, 62), True, "first"),
-        ((60, 62), (50, 52), False, "first"),
-        ((50, 54), (53, 57), False, "tie"),  # 52 ± 2.83 and 55 ± 2.83 overlap
-        ((50, 50), (50, 50), False, "tie"),
-        ((50, 50), (50.1, 50.1), False, "second"),
-        ((49, 51), (50 + 2**0.5, 50 + 2**0.5), False, "tie"),  # the ends touch
-        ((50,), (60, 62), False, None),  # one seed has no spread
-        ((50,), (60,), False, None),
-    ],
-)
-def test_better_is_who_is_better_by_more_than_the_spread(first, second, lower, verdict):
-    assert judge(reading(*first), reading(*second), lower=lower) == verdict
+def test_better_is_what_the_paired_t_test_says_after_holm_over_the_rows():
+    """Rows of four seeds, against scipy's t-test; the second would be better alone and is not among three."""
+    firsts = np.array([[50.0, 52, 51, 53]] * 3)
+    seconds = firsts - np.array([[8.0, 9, 8.5, 8], [1.0, 2.5, 3.2, 1.1], [1, -1, 2, -2]])
+    assert TABLE_13.metrics[-1] == "loss_difference"
+    rows = [
+        Line(
+            TABLE_13.cells[0],
+            {arm: {"loss_difference": reading(*v)} for arm, v in zip(TABLE_13.arms, pair, strict=True)},
+            {},
+        )
+        for pair in zip(firsts, seconds, strict=True)
+    ]
+    p = [ttest_rel(b, a).pvalue for a, b in zip(firsts, seconds, strict=True)]
+    assert p[1] < 0.05 < 2 * p[1]
+    found = verdicts(TABLE_13, rows)
+    assert [v.better for v in found] == ["s2ap", None, None]  # the lower loss difference
+    assert [v.adjusted_p for v in found] == pytest.approx([3 * p[0], 2 * p[1], p[2]])
+    assert verdicts(TABLE_13, rows[1:2])[0].better == "s2ap"
+
+
+def test_fewer_than_three_seeds_make_no_arm_better():
+    readings = {"orig": {"loss_difference": reading(9, 9)}, "s2ap": {"loss_difference": reading(1, 1)}}
+    (found,) = verdicts(TABLE_13, [Line(TABLE_13.cells[0], readings, {})])
+    assert (found.difference.mean, found.adjusted_p, found.better) == (-8, None, None)
 
 
 def test_readings_have_the_spread_of_a_sample():

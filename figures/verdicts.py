@@ -1,0 +1,63 @@
+"""Which arm of a table's rows is better: paired differences over seeds, held together over the table's rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from figures.catalogue import Entry
+from figures.numbers import Line
+from s2ap_core.errors import InputError
+from s2ap_diag.statistics import LEVEL, Kind, PairedDifference, compare, holm, paired_difference
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a row says of its two arms, in the metric that the table judges by, its last.
+
+    Attributes:
+        difference: second arm minus first, in the table's unit; None where they share no seed, or cannot be compared.
+        adjusted_p: p-value after Holm's correction over the table's rows, None with fewer than three seeds.
+        better: the arm that is better beyond chance.
+        mcnemar: by seed, whether its two networks differ.
+        reason: why arms with runs cannot be compared.
+    """
+
+    difference: PairedDifference | None = None
+    adjusted_p: float | None = None
+    better: str | None = None
+    mcnemar: Mapping[int, float] = field(default_factory=dict)
+    reason: str | None = None
+
+
+def verdicts(entry: Entry, lines: Sequence[Line]) -> list[Verdict]:
+    """Judge each row; an arm is better where the p-value, corrected over all rows, is below 0.05."""
+    compared = [_compared(entry, line) for line in lines]
+    p_values = {i: verdict.difference.p for i, verdict in enumerate(compared) if verdict.difference}
+    tested = {i: p for i, p in p_values.items() if p is not None}
+    for i, adjusted in zip(tested, holm(list(tested.values())), strict=True):
+        better = _better(entry, compared[i]) if adjusted < 1 - LEVEL else None
+        compared[i] = replace(compared[i], adjusted_p=adjusted, better=better)
+    return compared
+
+
+def _better(entry: Entry, verdict: Verdict) -> str:
+    assert verdict.difference is not None
+    lower = entry.metrics[-1] == "loss_difference"
+    return entry.arms[(verdict.difference.mean > 0) != lower]
+
+
+def _compared(entry: Entry, line: Line) -> Verdict:
+    """Compare image by image where there are evaluations, else the readings of the seeds that both arms have."""
+    metric = entry.metrics[-1]
+    if len(entry.arms) < 2 or not all(arm in line.readings for arm in entry.arms):
+        return Verdict()
+    if entry.kind == "accuracy":
+        kind: Kind = "clean" if metric == "clean_accuracy" else "robust"
+        first, second = (line.evaluations[arm] for arm in entry.arms)
+        try:
+            found = compare(first, second, kind)
+        except InputError as error:
+            return Verdict(reason=str(error))
+        return Verdict(found.difference.scaled(100), mcnemar=found.mcnemar)
+    before, after = (line.readings[arm][metric].by_seed for arm in entry.arms)
+    seeds = sorted(before.keys() & after.keys())
+    return Verdict(paired_difference([after[seed] - before[seed] for seed in seeds])) if seeds else Verdict()
