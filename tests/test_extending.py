@@ -2,13 +2,11 @@
 
 import numpy as np
 import pandas as pd
-import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from torch import nn
 
 from s2ap_core.data import DATASETS, InMemory
-from s2ap_core.files.tensors import load_masks
 from s2ap_core.masks.masking import attach_masks
 from s2ap_core.masks.parametrization import ScoreMask
 from s2ap_core.methods import METHODS, Method
@@ -19,6 +17,7 @@ from s2ap_core.training.loop import Callback
 from s2ap_core.training.objectives import OBJECTIVES, Objective
 from s2ap_diag.commands import main
 from s2ap_diag.curvature.tracking import TRACKERS
+from tests.reading import masks_in
 
 
 class Magnitude(Method):
@@ -92,7 +91,7 @@ def test_each_registry_takes_an_entry_from_outside(tmp_path, monkeypatch):
     assert list(norms.index) == [0, 1, 2]
     # The first mask is that of the largest weights, which is what the method says.
     dense = load_checkpoint(tmp_path / "run" / "ckpt" / "pretrain.safetensors").model
-    first, _ = load_masks(tmp_path / "run" / "masks" / "epoch-000.safetensors")
+    first = masks_in(tmp_path / "run" / "masks" / "epoch-000.safetensors")
     for layer, kept in (("1", 12), ("3", 6)):
         magnitude = dense.get_submodule(layer).weight.abs()
-        assert torch.equal(first[f"{layer}.weight"], magnitude >= magnitude.flatten().sort().values[-kept])
+        assert np.array_equal(first[f"{layer}.weight"], magnitude >= magnitude.flatten().sort().values[-kept])

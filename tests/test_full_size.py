@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors import safe_open
 from scipy.io import savemat
 
-from s2ap_core.files.tensors import load_masks
 from s2ap_core.models import build
 from s2ap_core.runs.checkpoints import save_checkpoint
 from s2ap_diag.commands import main
+from tests.reading import masks_in
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "state_dicts.json").read_text())
 TRAIN, CLASSES = 20, 4
@@ -89,12 +89,12 @@ def run(preset, root, out, *settings):
     sets = [f"--set={setting}" for setting in (*short, f"data.root={root}", *settings)]
     result = CliRunner().invoke(main, ["run", preset, "--out", str(out), *sets])
     assert result.exit_code == 0, (result.output, result.exception)
-    return load_masks(out / "masks" / "epoch-001.safetensors")[0], json.loads((out / "results.json").read_text())
+    return masks_in(out / "masks" / "epoch-001.safetensors"), json.loads((out / "results.json").read_text())
 
 
 def check(masks, results, out, entries, keep):
     """The search went over ``entries`` weights, has moved them, and what was finetuned keeps ``keep`` of them."""
-    assert sum(mask.numel() for mask in masks.values()) == entries
+    assert sum(mask.size for mask in masks.values()) == entries
     before, after = (tensors(out, f"prune-epoch-00{epoch}", "scores") for epoch in (0, 1))
     assert before.keys() == after.keys() == {name.removesuffix("weight") + "scores" for name in masks}
     assert all((before[name] != after[name]).any() for name in before)

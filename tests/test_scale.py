@@ -8,12 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from s2ap_core.config import parse_config
-from s2ap_core.files.tensors import load_masks
 from s2ap_core.models import NETWORKS, build
 from s2ap_core.presets.compose import presets
 from s2ap_core.presets.read import read_config
 from s2ap_core.presets.scale import scale_to_digits
 from s2ap_diag.commands import main
+from tests.reading import masks_in
 
 SHORT = ("objective.steps=1", 'evaluation.attack="pgd-50"', "evaluation.n=8")
 
@@ -29,8 +29,8 @@ def run(out, preset, *settings):
 
 
 def density(out, epoch):
-    masks = load_masks(out / "masks" / f"epoch-{epoch:03d}.safetensors")[0].values()
-    return sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+    masks = masks_in(out / "masks" / f"epoch-{epoch:03d}.safetensors").values()
+    return sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks)
 
 
 def test_what_a_run_is_about_stays_and_only_its_size_changes():

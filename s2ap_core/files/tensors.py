@@ -12,7 +12,6 @@ from torch import Tensor
 
 from s2ap_core.files.atomic import write_file
 from s2ap_core.files.header import HEADER, Content, checksum, read
-from s2ap_core.files.packed import load_packed
 from s2ap_core.files.writer import writes_files
 
 
@@ -27,7 +26,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a file that :func:`save_tensors` wrote.
+    """Load tensors and header of a file that :func:`save_tensors` wrote.
 
     Raises:
         InputError: if the file is missing, truncated, altered, or not one of ours.
@@ -44,13 +43,3 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], header: Mapping[str, Any
     packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy())) for name, mask in masks.items()}
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
     save_tensors(path, packed, {**header, "shapes": shapes})
-
-
-def load_masks(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Boolean masks, in the network's order, and the header of a file that :func:`save_masks` wrote.
-
-    Raises:
-        InputError: as :func:`load_tensors`, or if the file holds no masks.
-    """
-    packed, header = load_packed(path)
-    return {name: torch.from_numpy(mask.unpack()) for name, mask in packed.items()}, header

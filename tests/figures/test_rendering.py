@@ -24,7 +24,6 @@ from figures.drawings import FIGURES
 from figures.matching import Library
 from figures.reference import load
 from s2ap_core.data.cifar10c import CORRUPTIONS
-from s2ap_core.files.tensors import load_masks
 from s2ap_core.models import NETWORKS
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.directory import RunDirectory
@@ -32,6 +31,7 @@ from s2ap_core.training.stages import Stages
 from s2ap_diag.curvature.tracking import build_trackers
 from s2ap_diag.output import plots
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
+from tests.reading import masks_in
 from tests.tiny import Tiny
 
 IDS = [f"table{n}" for n in range(1, 14)] + [f"fig{n}" for n in range(1, 18)]
@@ -414,8 +414,8 @@ def test_a_search_without_readings_is_not_run(runs, tmp_path):
 
 def hamming(runs, name):
     """h of Eq. 13 by epoch, from unpacked masks."""
-    masks = [load_masks(RunDirectory.open(runs / name).masks(epoch))[0] for epoch in range(4)]
-    entries = sum(mask.numel() for mask in masks[0].values())
+    masks = [masks_in(RunDirectory.open(runs / name).masks(epoch)) for epoch in range(4)]
+    entries = sum(mask.size for mask in masks[0].values())
     return [sum(int((masks[0][k] != m[k]).sum()) for k in m) / entries for m in masks[1:]]
 
 

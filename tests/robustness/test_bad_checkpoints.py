@@ -15,7 +15,8 @@ from contract import checked
 from torch import Tensor
 
 from s2ap_core.errors import InputError
-from s2ap_core.files.tensors import load_masks, load_tensors, save_tensors
+from s2ap_core.files.tensors import load_tensors, save_tensors
+from tests.reading import masks_in
 
 pytestmark = pytest.mark.usefixtures("tiny_network", "prototypes_registered")
 
@@ -199,7 +200,7 @@ def test_other_tools_wrong_tensors(attempt: Attempt, world: World, folder: Path)
 
 
 def test_plain_arrays_as_masks(attempt: Attempt, world: World, folder: Path) -> None:
-    found = {name.removesuffix(".weight"): bits.numpy() for name, bits in load_masks(world.mask)[0].items()}
+    found = {name.removesuffix(".weight"): bits for name, bits in masks_in(world.mask).items()}
     np.savez_compressed(folder / "good.npz", **found)
     np.save(folder / "good.npy", next(iter(found.values())))
     npz, npy_data = (folder / "good.npz").read_bytes(), (folder / "good.npy").read_bytes()

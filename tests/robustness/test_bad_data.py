@@ -15,7 +15,7 @@ from bad_world import FOREIGN, SMALL, Attempt, World, all_of, commands_on
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from s2ap_core.files.tensors import load_masks
+from tests.reading import masks_in
 
 pytestmark = pytest.mark.usefixtures("tiny_network", "prototypes_registered")
 
@@ -153,7 +153,7 @@ EDIT = st.tuples(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_bytes_edited_at_random(attempt: Attempt, world: World, tmp_path_factory: Any, form: str, edits: Any) -> None:
-    arrays = {name.removesuffix(".weight"): bits.numpy() for name, bits in load_masks(world.mask)[0].items()}
+    arrays = {name.removesuffix(".weight"): bits for name, bits in masks_in(world.mask).items()}
     suffix, data = {
         "ours": (".safetensors", world.checkpoint.read_bytes),
         "mask": (".safetensors", world.mask.read_bytes),

@@ -23,9 +23,10 @@ from contract import Outcome
 
 from s2ap_core.data.cifar10 import read_batch
 from s2ap_core.errors import InputError
-from s2ap_core.files.tensors import load_masks, load_tensors
+from s2ap_core.files.tensors import load_tensors
 from s2ap_core.foreign.formats import read_state
 from s2ap_core.training.evaluation import load_evaluation
+from tests.reading import masks_in
 
 pytestmark = pytest.mark.usefixtures("tiny_network", "prototypes_registered")
 
@@ -334,7 +335,7 @@ def test_nothing_native_needs_a_pickle(
     for file in sorted(run.rglob("*.safetensors")):
         load_tensors(file)
     for file in sorted((run / "masks").iterdir()):
-        assert load_masks(file)[0]
+        assert masks_in(file)
     for stage in ("pretrain", "prune", "finetune"):
         assert len(load_evaluation(run / "evals" / f"{stage}.npz").label) == 6
     measure = ["--images", 8, "--hvps", 1, "--no-loss-difference", "--quiet"]

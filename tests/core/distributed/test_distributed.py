@@ -21,13 +21,13 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from s2ap_core.config import parse_config
 from s2ap_core.data import InMemory
 from s2ap_core.distributed.share import Share, draw, rows
-from s2ap_core.files.tensors import load_masks
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.seeds import generator
 from s2ap_diag.commands import main
 from s2ap_diag.commands.options.run import command
 from s2ap_diag.execution import launch
 from tests.core.distributed import distributed_worker as worker
+from tests.reading import masks_in
 
 ROOT = Path(__file__).parents[3]
 LIMIT = 30  # seconds from the end of a process to the end of the job
@@ -301,9 +301,9 @@ def test_torchrun_restarts_a_run_where_it_stopped(tmp_path, two):
     assert (out / "metrics.csv").read_bytes() == (two[0]["folder"] / "run" / "metrics.csv").read_bytes()
     for epoch in range(3):
         ours, theirs = (
-            load_masks(run / "masks" / f"epoch-{epoch:03d}.safetensors")[0] for run in (out, two[0]["folder"] / "run")
+            masks_in(run / "masks" / f"epoch-{epoch:03d}.safetensors") for run in (out, two[0]["folder"] / "run")
         )
-        assert disagreement(ours, theirs) == 0
+        assert all(np.array_equal(ours[name], theirs[name]) for name in {**ours, **theirs})
 
 
 def test_what_cannot_be_used_is_told_once(tmp_path):

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from s2ap_core.data import load
 from s2ap_core.errors import InputError
 from s2ap_core.export import kept_channels, shrink
-from s2ap_core.files.tensors import load_masks, load_tensors
+from s2ap_core.files.tensors import load_tensors
 from s2ap_core.foreign.network import masks_without_weights
 from s2ap_core.masks.channel_graph import ChannelGraph
 from s2ap_core.masks.masking import attach_masks, masks, scores
@@ -22,6 +23,7 @@ from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.training.loop import Callback
 from s2ap_core.training.optimization import searched_parameters
 from s2ap_core.training.stages import Stages
+from tests.reading import masks_in
 
 IMAGE = (1, 8, 8)
 SHORTCUTS = {f"layer{n}.0.shortcut.0": f"layer{n}.0.conv1" for n in (2, 3, 4)}
@@ -398,11 +400,11 @@ def test_a_loaded_checkpoint_has_the_same_masks_and_one_tensor_for_tied_rates(tm
     # The search has moved them, by this method's formula.
     assert max(mask.keep for mask in found.values()) < 0.98
     assert all(mask.keep_min == pytest.approx(0.1 / 4) for mask in found.values())
-    saved, _ = load_masks(run.masks(3))
+    saved = masks_in(run.masks(3))
     tensors, header = load_tensors(run.checkpoint("prune-epoch-003"))
     for found_masks in (masks(model), masks_without_weights(header["network"], tensors, header["keep"])):
         assert found_masks.keys() == saved.keys()
-        assert all(torch.equal(saved[name], mask) for name, mask in found_masks.items())
+        assert all(np.array_equal(saved[name], mask) for name, mask in found_masks.items())
 
 
 class Crash(Callback):

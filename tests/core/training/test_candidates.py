@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from s2ap_core.config import ObjectiveSettings
-from s2ap_core.files.tensors import load_masks, load_tensors
+from s2ap_core.files.tensors import load_tensors
 from s2ap_core.methods import build_method
 from s2ap_core.models import build
 from s2ap_core.runs.checkpoints import load_checkpoint
@@ -24,6 +24,7 @@ from s2ap_core.training.batch_norm import reestimate_statistics
 from s2ap_core.training.loop import Loop
 from s2ap_core.training.stages import Stages
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
+from tests.reading import masks_in
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 
@@ -171,8 +172,8 @@ def test_an_epoch_is_offered_at_the_budget_whether_the_search_is_there_or_not(tm
     run = searched(tmp_path / "run", new_run, data, "harp", method=method)
     found = losses(run)
     assert selected(run) == min(found, key=found.get)
-    bits, _ = load_masks(run.masks(3))
-    n = sum(mask.numel() for mask in bits.values())
+    bits = masks_in(run.masks(3))
+    n = sum(mask.size for mask in bits.values())
     too_many = sum(int(mask.sum()) for mask in bits.values()) > n - int(0.9 * n) + 3
     assert too_many is (penalty == 0)
     assert ("never came down to the budget" in caplog.text) is too_many

@@ -14,12 +14,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from s2ap_core.files.tensors import load_masks, load_tensors, save_masks
+from s2ap_core.files.tensors import load_tensors, save_masks
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.masks.masking import masks
 from s2ap_core.runs.checkpoints import load_checkpoint, save_checkpoint
 from s2ap_core.training.evaluation import load_evaluation
 from s2ap_diag.commands import main
+from s2ap_diag.reading.read import read
+from tests.reading import masks_in
 
 TINY = """
 network.width = 2
@@ -139,13 +141,13 @@ def test_hamming_counts_like_numpy(run):
     result = invoke("hamming", run / "masks", run / "masks", "--json", "-")
     assert result.exit_code == 0, result.output
     records = json.loads(result.stdout)
-    first, _ = load_masks(run / "masks" / "epoch-000.safetensors")
-    last, _ = load_masks(run / "masks" / "epoch-002.safetensors")
-    flipped = sum(int(np.sum(first[name].numpy() != last[name].numpy())) for name in first)
+    first = masks_in(run / "masks" / "epoch-000.safetensors")
+    last = masks_in(run / "masks" / "epoch-002.safetensors")
+    flipped = sum(int(np.sum(first[name] != last[name])) for name in first)
     assert flipped > 0
     assert records[1]["epoch"] == 2
     assert records[1]["flipped"] == flipped
-    assert records[1]["h"] == flipped / sum(m.numel() for m in first.values())
+    assert records[1]["h"] == flipped / sum(m.size for m in first.values())
     assert [r["difference"] for r in records if "difference" in r] == [0.0, 0.0]
 
 
@@ -282,9 +284,8 @@ def test_bad_checkpoints_and_masks_are_named(run, tmp_path):
         refused(invoke("sharpness", path, "--images", 8), path.name, word)
         assert path.read_bytes() == before
 
-    first, header = load_masks(run / "masks" / "epoch-000.safetensors")
-    changed = {name: mask[..., :1] for name, mask in first.items()}
-    save_masks(tmp_path / "masks-1.safetensors", changed, header)
+    changed = {n: torch.from_numpy(m[..., :1]) for n, m in masks_in(run / "masks" / "epoch-000.safetensors").items()}
+    save_masks(tmp_path / "masks-1.safetensors", changed, {"epoch": 1})
     refused(
         invoke("hamming", run / "masks" / "epoch-000.safetensors", tmp_path / "masks-1.safetensors"),
         "different networks",
@@ -331,8 +332,8 @@ def test_demo_end_to_end_through_the_installed_script(tmp_path):
         assert 0 < arm["h"] < 0.2
     # The arms share their warm-up epochs and part after them.
     first, second = (snapshot(tmp_path / "demo" / arm / "masks") for arm in ("orig", "s2ap"))
-    masks_of = [[load_masks(path)[0] for path in run] for run in (first, second)]
-    same = [all(torch.equal(a[n], b[n]) for n in a) for a, b in zip(*masks_of, strict=True)]
+    masks_of = [[masks_in(path) for path in run] for run in (first, second)]
+    same = [all(np.array_equal(a[n], b[n]) for n in a) for a, b in zip(*masks_of, strict=True)]
     assert same[:2] == [True, True]
     assert not all(same)
     assert (tmp_path / "demo" / "figure1.png").read_bytes().startswith(b"\x89PNG")
@@ -364,11 +365,12 @@ def test_runs_that_differ_in_their_seed_alone_are_one_arm(run, tmp_path):
             folder = tmp_path / f"{arm}{seed}"
             folders.append(folder)
             for epoch in range(3):
-                saved, header = load_masks(run / "masks" / f"epoch-{epoch:03d}.safetensors")
+                saved = read(run / "masks" / f"epoch-{epoch:03d}.safetensors").as_masks()
+                masks = {name: torch.from_numpy(mask) for name, mask in saved.masks.unpack().items()}
                 if epoch and arm == "orig":  # so many more bits flipped
-                    saved["conv1.weight"].view(-1)[: 2 + seed] ^= True
-                about = {**header, "seed": seed, "minimizer": arm}
-                save_masks(folder / f"epoch-{epoch:03d}.safetensors", saved, about)
+                    masks["conv1.weight"].view(-1)[: 2 + seed] ^= True
+                about = {**saved.header, "seed": seed, "minimizer": arm}
+                save_masks(folder / f"epoch-{epoch:03d}.safetensors", masks, about)
     result = invoke("hamming", *folders, "--plot", tmp_path / "h.svg", "--json", "-")
     records = json.loads(result.stdout)
     h = {(r["masks"].split("/")[-2], r["epoch"]): r["h"] for r in records if "h" in r}

@@ -1,0 +1,73 @@
+"""Runs of seconds, and their report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from s2ap_core.data import InMemory
+from s2ap_core.models import NETWORKS
+from s2ap_core.runs.checkpoints import load_checkpoint
+from s2ap_core.training.stages import Stages
+from s2ap_diag.curvature.tracking import build_trackers
+from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
+from tests.diag.report.pages import HOSTILE, IMAGE, SCRIPT, Parsed, copy, dense, report
+from tests.tiny import Tiny
+
+ARMS = {
+    "orig": {"seed": 9},
+    "s2ap": {
+        "seed": 10,
+        "minimizer": {"name": "s2ap", "gamma": 0.01, "warmup": 1},
+        "finetune": {"awp": True},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, new_run, data: InMemory) -> Path:
+    """A run of each arm, tracked at each iteration, the first with its sharpness measured."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "tiny", Tiny)
+        for name, settings in ARMS.items():
+            run = new_run(folder / name, tracking={"every": 1, "hvps": 2, "images": 8}, **settings)
+            Stages(run, data, callbacks=build_trackers(run.config.tracking)).all()
+        checkpoint = load_checkpoint(folder / "orig/ckpt/prune-best.safetensors")
+        settings = SharpnessSettings(rho=(0.001, 0.01), images=16, batch_size=16, hvps=3, steps=3)
+        measured = measure_sharpness(checkpoint, data, run.config.objective, settings)
+        (folder / "orig/sharpness.json").write_text(json.dumps([measured.record()]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(trained: Path, tmp_path_factory) -> Path:
+    """The two arms, runs with hostile names and settings, a dense one, and three that cannot be shown."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ARMS:
+        copy(trained / name, folder / name)
+    hostile = copy(trained / "s2ap", folder / IMAGE.replace("/", "") / "50% #1?", title=HOSTILE, seed=2)
+    (hostile / "environment.json").write_text(
+        json.dumps(json.loads((hostile / "environment.json").read_text()) | {SCRIPT: IMAGE, "half": "\ud800"})
+    )
+    copy(trained / "orig", folder / "javascript:alert(1)", network={"name": "tiny"}, title=SCRIPT)
+    copy(trained / "orig", folder / ("n" * 200))
+    dense(trained, folder / "dense")
+    (copy(trained / "orig", folder / f"masks {SCRIPT[:8]}") / "masks/epoch-002.safetensors").write_bytes(b"cut")
+    (copy(trained / "orig", folder / "metrics") / "metrics.csv").write_text("stage,epoch\n<b>")
+    (copy(trained / "orig", folder / "half") / "results.json").unlink()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def page(runs: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "tiny", Tiny)
+        result = report(runs, "--title", HOSTILE, "--out", runs / "report.html")
+    assert result.exit_code == 0, result.output
+    return runs / "report.html"
+
+
+@pytest.fixture(scope="session")
+def parsed(page: Path) -> Parsed:
+    return Parsed(page.read_text(encoding="utf-8"))

@@ -1,0 +1,225 @@
+"""The report as a browser sees it: sorted, hovered, printed, and safe from what users write."""
+
+import base64
+import json
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from selenium import webdriver
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.chrome.service import Service
+
+from tests.reading import masks_in
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="no browser here: install chromium and chromium-driver"
+)
+FLAGS = (
+    "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+    "disable-component-update", "disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS:
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('browser')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(browser, page) -> Callable[..., object]:
+    """``opened(width=1600, scheme="light", media="screen")``: the browser with the report freshly loaded."""
+
+    def load(width: int = 1600, scheme: str = "light", media: str = "screen") -> object:
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+        browser.get("about:blank")  # a change of the fragment alone loads nothing
+        for kind in ("browser", "performance"):
+            browser.get_log(kind)
+        browser.get(page.as_uri())
+        return browser
+
+    return load
+
+
+def column(browser, heading: str, nth: int = 0) -> tuple[object, Callable[[], list[str]]]:
+    """The button of a heading, and a function that reads its column from top to bottom."""
+    headings = browser.find_elements("css selector", "#runs thead tr:last-child th")
+    index = [i for i, th in enumerate(headings) if th.text.split("\n")[0].startswith(heading)][nth]
+    script = "return [...document.querySelectorAll('#runs tbody tr')].map(r => r.cells[arguments[0]].innerText)"
+    return headings[index].find_element("tag name", "button"), lambda: browser.execute_script(script, index)
+
+
+def test_it_loads_cleanly_and_fetches_nothing(opened, page):
+    browser = opened()
+    browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert page.as_uri() in asked
+    assert [url for url in asked if not url.startswith("data:") and url != page.as_uri()] == []
+    assert browser.execute_script("return window.owned") is None
+    assert browser.execute_script("return document.title").startswith("<script>window.owned")
+
+
+def test_the_policy_stops_foreign_scripts_styles_and_images(opened):
+    browser = opened()
+    browser.execute_script(
+        """
+        window.stopped = [];
+        addEventListener("securitypolicyviolation", (event) => stopped.push(event.effectiveDirective));
+        const script = document.createElement("script");
+        script.textContent = "window.owned = 1";
+        const image = document.createElement("img");
+        image.src = "picture.png";
+        const text = document.createElement("p");
+        text.setAttribute("style", "color: red");
+        document.body.append(script, image, text);
+        """
+    )
+    stopped = browser.execute_async_script("const done = arguments[0]; setTimeout(() => done(window.stopped), 200)")
+    assert sorted(stopped) == ["img-src", "script-src-elem", "style-src-attr"]
+    assert browser.execute_script("return window.owned") is None
+
+
+def test_the_table_sorts_by_number_both_ways(opened):
+    browser = opened()
+    button, read = column(browser, "seed")
+    before = read()
+    heading = button.find_element("xpath", "..")
+    assert heading.get_attribute("aria-sort") is None
+    button.click()
+    assert read() == sorted(before, key=int) != sorted(before)
+    assert heading.get_attribute("aria-sort") == "ascending"
+    button.click()
+    assert read() == sorted(before, key=int, reverse=True)
+    assert heading.get_attribute("aria-sort") == "descending"
+    other, _ = column(browser, "run")
+    other.click()
+    assert heading.get_attribute("aria-sort") is None
+    assert len(browser.find_elements("css selector", "[aria-sort]")) == 1
+
+
+def test_the_table_sorts_from_the_keyboard_and_keeps_the_missing_last(opened):
+    browser = opened()
+    button, read = column(browser, "γ")
+    browser.execute_script("arguments[0].focus()", button)
+    for order in ("ascending", "descending"):
+        ActionChains(browser).send_keys(Keys.ENTER).perform()
+        assert button.find_element("xpath", "..").get_attribute("aria-sort") == order
+        assert read() == ["0.01", "0.01", "–", "–", "–", "–"]
+    ActionChains(browser).send_keys(Keys.TAB, Keys.SPACE).perform()
+    assert column(browser, "sparsity")[0].find_element("xpath", "..").get_attribute("aria-sort") == "ascending"
+
+
+def test_sections_open_by_click_link_and_all_at_once(opened):
+    browser = opened()
+
+    def open_sections() -> list[bool]:
+        return browser.execute_script("return [...document.querySelectorAll('details.run')].map(d => d.open)")
+
+    assert not any(open_sections())
+    browser.find_element("css selector", "details.run > summary").click()
+    assert open_sections() == [True] + [False] * 5
+    browser.find_element("css selector", '#runs a[href="#run-3"]').click()
+    browser.execute_async_script("setTimeout(arguments[0], 100)")
+    assert open_sections() == [True, False, True] + [False] * 3
+    open_all, close_all = browser.find_elements("css selector", ".controls button")
+    open_all.click()
+    assert all(open_sections())
+    close_all.click()
+    assert not any(open_sections())
+
+
+@pytest.mark.parametrize("width", [400, 1600])
+def test_nothing_is_wider_than_the_window(opened, width):
+    browser = opened(width)
+    browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    wide = """
+        const room = document.documentElement.clientWidth;
+        const scrolls = (e) => e.closest(".wide") && !e.classList.contains("wide");
+        return [document.documentElement.scrollWidth - room,
+                [...document.body.querySelectorAll("*")].filter((e) => !scrolls(e) && !e.closest("svg")
+                    && e.getBoundingClientRect().right > room + 1).map((e) => e.outerHTML.slice(0, 80))]
+    """
+    overflow, elements = browser.execute_script(wide)
+    assert overflow <= 0
+    assert elements == []
+    assert browser.execute_script("return document.querySelector('svg.chart').getBoundingClientRect().width") > 300
+    hidden = "const box = document.querySelector('.wide'); return box.scrollWidth - box.clientWidth"
+    assert (browser.execute_script(hidden) > 0) == (width == 400)  # the summary alone scrolls, in a narrow window
+
+
+def test_pointer_and_arrow_keys_read_the_values(opened, trained):
+    browser = opened()
+    browser.find_element("css selector", '#runs a[href="#run-5"]').click()
+    browser.execute_async_script("setTimeout(arguments[0], 100)")
+    section = browser.find_element("css selector", "#run-5")
+    assert "orig" in section.text.splitlines()[0]
+    tip = browser.find_element("id", "tip")
+    rows = pd.read_csv(trained / "orig/metrics.csv")
+    readings = rows[(rows.stage == "prune") & rows.iteration.isna()].set_index(["metric", "epoch"])["value"]
+    loss = section.find_element("css selector", "svg.chart")  # the first picture
+    assert tip.text == ""
+    ActionChains(browser).move_to_element_with_offset(loss, 2 - loss.size["width"] // 2, 0).perform()
+    said, _, value = tip.text.rpartition(" ")
+    assert said == "search, epoch 0:"
+    assert float(value) == pytest.approx(readings["val_loss", 0], rel=1e-3)
+    assert len(loss.find_elements("css selector", ".near")) == 1
+    heat = section.find_element("css selector", "svg.heat")
+    browser.execute_script("arguments[0].focus()", heat)
+    ActionChains(browser).send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_DOWN).perform()
+    masks = [masks_in(trained / f"orig/masks/epoch-{epoch:03d}.safetensors") for epoch in (0, 2)]
+    h = (masks[0]["conv2.weight"] ^ masks[1]["conv2.weight"]).mean()
+    assert tip.text.startswith("conv2, epoch 2: h = ")
+    assert float(tip.text.rpartition(" ")[2]) == pytest.approx(h, rel=1e-3)
+    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    assert tip.text == ""
+
+
+def test_print_shows_every_section_and_no_controls(opened):
+    browser = opened(media="print")
+    shown = "return [...document.querySelectorAll(arguments[0])].map(e => e.checkVisibility())"
+    assert not any(browser.execute_script("return [...document.querySelectorAll('details')].map(d => d.open)"))
+    for selector in ("details.run figure", "details.run pre", ".legend dl"):
+        visible = browser.execute_script(shown, selector)
+        assert visible, selector
+        assert all(visible), selector
+    assert not any(browser.execute_script(shown, ".controls"))
+    page = base64.b64decode(browser.print_page())
+    assert page.startswith(b"%PDF")
+    assert not any(browser.execute_script("return [...document.querySelectorAll('details')].map(d => d.open)"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_both_schemes(opened, scheme):
+    browser = opened(scheme=scheme)
+    names = ("ground", "ink", "faint", "link")
+    style = "return arguments[0].map(n => getComputedStyle(document.documentElement).getPropertyValue('--' + n).trim())"
+    ground, *texts = (luminance(value) for value in browser.execute_script(style, names))
+    assert (ground < 0.1) == (scheme == "dark")
+    for text in texts:
+        low, high = sorted((ground, text))
+        assert (high + 0.05) / (low + 0.05) >= 4.5  # WCAG 2.2, 1.4.3
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rgb or #rrggbb (WCAG 2.2)."""
+    digits = colour.removeprefix("#")
+    digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
+    channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))

@@ -1,0 +1,73 @@
+"""Curves and heat map hold what was tracked."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from s2ap_diag.report.charts import chart
+from tests.diag.report.pages import Parsed, report
+from tests.reading import masks_in
+
+pytestmark = pytest.mark.usefixtures("tiny_network")
+
+
+def test_curves_hold_what_was_tracked(trained, tmp_path):
+    assert report(trained / "s2ap", "--out", tmp_path / "r.html").exit_code == 0
+    drawn = re.findall(r"<figcaption>(.*?)</figcaption>(.*?)</figure>", (tmp_path / "r.html").read_text(), re.DOTALL)
+    curves = {
+        (title, a["data-name"]): a for title, svg in drawn for a in Parsed(svg).all("polyline") if "data-x" in a
+    }  # fmt: skip
+    rows = pd.read_csv(trained / "s2ap/metrics.csv")
+    for name, stage, metric in (
+        (("Robust validation loss", "search"), "prune", "val_loss"),
+        (("Robust validation loss", "finetuning"), "finetune", "val_loss"),
+        (("λ_max, BatchNorm running", "all scores"), "prune", "lambda_max_running"),
+        (("λ_max, BatchNorm running", "live channels"), "prune", "lambda_max_live_running"),
+        (("λ_max, BatchNorm batch", "all scores"), "prune", "lambda_max_batch"),
+        (("λ_max, BatchNorm batch", "live channels"), "prune", "lambda_max_live_batch"),
+    ):
+        expected = rows[(rows.stage == stage) & (rows.metric == metric) & rows.iteration.isna()]
+        assert json.loads(curves[name]["data-x"]) == expected.epoch.tolist()
+        np.testing.assert_allclose(json.loads(curves[name]["data-y"]), expected.value, rtol=1e-3)
+        heights = [float(point.split(",")[1]) for point in curves[name]["points"].split()]
+        assert np.argsort(heights).tolist() == np.argsort(-expected.value.to_numpy()).tolist()
+
+
+def test_the_papers_lambda_max_is_thin_where_the_live_one_stands_beside_it():
+    both = chart("t", {"live channels": {1: 1.0, 2: 2.0}, "all scores": {1: 9.0, 2: 8.0}}, thin="all scores")
+    assert [one.thin for one in both.series] == [False, True]
+    alone = chart("t", {"live channels": {}, "all scores": {1: 9.0, 2: 8.0}}, thin="all scores")
+    assert [one.thin for one in alone.series] == [False]
+
+
+def test_one_value_and_equal_values_can_be_drawn():
+    for values in ({3: 1.0}, {1: 5.0, 2: 5.0}, {1: 0.0}, {0: -1.0, 1: 2.0}, {0: 1e-9, 1: 1e9}):
+        for log in (False, True):
+            drawn = chart("t", {"a": values}, log=log)
+            points = np.array([point.split(",") for point in drawn.series[0].points.split()], dtype=float)
+            assert ((points >= [52, 30]) & (points <= [350, 182])).all()
+    assert chart("t", {"a": {}}) is None
+
+
+def test_the_heat_map_shows_each_layer_and_reads_in_grey(trained, tmp_path):
+    assert report(trained / "s2ap", "--out", tmp_path / "r.html").exit_code == 0
+    found = Parsed((tmp_path / "r.html").read_text())
+    (heat,) = found.all("svg", class_="heat")
+    masks = [masks_in(trained / f"s2ap/masks/epoch-{epoch:03d}.safetensors") for epoch in range(4)]
+    expected = [[(m[name] ^ masks[0][name]).mean() for m in masks[1:]] for name in masks[0]]
+    np.testing.assert_allclose(json.loads(heat["data-h"]), expected, rtol=1e-3)
+    (image,) = found.all("image")
+    pixels = Image.open(io.BytesIO(base64.b64decode(image["href"].removeprefix("data:image/png;base64,"))))
+    grey = np.asarray(pixels.convert("L"), dtype=float)
+    assert grey.shape == (3, 3)
+    order = np.argsort(np.ravel(expected), kind="stable")
+    assert (np.diff(grey.ravel()[order]) >= 0).all()
+    assert grey.max() - grey.min() > 60
+    texts = [text for tag, text in found.text if tag == "text"]
+    assert texts.index("conv1") < texts.index("conv2") < texts.index("linear")
