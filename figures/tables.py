@@ -13,7 +13,7 @@ from figures.records import difference, frame_of, printed_arm, records_of
 from figures.settings import mixed_settings
 from figures.verdicts import Verdict, verdicts
 from figures.wording import CHANCE, NETWORKS_DIFFER, NOT_RUN, PAPER, signed, spanned
-from s2ap_diag.statistics import LEVEL
+from s2ap_diag.comparison.statistics import LEVEL
 
 
 def compare_arms(entry: Entry, library: Library) -> Grid:

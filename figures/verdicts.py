@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from figures.catalogue import Entry
 from figures.numbers import Line
 from s2ap_core.errors import InputError
-from s2ap_diag.statistics import LEVEL, Kind, PairedDifference, compare, holm, paired_difference
+from s2ap_diag.comparison.statistics import LEVEL, Kind, PairedDifference, compare, holm, paired_difference
 
 
 @dataclass(frozen=True)

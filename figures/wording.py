@@ -2,7 +2,7 @@
 
 import math
 
-from s2ap_diag.statistics import PairedDifference
+from s2ap_diag.comparison.statistics import PairedDifference
 
 NOT_RUN = "not run"
 CHANCE, NETWORKS_DIFFER, PAPER = "*", "≠", "‡"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from s2ap_core.masks.masking import attach as attach
     from s2ap_core.masks.masking import masks as masks
     from s2ap_core.masks.masking import scores as scores
+    from s2ap_diag.comparison.statistics import Comparison as Comparison
+    from s2ap_diag.comparison.statistics import compare as compare
     from s2ap_diag.curvature.eigen import Eigenpair as Eigenpair
     from s2ap_diag.curvature.eigen import LambdaMax as LambdaMax
     from s2ap_diag.curvature.eigen import lambda_max as lambda_max
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
     from s2ap_diag.stability import hamming as hamming
     from s2ap_diag.stability import trajectory as trajectory
     from s2ap_diag.stability.margins import score_margins as score_margins
-    from s2ap_diag.statistics import Comparison as Comparison
-    from s2ap_diag.statistics import compare as compare
 
     score_hessian = ScoreHessian
     __version__: str
@@ -63,8 +63,8 @@ _OFFERED = {
     "hamming": "s2ap_diag.stability.hamming",
     "score_margins": "s2ap_diag.stability.margins.score_margins",
     "trajectory": "s2ap_diag.stability.trajectory",
-    "Comparison": "s2ap_diag.statistics.Comparison",
-    "compare": "s2ap_diag.statistics.compare",
+    "Comparison": "s2ap_diag.comparison.statistics.Comparison",
+    "compare": "s2ap_diag.comparison.statistics.compare",
 }
 """Where each public name is defined; the imports above say the same to type checkers."""
 

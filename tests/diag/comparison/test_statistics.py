@@ -8,7 +8,7 @@ from scipy.stats import ttest_1samp, ttest_rel
 
 from s2ap_core.errors import InputError
 from s2ap_core.training.evaluation import Evaluation
-from s2ap_diag.statistics import compare, holm, images_variance, mcnemar, paired_difference
+from s2ap_diag.comparison.statistics import compare, holm, images_variance, mcnemar, paired_difference
 
 
 def evaluation(robust, *, clean=None, index=None, attack="autoattack", eps="8/255"):
