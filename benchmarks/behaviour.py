@@ -18,7 +18,7 @@ SHORT = (
     "evaluation.attack=pgd-50",
     "evaluation.n=100",
     "tracking.every=5",
-    "tracking.hvps=3",
+    "tracking.iterations=3",
 )
 
 S2AP = ("minimizer.name=s2ap", "minimizer.warmup=1")

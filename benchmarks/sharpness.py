@@ -14,7 +14,7 @@ from benchmarks.measure import Rounds, Row, Setting, at_most, interleaved, timed
 from benchmarks.worlds import TRADES, bare, colour_digits, pretrained, search
 from s2ap_core.masks.masking import scores
 from s2ap_core.seeds import generator
-from s2ap_diag.curvature.eigen import lambda_max
+from s2ap_diag.curvature.eigen import Lanczos, lambda_max
 from s2ap_diag.curvature.hessian import Loss, ScoreHessian, batch_norm_mode
 from s2ap_diag.curvature.loss_difference import loss_difference
 from s2ap_diag.curvature.tracking import batch_loss
@@ -75,7 +75,7 @@ def _lambda_max(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) ->
     def ours() -> None:
         nonlocal cost
         with ScoreHessian(model, loss, [batch]) as hessian:
-            reading = lambda_max(hessian, method="lanczos", tolerance=1e-3)
+            reading = lambda_max(hessian, Lanczos(tolerance=1e-3))
         found["ours"], cost = reading.lambda_max, reading.hvps
 
     def theirs() -> None:

@@ -15,7 +15,7 @@ from s2ap_core.seeds import generator
 from s2ap_core.training.iteration import Step
 from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.optimization import searched_parameters
-from s2ap_diag.curvature.eigen import lanczos, power_iteration
+from s2ap_diag.curvature.eigen import Lanczos, PowerIteration, lambda_max
 from s2ap_diag.curvature.hessian import BatchNormMode, ScoreHessian
 from s2ap_diag.curvature.tracking import CurvatureTracker, batch_loss
 
@@ -46,7 +46,7 @@ def paper_recipe(loop: Loop, batch: Batch) -> Reading:
     found: Reading = {}
     for mode in MODES:
         with ScoreHessian(loop.model, batch_loss(loop.objective), [batch], batch_norm=mode) as hessian:
-            pair = power_iteration(hessian, iterations=10, seed=loop.seed)
+            pair = PowerIteration(iterations=10).dominant(hessian, seed=loop.seed)
         found[mode] = (pair.value, pair.hvps)
     return found
 
@@ -56,8 +56,8 @@ def converged(loop: Loop, batch: Batch) -> Reading:
     found: Reading = {}
     for mode in MODES:
         with ScoreHessian(loop.model, batch_loss(loop.objective), [batch], batch_norm=mode) as hessian:
-            ends = lanczos(hessian, iterations=128, tolerance=1e-3, seed=loop.seed)
-        found[mode] = (ends.largest[0].value, ends.hvps)
+            reading = lambda_max(hessian, Lanczos(iterations=128, tolerance=1e-3), seed=loop.seed)
+        found[mode] = (reading.lambda_max, reading.hvps)
     return found
 
 

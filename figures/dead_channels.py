@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_diag.adversary import objective_of
-from s2ap_diag.curvature.eigen import Curvature
+from s2ap_diag.curvature.curvature import Curvature
 from s2ap_diag.curvature.hessian import BatchNormMode
 from s2ap_diag.reading.source import Source
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness

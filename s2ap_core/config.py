@@ -190,8 +190,9 @@ class TrackingSettings(_Settings):
     Attributes:
         metrics: names of :data:`s2ap_diag.curvature.tracking.TRACKERS`.
         every: iterations from one reading to the next; 0 reads nothing.
-        recipe: ``paper`` starts each reading anew and makes ``hvps`` products; ``warm`` starts from the last
-            eigenvector and stops at a residual of ``tolerance``.
+        recipe: ``paper`` starts each reading anew; ``warm`` starts from the last eigenvector and stops at a residual
+            of ``tolerance``.
+        iterations: of power iteration in a reading, with ``warm`` at most; one product each, and one more.
         images: the first so many of the batch; None is all of it.
         batch_norm: the statistics that BatchNorm normalises with, a reading in each; one of them is half the cost.
         spectrum: lambda_max over ``all`` scores as the paper defines it, over those of ``live`` channels, which
@@ -201,7 +202,7 @@ class TrackingSettings(_Settings):
     metrics: list[str] = ["curvature"]
     every: int = Field(default=0, ge=0)
     recipe: Literal["warm", "paper"] = "warm"
-    hvps: int = Field(default=10, ge=1)
+    iterations: int = Field(default=10, ge=1)
     tolerance: float = Field(default=0.1, gt=0)
     images: int | None = Field(default=None, ge=1)
     batch_norm: list[Literal["running", "batch"]] = ["running", "batch"]

@@ -20,17 +20,19 @@ if TYPE_CHECKING:
     from s2ap_core.masks.masking import scores as scores
     from s2ap_diag.comparison.statistics import Comparison as Comparison
     from s2ap_diag.comparison.statistics import compare as compare
+    from s2ap_diag.curvature.density import spectral_density as spectral_density
+    from s2ap_diag.curvature.density import trace as trace
     from s2ap_diag.curvature.eigen import Eigenpair as Eigenpair
     from s2ap_diag.curvature.eigen import LambdaMax as LambdaMax
+    from s2ap_diag.curvature.eigen import Lanczos as Lanczos
+    from s2ap_diag.curvature.eigen import PowerIteration as PowerIteration
+    from s2ap_diag.curvature.eigen import Solver as Solver
     from s2ap_diag.curvature.eigen import lambda_max as lambda_max
-    from s2ap_diag.curvature.eigen import lanczos as lanczos
-    from s2ap_diag.curvature.eigen import power_iteration as power_iteration
-    from s2ap_diag.curvature.eigen import spectral_density as spectral_density
-    from s2ap_diag.curvature.eigen import trace as trace
     from s2ap_diag.curvature.hessian import ScoreHessian as ScoreHessian
     from s2ap_diag.curvature.loss_difference import LossDifference as LossDifference
     from s2ap_diag.curvature.loss_difference import loss_difference as loss_difference
     from s2ap_diag.curvature.loss_difference import loss_differences as loss_differences
+    from s2ap_diag.curvature.pyhessian import PyHessian as PyHessian
     from s2ap_diag.reading.read import load as load
     from s2ap_diag.stability import Hamming as Hamming
     from s2ap_diag.stability import PackedMasks as PackedMasks
@@ -47,11 +49,13 @@ _OFFERED = {
     "scores": "s2ap_core.masks.masking.scores",
     "Eigenpair": "s2ap_diag.curvature.eigen.Eigenpair",
     "LambdaMax": "s2ap_diag.curvature.eigen.LambdaMax",
+    "Lanczos": "s2ap_diag.curvature.eigen.Lanczos",
+    "PowerIteration": "s2ap_diag.curvature.eigen.PowerIteration",
+    "PyHessian": "s2ap_diag.curvature.pyhessian.PyHessian",
+    "Solver": "s2ap_diag.curvature.eigen.Solver",
     "lambda_max": "s2ap_diag.curvature.eigen.lambda_max",
-    "lanczos": "s2ap_diag.curvature.eigen.lanczos",
-    "power_iteration": "s2ap_diag.curvature.eigen.power_iteration",
-    "spectral_density": "s2ap_diag.curvature.eigen.spectral_density",
-    "trace": "s2ap_diag.curvature.eigen.trace",
+    "spectral_density": "s2ap_diag.curvature.density.spectral_density",
+    "trace": "s2ap_diag.curvature.density.trace",
     "ScoreHessian": "s2ap_diag.curvature.hessian.ScoreHessian",
     "score_hessian": "s2ap_diag.curvature.hessian.ScoreHessian",
     "LossDifference": "s2ap_diag.curvature.loss_difference.LossDifference",

@@ -4,7 +4,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
+
+from torch import nn
 
 from s2ap_core.config import ObjectiveSettings
 from s2ap_core.data import Dataset
@@ -15,10 +17,13 @@ from s2ap_core.masks.masking import density as kept_fraction
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.training.batch_norm import reestimate_statistics
 from s2ap_core.training.objectives import build_objective
-from s2ap_diag.adversary import Adversary, describe_adversary, needs_reestimation
-from s2ap_diag.curvature.ascent import Norm, Scale
-from s2ap_diag.curvature.eigen import Curvature, Method, SpectralDensity, curvature, spectral_density, spread
+from s2ap_diag.adversary import AdversarialBatch, Adversary, describe_adversary, needs_reestimation
+from s2ap_diag.curvature.ascent import Norm
+from s2ap_diag.curvature.curvature import ByLayer, Curvature, curvature, spread
+from s2ap_diag.curvature.density import SpectralDensity, spectral_density
+from s2ap_diag.curvature.eigen import Lanczos, Solver
 from s2ap_diag.curvature.hessian import BatchNormMode
+from s2ap_diag.curvature.landscape import Scale
 from s2ap_diag.curvature.loss_difference import Ascent, LossDifference, loss_differences
 from s2ap_diag.curvature.tracking import batch_loss
 from s2ap_diag.stability.margins import ScoreMargins, score_margins
@@ -36,19 +41,17 @@ class SharpnessSettings:
     """What to measure, and on what: Table 13's rho, 1,024 images in batches of 128.
 
     Attributes:
-        hvps, tolerance: of the eigenvalue method, None for the method's own.
+        solver: what finds lambda_max, with its limits.
         rho: radii of the loss difference; none of them leaves it out.
         ascent, steps, restarts, norm, scale: how and in which ball it is sought, see
-            :func:`s2ap_diag.loss_difference.loss_differences`.
+            :func:`s2ap_diag.curvature.loss_difference.loss_differences`.
         recraft: make the adversarial examples anew at each step of the loss difference.
         spectrum: estimate the trace and the density of all eigenvalues too.
     """
 
-    method: Method = "lanczos"
-    hvps: int | None = None
-    tolerance: float | None = None
+    solver: Solver = Lanczos()
     batch_norm: BatchNormMode = "running"
-    by_layer: Literal["layer", "block"] | None = None
+    by_layer: ByLayer | None = None
     rho: Sequence[float] = RHOS
     ascent: Ascent | None = None
     steps: int = 20
@@ -118,7 +121,7 @@ def _warn_of_residuals(found: Curvature, where: str) -> None:
     name = max(residuals, key=lambda name: residuals[name])
     if residuals[name] > UNRELIABLE:
         log.warning(
-            "%s has not converged, its residual is %.2g; raise --hvps, or choose --method lanczos: %s",
+            "%s has not converged, its residual is %.2g; raise --iterations, or choose --method lanczos: %s",
             name, residuals[name], where,
         )  # fmt: skip
 
@@ -145,21 +148,15 @@ def measure_sharpness(
     if not score_masks(checkpoint.model):
         raise InputError(f"{checkpoint.path}: has no scores; give a checkpoint of the search, as RUN/ckpt/prune-best")
     adversary = Adversary(build_objective(objective), settings.seed)
-    model, batch_norm = checkpoint.model, str(settings.batch_norm)
-    batches = adversary.batches(model, data, settings.images, settings.batch_size)
-    if needs_reestimation(checkpoint, settings.batch_norm):
-        reestimate_statistics(model, [batch[0] for batch in batches])
-        batches = adversary.batches(model, data, settings.images, settings.batch_size)
-        batch_norm = "running (re-estimated under the mask)"
+    model = checkpoint.model
+    batches, batch_norm = _batches(checkpoint, adversary, data, settings)
     loss = batch_loss(adversary.objective)
     found = curvature(
         model,
         loss,
         batches,
         batch_norm=settings.batch_norm,
-        method=settings.method,
-        iterations=settings.hvps,
-        tolerance=settings.tolerance,
+        solver=settings.solver,
         seed=settings.seed,
         by_layer=settings.by_layer,
     )
@@ -169,34 +166,55 @@ def measure_sharpness(
         with spread(model, loss, batches, settings.batch_norm) as hessian:
             density = spectral_density(hessian, seed=settings.seed)
     on_step(1)
-    differences: tuple[LossDifference, ...] = ()
-    if settings.rho:
-        own = len(dealt(batches))
-        differences = loss_differences(
-            model,
-            loss,
-            batches,
-            settings.rho,
-            ascent=settings.ascent,
-            steps=settings.steps,
-            restarts=settings.restarts,
-            norm=settings.norm,
-            scale=settings.scale,
-            recraft=adversary if settings.recraft else None,
-            batch_norm=settings.batch_norm,
-            seed=settings.seed,
-            on_step=lambda: on_step(1 / own),
-        )
+    differences = _loss_differences(model, adversary, batches, settings, on_step) if settings.rho else ()
     margins = tuple(score_margins(model, rho, settings.scale) for rho in settings.rho)
-    described = describe_adversary(objective, recrafted=settings.recraft)
     return Sharpness(
         checkpoint=checkpoint,
         keep=kept_fraction(model),
         curvature=found,
         loss_differences=differences,
         batch_norm=batch_norm,
-        adversary=described,
+        adversary=describe_adversary(objective, recrafted=settings.recraft),
         seconds=time.monotonic() - started,
         margins=margins,
         density=density,
+    )
+
+
+def _batches(
+    checkpoint: Checkpoint, adversary: Adversary, data: Dataset, settings: SharpnessSettings
+) -> tuple[list[AdversarialBatch], str]:
+    """Make the batches to measure on, and say which statistics BatchNorm then has."""
+    model = checkpoint.model
+    batches = adversary.batches(model, data, settings.images, settings.batch_size)
+    if not needs_reestimation(checkpoint, settings.batch_norm):
+        return batches, settings.batch_norm
+    reestimate_statistics(model, [batch[0] for batch in batches])
+    batches = adversary.batches(model, data, settings.images, settings.batch_size)
+    return batches, "running (re-estimated under the mask)"
+
+
+def _loss_differences(
+    model: nn.Module,
+    adversary: Adversary,
+    batches: Sequence[AdversarialBatch],
+    settings: SharpnessSettings,
+    on_step: Callable[[float], None],
+) -> tuple[LossDifference, ...]:
+    """Measure them as the settings say; each radius adds up to a step."""
+    own = len(dealt(batches))
+    return loss_differences(
+        model,
+        batch_loss(adversary.objective),
+        batches,
+        settings.rho,
+        ascent=settings.ascent,
+        steps=settings.steps,
+        restarts=settings.restarts,
+        norm=settings.norm,
+        scale=settings.scale,
+        recraft=adversary if settings.recraft else None,
+        batch_norm=settings.batch_norm,
+        seed=settings.seed,
+        on_step=lambda: on_step(1 / own),
     )

@@ -97,7 +97,7 @@ def _unread_by_the_tracking(config: Config) -> Unread:
     if not tracking.metrics:
         yield "tracking.every", "tracking.metrics is empty"
     if tracking.recipe == "paper":
-        yield "tracking.tolerance", "tracking.recipe = paper makes all of tracking.hvps products"
+        yield "tracking.tolerance", "tracking.recipe = paper makes all of tracking.iterations"
 
 
 def _all_of(section: str, config: Config, why: str, but: Iterable[str] = ()) -> Unread:

@@ -35,7 +35,7 @@ QUICK = (
     "finetune.epochs=1",
     "evaluation.attack=pgd-50",
     "evaluation.n=400",
-    "tracking.hvps=4",
+    "tracking.iterations=4",
 )
 
 

@@ -1,5 +1,6 @@
 """``s2ap-diag sharpness``: how sharp is the robust loss in score space at these checkpoints?"""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,7 +8,10 @@ import click
 
 from s2ap_core.masks.layers import score_masks
 from s2ap_diag.adversary import objective_of
-from s2ap_diag.curvature.eigen import SpectralDensity, standard_error
+from s2ap_diag.curvature.density import SpectralDensity
+from s2ap_diag.curvature.deviations import standard_error
+from s2ap_diag.curvature.eigen import Lanczos, PowerIteration, Solver
+from s2ap_diag.curvature.pyhessian import PyHessian
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import counting
 from s2ap_diag.output import plots
@@ -17,11 +21,13 @@ from s2ap_diag.reading.files import expand
 from s2ap_diag.reading.source import Source
 from s2ap_diag.sharpness import RHOS, SharpnessSettings, measure_sharpness
 
+SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (Lanczos(), PowerIteration(), PyHessian())}
+
 
 def run_command(
     checkpoints: tuple[Path, ...],
     method: Literal["lanczos", "power", "pyhessian"],
-    hvps: int | None,
+    iterations: int | None,
     tolerance: float | None,
     batch_norm: Literal["running", "batch"],
     by_layer: Literal["layer", "block"] | None,
@@ -31,7 +37,7 @@ def run_command(
     ascent: Literal["exchange", "auto-pgd"] | None,
     steps: int,
     restarts: int,
-    ball: Literal["linf", "l2"],
+    norm: Literal["linf", "l2"],
     scale: Literal["score", "one"],
     recraft: bool,
     images: int,
@@ -46,16 +52,14 @@ def run_command(
     """Measure each checkpoint that has scores."""
     device = check_device(device)
     settings = SharpnessSettings(
-        method=method,
-        hvps=hvps,
-        tolerance=tolerance,
+        solver=solver_of(method, iterations, tolerance),
         batch_norm=batch_norm,
         by_layer=by_layer,
         rho=() if no_loss_difference else rho or RHOS,
         ascent=ascent,
         steps=steps,
         restarts=restarts,
-        norm=ball,
+        norm=norm,
         scale=scale,
         recraft=recraft,
         spectrum=spectrum is not None,
@@ -88,6 +92,12 @@ def run_command(
             plots.spectral_densities(axes, densities, xlabel=f"eigenvalue (BatchNorm: {batch_norm})")
     records += over_seeds(records)
     output.emit(records, table_of(records, len(skipped)))
+
+
+def solver_of(method: str, iterations: int | None, tolerance: float | None) -> Solver:
+    """Give the solver of this name, with its own limits where none are asked for."""
+    asked: dict[str, Any] = {"iterations": iterations, "tolerance": tolerance}
+    return replace(SOLVERS[method], **{name: value for name, value in asked.items() if value is not None})
 
 
 def over_seeds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 Norm = Literal["linf", "l2"]
-Scale = Literal["score", "one"]
 MOMENTUM = 0.75
 
 

@@ -8,7 +8,7 @@ their side of it the loss is blind. With c = |s| a score of exactly 0 cannot mov
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -19,21 +19,12 @@ from torch import Tensor, nn
 from s2ap_core.distributed.share import collected, dealt
 from s2ap_core.errors import InputError
 from s2ap_core.seeds import derive_seed, generator
-from s2ap_diag.curvature.ascent import Norm, Place, Scale, auto_pgd
-from s2ap_diag.curvature.eigen import standard_deviation, standard_error
-from s2ap_diag.curvature.exchange import Reach, exchange_ascent
-from s2ap_diag.curvature.hessian import (
-    BatchNormMode,
-    Loss,
-    batch_norm_mode,
-    chosen_masks,
-    finite_loss,
-    flatten,
-    samples_in,
-    score_gradient,
-    scores_at,
-    unflatten,
-)
+from s2ap_diag.curvature.ascent import Norm, Place, auto_pgd
+from s2ap_diag.curvature.deviations import standard_deviation, standard_error
+from s2ap_diag.curvature.exchange import exchange_ascent
+from s2ap_diag.curvature.hessian import BatchNormMode, Loss, batch_norm_mode, samples_in
+from s2ap_diag.curvature.landscape import Landscape, Recraft, Scale
+from s2ap_diag.curvature.operators import check_counts
 
 Ascent = Literal["exchange", "auto-pgd"]
 
@@ -85,16 +76,6 @@ class LossDifference:
     batch_size: int
 
 
-class _Found(NamedTuple):
-    """What one batch gave at one radius."""
-
-    worst: float  # rise of the loss
-    random: list[float]  # its rise under each random v
-    flips: int
-    forward_passes: int
-    backward_passes: int
-
-
 def loss_difference(
     model: nn.Module, loss: Loss, batches: Sequence[Any], *, rho: float, **options: Any
 ) -> LossDifference:
@@ -113,7 +94,7 @@ def loss_differences(
     restarts: int = 2,
     norm: Norm = "linf",
     scale: Scale = "score",
-    recraft: Callable[[nn.Module, Any], Any] | None = None,
+    recraft: Recraft | None = None,
     draws: int = 5,
     batch_norm: BatchNormMode = "running",
     seed: int = 0,
@@ -145,133 +126,136 @@ def loss_differences(
         InputError: for an option out of range, a network without scores, or a loss that is not finite.
     """
     ascent = ascent or ("auto-pgd" if norm == "l2" else "exchange")
+    options = _Options(ascent, steps, restarts, norm, scale, draws, recraft is not None, batch_norm)
     for rho in rhos:
         if not (rho >= 0 and math.isfinite(rho)):
             raise InputError(f"rho = {rho}: give a finite radius of at least 0")
-    for name, count in {"steps": steps, "restarts": restarts, "draws": draws}.items():
-        if count < 1:
-            raise InputError(f"{name} = {count}: give at least 1")
-    for name, (chosen, kind) in {"norm": (norm, Norm), "scale": (scale, Scale), "ascent": (ascent, Ascent)}.items():
-        if chosen not in get_args(kind):
-            raise InputError(f"{name} = {chosen!r}: choose {' or '.join(get_args(kind))}")
-    if ascent == "exchange" and norm == "l2":
-        raise InputError("ascent = 'exchange' keeps to the linf ball: choose auto-pgd for the l2 ball")
     if not len(batches):
         raise InputError("no batch to measure on: give at least one")
+    landscape = Landscape(model, loss, scale, recraft)
+    search = _Search(landscape, options, sorted(set(rhos)), seed)
+    with torch.enable_grad(), batch_norm_mode(model, batch_norm):
+        own = [search.measure(index, batch, on_step) for index, batch in dealt(list(enumerate(batches)))]
+    measured = collected(own)
+    counts = [samples_in(batch) for batch in batches]
+    return tuple(_summary(rho, measured, options, len(landscape.origin), counts) for rho in rhos)
 
-    masks = chosen_masks(model)
-    scores = {name: mask.scores.detach() for name, mask in masks.items()}
-    center = flatten(list(scores.values()))
-    c = center.abs() if scale == "score" else torch.ones_like(center)
-    origin = torch.zeros_like(center)
-    forward_passes = backward_passes = 0
 
-    def at(u: Tensor) -> dict[str, Tensor]:
-        moved = torch.addcmul(center, c, u)
-        return dict(zip(scores, unflatten(moved, list(scores.values())), strict=True))
+@dataclass(frozen=True)
+class _Options:
+    """What a :class:`LossDifference` says of how it was found."""
 
-    def crafted(batch: Any) -> Any:
-        nonlocal forward_passes
-        forward_passes += 1
-        return batch if recraft is None else recraft(model, batch)
+    ascent: Ascent
+    steps: int
+    restarts: int
+    norm: Norm
+    scale: Scale
+    draws: int
+    recrafted: bool
+    batch_norm: BatchNormMode
 
-    def value_at(batch: Any, u: Tensor) -> float:
-        with scores_at(model, at(u)):
-            batch = crafted(batch)
-            with torch.no_grad():
-                return float(finite_loss(model, loss, batch))
+    def __post_init__(self) -> None:
+        check_counts(steps=self.steps, restarts=self.restarts, draws=self.draws)
+        for name, kind in {"norm": Norm, "scale": Scale, "ascent": Ascent}.items():
+            chosen = getattr(self, name)
+            if chosen not in get_args(kind):
+                raise InputError(f"{name} = {chosen!r}: choose {' or '.join(get_args(kind))}")
+        if self.ascent == "exchange" and self.norm == "l2":
+            raise InputError("ascent = 'exchange' keeps to the linf ball: choose auto-pgd for the l2 ball")
 
-    def place_above(batch: Any, u: Tensor, above: float) -> Place | None:
-        nonlocal backward_passes
-        with scores_at(model, at(u)) as leaves:
-            value = finite_loss(model, loss, crafted(batch))
-            if float(value.detach()) <= above:
-                return None
-            backward_passes += 1
-            return Place(u, float(value.detach()), flatten(score_gradient(value, leaves)).mul_(c))
 
-    def place_at(batch: Any, u: Tensor) -> Place:
-        place = place_above(batch, u, -math.inf)
-        assert place is not None
-        return place
+class _Found(NamedTuple):
+    """What one batch gave at one radius."""
 
-    @torch.no_grad()
-    def mask_at(u: Tensor) -> Tensor:
-        with scores_at(model, at(u)):
-            return flatten([mask.mask() for mask in masks.values()]).bool()
+    worst: float  # rise of the loss
+    random: list[float]  # its rise under each random v
+    flips: int
+    forward_passes: int
+    backward_passes: int
 
-    unperturbed = mask_at(origin)
-    ascending = sorted(set(rhos))
-    sizes = [tensor.numel() for tensor in scores.values()]
-    reaches = {rho: Reach(center, c, unperturbed, sizes, rho) for rho in ascending if ascent == "exchange"}
 
-    def climb(batch: Any, start: Place, kept: Tensor, rho: float, *parts: str | int) -> Place:
-        if ascent == "exchange":
-            drawing = np.random.default_rng(derive_seed(seed, *parts))
-            return exchange_ascent(partial(place_above, batch), reaches[rho], start, kept, steps * restarts, drawing)
-        rng = generator(center.device, seed, *parts)
+class _Measured(NamedTuple):
+    """What one batch gave: L(s), and what was found at each radius."""
+
+    reference: float
+    at: dict[float, _Found]
+
+
+class _Search:
+    """Looks for the worst and the average case of one batch after the other, at radii in ascending order."""
+
+    def __init__(self, landscape: Landscape, options: _Options, rhos: Sequence[float], seed: int) -> None:
+        self.landscape, self.options, self.rhos, self.seed = landscape, options, rhos, seed
+        self.reaches = {rho: landscape.reach(rho) for rho in rhos} if options.ascent == "exchange" else {}
+
+    def measure(self, index: int, batch: Any, on_step: Callable[[], None]) -> _Measured:
+        landscape = self.landscape
+        worst, kept = landscape.place(batch, landscape.origin), landscape.kept
+        measured = _Measured(worst.value, {})
+        for rho in self.rhos:
+            worst = self._climb(index, batch, worst, kept, rho)
+            kept = landscape.mask(worst.u)
+            rng = generator(kept.device, self.seed, "average-case", index)
+            drawn = [landscape.value(batch, self._draw(rho, rng)) for _ in range(self.options.draws)]
+            random = [value - measured.reference for value in drawn]
+            flips = int((kept != landscape.kept).sum())
+            measured.at[rho] = _Found(worst.value - measured.reference, random, flips, *landscape.passes())
+            on_step()
+        return measured
+
+    def _climb(self, index: int, batch: Any, start: Place, kept: Tensor, rho: float) -> Place:
+        """Find the worst place in the ball of radius ``rho``, ``start`` if there is no worse one; kept is its mask."""
+        options = self.options
+        parts = (self.seed, "loss-difference", index, f"{rho:g}")
+        if options.ascent == "exchange":
+            place_above = partial(self.landscape.place_above, batch)
+            drawing = np.random.default_rng(derive_seed(*parts))
+            return exchange_ascent(
+                place_above, self.reaches[rho], start, kept, options.steps * options.restarts, drawing
+            )
+        rng = generator(kept.device, *parts)
+        place_at = partial(self.landscape.place, batch)
         best = start
-        for i in range(restarts):
-            first = place_at(batch, _uniform(center, rho, norm, rng)) if i else start
-            found = auto_pgd(partial(place_at, batch), first, radius=rho, norm=norm, steps=steps)
+        for i in range(options.restarts):
+            first = place_at(self._draw(rho, rng)) if i else start
+            found = auto_pgd(place_at, first, radius=rho, norm=options.norm, steps=options.steps)
             best = max(best, found, key=lambda place: place.value)
         return best
 
-    own: list[tuple[float, dict[float, _Found]]] = []  # L(s) of each batch, and what it gave at each radius
-    with torch.enable_grad(), batch_norm_mode(model, batch_norm):
-        for index, batch in dealt(list(enumerate(batches))):
-            forward_passes = backward_passes = 0
-            worst, kept = place_at(batch, origin), unperturbed
-            reference, found = worst.value, {}
-            for rho in ascending:
-                worst = climb(batch, worst, kept, rho, "loss-difference", index, f"{rho:g}")
-                kept = mask_at(worst.u)
-                rng = generator(center.device, seed, "average-case", index)
-                random = [value_at(batch, _uniform(center, rho, norm, rng)) - reference for _ in range(draws)]
-                flips = int((kept != unperturbed).sum())
-                found[rho] = _Found(worst.value - reference, random, flips, forward_passes, backward_passes)
-                forward_passes = backward_passes = 0
-                on_step()
-            own.append((reference, found))
-    references, founds = zip(*collected(own), strict=True)
-    counts = [samples_in(batch) for batch in batches]
+    def _draw(self, rho: float, rng: torch.Generator) -> Tensor:
+        return _uniform(self.landscape.origin, rho, self.options.norm, rng)
+
+
+def _summary(
+    rho: float, measured: Sequence[_Measured], options: _Options, n_scores: int, counts: Sequence[int]
+) -> LossDifference:
+    """Average over the batches, of so many samples each."""
     weights = np.array(counts) / sum(counts)
-
-    def summary(rho: float) -> LossDifference:
-        at_rho = [found[rho] for found in founds]
-        worst, random, flips, forward, backward = zip(*at_rho, strict=True)
-        average = np.mean(random, axis=1)
-        return LossDifference(
-            rho=rho,
-            mean=float(weights @ worst),
-            std=standard_deviation(worst, counts),
-            standard_error=standard_error(worst, counts),
-            per_batch=worst,
-            average_case=float(weights @ average),
-            average_case_standard_error=standard_error(average, counts),
-            average_case_monte_carlo_error=(
-                math.sqrt(weights**2 @ np.var(random, axis=1, ddof=1) / draws) if draws > 1 else None
-            ),
-            reference=references,
-            flips=flips,
-            flips_mean=float(weights @ flips),
-            flips_standard_error=standard_error(flips, counts),
-            n_scores=center.numel(),
-            forward_passes=sum(forward),
-            backward_passes=sum(backward),
-            norm=norm,
-            scale=scale,
-            ascent=ascent,
-            steps=steps,
-            restarts=restarts,
-            draws=draws,
-            recrafted=recraft is not None,
-            batch_norm=batch_norm,
-            batches=len(batches),
-            batch_size=counts[0],
-        )
-
-    return tuple(summary(rho) for rho in rhos)
+    worst, random, flips, forward, backward = zip(*(batch.at[rho] for batch in measured), strict=True)
+    average = np.mean(random, axis=1)
+    by_chance = None
+    if options.draws > 1:
+        by_chance = math.sqrt(weights**2 @ np.var(random, axis=1, ddof=1) / options.draws)
+    return LossDifference(
+        rho=rho,
+        mean=float(weights @ worst),
+        std=standard_deviation(worst, counts),
+        standard_error=standard_error(worst, counts),
+        per_batch=worst,
+        average_case=float(weights @ average),
+        average_case_standard_error=standard_error(average, counts),
+        average_case_monte_carlo_error=by_chance,
+        reference=tuple(batch.reference for batch in measured),
+        flips=flips,
+        flips_mean=float(weights @ flips),
+        flips_standard_error=standard_error(flips, counts),
+        n_scores=n_scores,
+        forward_passes=sum(forward),
+        backward_passes=sum(backward),
+        batches=len(counts),
+        batch_size=counts[0],
+        **asdict(options),
+    )
 
 
 def _uniform(like: Tensor, radius: float, norm: Norm, rng: torch.Generator) -> Tensor:

@@ -15,8 +15,9 @@ from s2ap_core.masks.masking import masks
 from s2ap_core.training.iteration import Step
 from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.objectives import Objective
-from s2ap_diag.curvature.eigen import LambdaMax, Projected, lambda_max
+from s2ap_diag.curvature.eigen import LambdaMax, PowerIteration, lambda_max
 from s2ap_diag.curvature.hessian import DeadScores, Loss, ScoreHessian, dead_scores
+from s2ap_diag.curvature.operators import Projected
 
 
 def batch_loss(objective: Objective) -> Loss:
@@ -36,8 +37,8 @@ class CurvatureTracker(Callback):
     - with a perturbation z: the mask bits that it flips, ``L(s + z) - L(s)``, the share of layers whose
       mask stayed.
 
-    Recipe ``paper`` runs ``hvps`` power iterations from a random vector (App. C.1). Recipe ``warm`` starts
-    from the last eigenvector and stops at the residual ``tolerance``, after ``hvps`` at the latest.
+    Recipe ``paper`` runs ``iterations`` of power iteration from a random vector (App. C.1). Recipe ``warm`` starts
+    from the last eigenvector and stops at the residual ``tolerance``, after ``iterations`` at the latest.
     """
 
     def __init__(self, settings: TrackingSettings) -> None:
@@ -92,16 +93,9 @@ class CurvatureTracker(Callback):
     def _lambda_max(self, loop: Loop, op: Projected, name: str) -> LambdaMax:
         settings = self.settings
         if settings.recipe == "paper":
-            return lambda_max(op, method="power", iterations=settings.hvps, seed=loop.seed)
+            return lambda_max(op, PowerIteration(settings.iterations), seed=loop.seed)
         start = op.restrict(self.vectors[name].to(op.device)) if name in self.vectors else None
-        reading = lambda_max(
-            op,
-            method="power",
-            iterations=settings.hvps,
-            tolerance=settings.tolerance,
-            start=start,
-            seed=loop.seed,
-        )
+        reading = lambda_max(op, PowerIteration(settings.iterations, settings.tolerance, start), seed=loop.seed)
         # In all coordinates: which of them are live changes from one reading to the next.
         self.vectors[name] = op.expand(reading.dominant.product)
         return reading

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
-from s2ap_diag.curvature.eigen import SpectralDensity
+from s2ap_diag.curvature.density import SpectralDensity
 
 # Okabe & Ito's colours; each with a line and a marker of its own.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from s2ap_core.errors import InputError
-from s2ap_diag.curvature.ascent import Scale
 from s2ap_diag.curvature.hessian import chosen_masks
+from s2ap_diag.curvature.landscape import Scale
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from s2ap_core.models import NETWORKS
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.training.stages import Stages
+from s2ap_diag.curvature.eigen import Lanczos
 from s2ap_diag.curvature.tracking import build_trackers
 from s2ap_diag.output import plots
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
@@ -36,7 +37,7 @@ from tests.tiny import Tiny
 
 IDS = [f"table{n}" for n in range(1, 14)] + [f"fig{n}" for n in range(1, 18)]
 ARMS = {"orig": {"minimizer": {"name": "none"}}, "s2ap": {"minimizer": {"name": "s2ap"}, "finetune": {"awp": True}}}
-SMALL = SharpnessSettings(images=16, batch_size=16, steps=2, hvps=1, rho=(0.0025, 0.01))
+SMALL = SharpnessSettings(images=16, batch_size=16, steps=2, solver=Lanczos(iterations=1), rho=(0.0025, 0.01))
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +62,7 @@ def made(tmp_path_factory, new_run, data):
                         pretrain={"epochs": 4},
                         finetune={"epochs": 1, **changes.get("finetune", {})},
                         evaluation={"n": 30, "batch_size": 30},
-                        tracking={"every": 1, "hvps": 1, "images": 8},
+                        tracking={"every": 1, "iterations": 1, "images": 8},
                     )
                     Stages(run, data, callbacks=build_trackers(run.config.tracking)).all()
                     config = run.path / "config.toml"

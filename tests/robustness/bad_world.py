@@ -26,7 +26,7 @@ SMALL = ["--quiet", "--json", "-"]
 FOREIGN = ["--keep", "0.3", "--network", "tiny", "--dataset", "prototypes"]
 
 
-MEASURE = ["--images", 8, "--batch-size", 8, "--hvps", 1, "--rho", 0.01, "--steps", 1, "--objective", "clean"]
+MEASURE = ["--images", 8, "--batch-size", 8, "--iterations", 1, "--rho", 0.01, "--steps", 1, "--objective", "clean"]
 
 
 Attempt = Callable[..., Outcome]

@@ -20,7 +20,7 @@ from s2ap_core.masks.masking import attach, attach_masks, masks, scores
 from s2ap_core.masks.parametrization import FixedMask, ScoreMask
 from s2ap_core.masks.topk import n_dropped, topk_mask
 from s2ap_core.runs.checkpoints import load_checkpoint, save_checkpoint
-from s2ap_diag import hamming, lambda_max, loss_difference, score_hessian
+from s2ap_diag import Lanczos, hamming, lambda_max, loss_difference, score_hessian
 from s2ap_diag.reading.read import read
 from s2ap_diag.stability.margins import score_margins
 
@@ -102,7 +102,7 @@ def test_sharpness_is_blind_to_what_scores_are_beyond_their_mask(
         if hasattr(module, "parametrizations"):
             nn.init.normal_(module.parametrizations.weight.original)  # type: ignore[union-attr]
     x, y = batch[0].double(), batch[1]
-    found = lambda_max(score_hessian(odd, cross_entropy, [(x, y)]), method="lanczos", iterations=60).lambda_max
+    found = lambda_max(score_hessian(odd, cross_entropy, [(x, y)]), Lanczos(iterations=60)).lambda_max
     weights = [w.detach() for n, w in odd.named_parameters() if n.endswith("original")]
     biases = [b.detach() for n, b in odd.named_parameters() if n.endswith("bias")]
     kept = [bits.double() for bits in masks(odd).values()]
@@ -272,7 +272,7 @@ MEASURE = [
     8,
     "--batch-size",
     8,
-    "--hvps",
+    "--iterations",
     2,
     "--rho",
     0.01,

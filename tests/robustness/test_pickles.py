@@ -338,7 +338,7 @@ def test_nothing_native_needs_a_pickle(
         assert masks_in(file)
     for stage in ("pretrain", "prune", "finetune"):
         assert len(load_evaluation(run / "evals" / f"{stage}.npz").label) == 6
-    measure = ["--images", 8, "--hvps", 1, "--no-loss-difference", "--quiet"]
+    measure = ["--images", 8, "--iterations", 1, "--no-loss-difference", "--quiet"]
     (run / "results.json").unlink()
     for call in (
         ["inspect", run / "ckpt", "--quiet"],

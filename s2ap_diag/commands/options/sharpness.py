@@ -10,9 +10,9 @@ from s2ap_diag.commands.options.shared import EXISTING, device_option, output_op
 @click.command(name="sharpness")
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
 @click.option("--method", type=click.Choice(["lanczos", "power", "pyhessian"]), default="lanczos", show_default=True,
-              help="power is the paper's: ten products, converged or not.")  # fmt: skip
-@click.option("--hvps", type=click.IntRange(min=1),
-              help="Hessian-vector products of an eigenvalue; lanczos: at most 64, power: 10.")  # fmt: skip
+              help="power is the paper's: ten iterations, converged or not.")  # fmt: skip
+@click.option("--iterations", type=click.IntRange(min=1),
+              help="Of the method, at most; a product each.  [default: 64 of lanczos, 10 of power]")  # fmt: skip
 @click.option("--tolerance", type=click.FloatRange(min=0, min_open=True), help="Stop at this residual.")
 @click.option(
     "--batch-norm", type=click.Choice(["running", "batch"]), default="running", show_default=True,
@@ -28,7 +28,8 @@ from s2ap_diag.commands.options.shared import EXISTING, device_option, output_op
               help="How it is sought: from mask to mask, or as in the paper, as always in the l2 ball.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of an ascent.")
 @click.option("--restarts", type=click.IntRange(min=1), default=2, show_default=True, help="Ascents for each rho.")
-@click.option("--ball", type=click.Choice(["linf", "l2"]), default="linf", show_default=True)
+@click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf", show_default=True,
+              help="Of Eq. 12: |v / c| <= rho.")  # fmt: skip
 @click.option("--scale", type=click.Choice(["score", "one"]), default="score", show_default=True,
               help="c of Eq. 12: |s| or 1.")  # fmt: skip
 @click.option("--recraft", is_flag=True, help="Make the adversarial examples anew at each step.")

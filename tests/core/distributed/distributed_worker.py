@@ -30,6 +30,7 @@ from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.optimization import searched_parameters
 from s2ap_core.training.perturbation import Perturbation, score_layers, weight_layers
 from s2ap_core.training.stages import Stages
+from s2ap_diag.curvature.eigen import Lanczos
 from s2ap_diag.curvature.tracking import build_trackers
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
 
@@ -43,7 +44,7 @@ RUN = {
     "prune": {"epochs": 2, "batch_size": 400},
     "finetune": {"epochs": 1, "batch_size": 400, "awp": True},
     "evaluation": {"attack": "pgd-50", "n": 10, "batch_size": 4, "stages": ["finetune"]},
-    "tracking": {"every": 2, "images": 31, "hvps": 2},
+    "tracking": {"every": 2, "images": 31, "iterations": 2},
 }
 
 
@@ -223,7 +224,8 @@ def run(folder: Path) -> None:
 def measured(checkpoint: Path, evals: Path) -> Any:
     """A checkpoint's sharpness and its accuracy, on three batches each: one process has two of them."""
     found = load_checkpoint(checkpoint)
-    options: dict[str, Any] = {"images": 40, "batch_size": 16, "rho": (0.01,), "steps": 1, "hvps": 3}
+    options: dict[str, Any] = {"images": 40, "batch_size": 16, "rho": (0.01,), "steps": 1}
+    options["solver"] = Lanczos(iterations=3)
     data, objective, records = load("digits"), ObjectiveSettings(**THREAT), []
     for mode in ("running", "batch"):
         settings = SharpnessSettings(batch_norm=mode, **options)

@@ -34,7 +34,7 @@ COMMON: dict[str, Any] = {
     "finetune": {"epochs": 1, "batch_size": 20},
     "evaluation": {"attack": "none", "n": 8, "batch_size": 8},
 }
-TRACKED = {"every": 1, "hvps": 3, "images": 8}
+TRACKED = {"every": 1, "iterations": 3, "images": 8}
 S2AP = {"name": "s2ap", "gamma": 0.2, "warmup": 0}
 GIVEN = "dense.safetensors"
 BASES: dict[str, dict[str, dict[str, Any] | None]] = {
@@ -98,7 +98,7 @@ EFFECTS: dict[str, tuple[str, Any]] = {
     "tracking.metrics": ("full", []),
     "tracking.every": ("orig", 1),
     "tracking.recipe": ("full", "paper"),
-    "tracking.hvps": ("full", 2),
+    "tracking.iterations": ("full", 2),
     "tracking.tolerance": ("full", 5.0),
     "tracking.images": ("full", 4),
     "tracking.batch_norm": ("full", ["batch"]),
@@ -145,7 +145,7 @@ VOID: list[tuple[str, str, Any, str]] = [
     *(
         ("orig", f"tracking.{name}", value, "tracking.every = 0")
         for name, value in (
-            ("metrics", []), ("recipe", "paper"), ("hvps", 3), ("tolerance", 0.5), ("images", 4),
+            ("metrics", []), ("recipe", "paper"), ("iterations", 3), ("tolerance", 0.5), ("images", 4),
             ("batch_norm", ["batch"]),
         )
     ),

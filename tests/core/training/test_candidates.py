@@ -23,6 +23,7 @@ from s2ap_core.training import loop as loop_module
 from s2ap_core.training.batch_norm import reestimate_statistics
 from s2ap_core.training.loop import Loop
 from s2ap_core.training.stages import Stages
+from s2ap_diag.curvature.eigen import Lanczos
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
 from tests.reading import masks_in
 
@@ -198,7 +199,7 @@ def test_before_the_search_statistics_are_the_masks_own_in_what_is_offered_alone
     assert torch.equal(before["bn2.running_mean"], dense["bn2.running_mean"])
     assert not torch.equal(best["bn2.running_mean"], dense["bn2.running_mean"])
     # The diagnostics estimate them where they are the dense network's, and nowhere else.
-    settings = SharpnessSettings(hvps=1, rho=(), images=16, batch_size=16)
+    settings = SharpnessSettings(solver=Lanczos(iterations=1), rho=(), images=16, batch_size=16)
     objective = ObjectiveSettings(name="clean")
     for name, said in (("best", "running"), ("epoch-000", "running (re-estimated under the mask)")):
         checkpoint = load_checkpoint(run.checkpoint(f"prune-{name}"))

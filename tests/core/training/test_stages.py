@@ -67,7 +67,7 @@ class Poison(Callback):
 
 
 def tracker() -> CurvatureTracker:
-    return CurvatureTracker(TrackingSettings(every=1, hvps=3, images=8))
+    return CurvatureTracker(TrackingSettings(every=1, iterations=3, images=8))
 
 
 def contents(run: Path) -> dict[str, object]:

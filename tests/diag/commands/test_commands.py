@@ -28,7 +28,7 @@ network.width = 2
 objective = { eps = "32/255", step = "8/255", steps = 2 }
 method = { name = "hydra", keep = 0.3 }
 minimizer = { name = "s2ap", gamma = 0.01, warmup = 1 }
-tracking = { every = 8, hvps = 2 }
+tracking = { every = 8, iterations = 2 }
 pretrain.epochs = 1
 prune.epochs = 2
 finetune = { epochs = 1, awp = true }
@@ -97,14 +97,14 @@ def test_sharpness_measures_every_checkpoint_with_scores(run):
 def test_what_has_not_converged_is_said_in_the_table_and_warned_of(run):
     best = run / "ckpt" / "prune-best.safetensors"
     small = [best, "--images", 32, "--no-loss-difference"]
-    found = invoke("sharpness", *small, "--method", "power", "--hvps", 1)
+    found = invoke("sharpness", *small, "--method", "power", "--iterations", 1)
     assert found.exit_code == 0
     assert "not λ_max, live" in " ".join(found.stdout.split())
     (warning,) = found.stderr.splitlines()
     assert warning.startswith("warning: lambda_max")
-    assert "raise --hvps" in warning
+    assert "raise --iterations" in warning
     assert str(best) in warning
-    (record,) = json.loads(invoke("sharpness", *small, "--method", "power", "--hvps", 1, "--json", "-").stdout)
+    (record,) = json.loads(invoke("sharpness", *small, "--method", "power", "--iterations", 1, "--json", "-").stdout)
     assert (record["converged"], record["converged_live"]) == (False, False)
     assert max(record["residual"], record["residual_live"]) > 0.1
     by_default = invoke("sharpness", *small)
@@ -114,7 +114,7 @@ def test_what_has_not_converged_is_said_in_the_table_and_warned_of(run):
 
 def test_the_predicted_flips_are_of_the_ball_that_was_searched_and_flips_have_errors(run):
     path = run / "ckpt" / "prune-best.safetensors"
-    options = ["--images", 40, "--batch-size", 30, "--rho", 0.1, "--steps", 1, "--method", "power", "--hvps", 1]
+    options = ["--images", 40, "--batch-size", 30, "--rho", 0.1, "--steps", 1, "--method", "power", "--iterations", 1]
     result = invoke("sharpness", path, *options, "--scale", "one", "--json", "-")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)[0]["loss_difference"]["0.1"]
@@ -383,10 +383,26 @@ def test_runs_that_differ_in_their_seed_alone_are_one_arm(run, tmp_path):
     assert "(2 seeds)" in (tmp_path / "h.svg").read_text()
 
 
+def test_checkpoints_that_differ_in_their_seed_alone_are_averaged(run, tmp_path):
+    found = load_checkpoint(run / "ckpt" / "prune-best.safetensors")
+    files = []
+    for method, seed in (("hydra", 0), ("hydra", 1), ("rlth", 2)):
+        files.append(tmp_path / f"{method}-{seed}" / "prune-best.safetensors")
+        files[-1].parent.mkdir()
+        save_checkpoint(files[-1], found.model, found.header | {"method": method, "seed": seed})
+    small = ["--images", 16, "--no-loss-difference", "--method", "power", "--iterations", 1]
+    *records, mean = json.loads(invoke("sharpness", *files, *small, "--json", "-").stdout)
+    assert [(r["method"], r["seed"], r["solver"]) for r in records] == [
+        ("hydra", 0, "power"), ("hydra", 1, "power"), ("rlth", 2, "power"),
+    ]  # fmt: skip
+    assert mean["checkpoint"] == "prune-best of 2 seeds: hydra s2ap"
+    assert mean["lambda_max"] == pytest.approx((records[0]["lambda_max"] + records[1]["lambda_max"]) / 2)
+
+
 def test_the_spectrum_has_the_trace_of_its_layers(run, tmp_path):
     best = run / "ckpt" / "prune-best.safetensors"
     picture = tmp_path / "density.png"
-    small = ["--images", 32, "--no-loss-difference", "--hvps", 2]
+    small = ["--images", 32, "--no-loss-difference", "--iterations", 2]
     result = invoke("sharpness", best, *small, "--spectrum", picture, "--by-block", "--json", "-")
     (record,) = json.loads(result.stdout)
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -21,7 +21,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import constant_mask, masked_layers
 from s2ap_core.masks.masking import attach, bake, masks, scores
 from s2ap_core.methods import MethodSettings, build_method
-from s2ap_diag.curvature.eigen import lambda_max
+from s2ap_diag.curvature.eigen import Lanczos, PowerIteration, lambda_max
 from s2ap_diag.curvature.hessian import ScoreHessian, batch_norm_mode, dead_scores
 
 
@@ -112,8 +112,8 @@ def test_products_and_lambda_max_equal_those_of_the_dense_hessian(name: str, mod
         for v in torch.randn(3, op.n, dtype=torch.float64):
             torch.testing.assert_close(op.matvec(v), dense @ v, rtol=1e-5, atol=1e-5 * float(dense.norm()))
         assert op.symmetry_defect() < 1e-12
-        lanczos = lambda_max(op, method="lanczos", iterations=op.n, tolerance=1e-8)
-        power = lambda_max(op, method="power", iterations=3000, tolerance=1e-6)
+        lanczos = lambda_max(op, Lanczos(iterations=op.n, tolerance=1e-8))
+        power = lambda_max(op, PowerIteration(iterations=3000, tolerance=1e-6))
     assert lanczos.lambda_max == pytest.approx(eigenvalues[-1], rel=1e-4)
     assert power.lambda_max == pytest.approx(eigenvalues[-1], rel=1e-4)
     assert power.dominant_eigenvalue == pytest.approx(eigenvalues[abs(eigenvalues).argmax()], rel=1e-4)
@@ -142,7 +142,7 @@ def test_curvlinops_gives_the_same_spectrum_by_way_of_the_masked_weights(name: s
     w = torch.cat([p.detach().reshape(-1) for n, p in model.named_parameters() if n.endswith("original")])
     expected = np.linalg.eigvalsh((w[:, None] * in_weights * w).numpy())
     with ScoreHessian(model, cross_entropy, [batch]) as op:
-        found = lambda_max(op, method="lanczos", iterations=op.n)
+        found = lambda_max(op, Lanczos(iterations=op.n))
     assert found.lambda_max == pytest.approx(expected[-1], rel=1e-3)
     assert found.dominant_eigenvalue == pytest.approx(expected[abs(expected).argmax()], rel=1e-3)
 
@@ -163,7 +163,7 @@ def test_masked_linear_regression_has_its_closed_form() -> None:
     with ScoreHessian(model, half_mse, [(x, y)]) as op:
         columns = torch.stack([op.matvec(e) for e in torch.eye(7).double()], dim=1)
         torch.testing.assert_close(columns, expected)
-        assert lambda_max(op, method="lanczos").lambda_max == pytest.approx(
+        assert lambda_max(op, Lanczos()).lambda_max == pytest.approx(
             float(torch.linalg.eigvalsh(w[:, None] * (x.T @ x / 20) * w)[-1]), rel=1e-8
         )
 

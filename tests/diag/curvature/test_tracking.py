@@ -88,7 +88,7 @@ def dense_spectrum(
 @pytest.mark.parametrize("recipe", ["paper", "warm"])
 def test_curvature_of_the_batch_in_both_modes_of_batch_norm(world, data, recipe):
     model, objective, batch = world
-    found = tracker(recipe=recipe, hvps=400, tolerance=1e-7)
+    found = tracker(recipe=recipe, iterations=400, tolerance=1e-7)
     model.train()
     found.on_attacked(loop_of(model, objective, data), *batch)
     rows, spectra = readings(found), {mode: dense_spectrum(model, batch, mode) for mode in ("running", "batch")}
@@ -110,7 +110,7 @@ def kill(model: nn.Module, row: int) -> None:
 def test_both_spectra_are_read_the_live_one_without_the_scores_of_dead_channels(world, data, recipe):
     model, objective, batch = world
     kill(model, 2)
-    found = tracker(recipe=recipe, hvps=200, tolerance=1e-7)
+    found = tracker(recipe=recipe, iterations=200, tolerance=1e-7)
     found.on_attacked(loop_of(model, objective, data), *batch)
     rows = readings(found)
     assert rows["dead_channels"] == 1
@@ -127,7 +127,7 @@ def test_both_spectra_are_read_the_live_one_without_the_scores_of_dead_channels(
 
 def test_the_live_spectrum_costs_nothing_where_no_channel_is_dead(world, data):
     model, objective, batch = world
-    found = tracker(hvps=20)
+    found = tracker(iterations=20)
     found.on_attacked(loop_of(model, objective, data), *batch)
     rows = readings(found)
     assert (rows["dead_channels"], rows["dead_share_batch"], rows["hvps_live_batch"]) == (0, 0, 0)
@@ -138,7 +138,7 @@ def test_the_live_spectrum_costs_nothing_where_no_channel_is_dead(world, data):
 def test_either_spectrum_is_read_alone(world, data):
     model, objective, batch = world
     kill(model, 0)
-    both, whole, live = (tracker(hvps=5, spectrum=names) for names in (["all", "live"], ["all"], ["live"]))
+    both, whole, live = (tracker(iterations=5, spectrum=names) for names in (["all", "live"], ["all"], ["live"]))
     for each in (both, whole, live):
         each.on_attacked(loop_of(model, objective, data), *batch)
     names = readings(both).keys() - {"dead_channels"}
@@ -156,19 +156,19 @@ def test_a_resumed_tracker_reads_to_the_last_bit_what_one_that_went_on_reads(wor
     model, objective, batch = world
     loop = loop_of(model, objective, data)
     kill(model, 1)
-    went_on = tracker(hvps=3, tolerance=1e-9)
+    went_on = tracker(iterations=3, tolerance=1e-9)
     went_on.on_attacked(loop, *batch)
     with torch.no_grad():  # another channel dies, and this one comes back
         scores(model)["first.scores"][1] *= 1e6
     kill(model, 3)
-    resumed = tracker(hvps=3, tolerance=1e-9)
+    resumed = tracker(iterations=3, tolerance=1e-9)
     resumed.load_state_dict({name: vector.clone() for name, vector in went_on.state_dict().items()})
     resumed.on_stage(loop)
     went_on.rows = []
     for each in (went_on, resumed):
         each.on_attacked(loop, *batch)
     assert readings(resumed) == readings(went_on)
-    fresh = tracker(hvps=3, tolerance=1e-9)
+    fresh = tracker(iterations=3, tolerance=1e-9)
     fresh.on_attacked(loop, *batch)
     assert all(
         readings(fresh)[f"residual{which}_{mode}"] != readings(went_on)[f"residual{which}_{mode}"]
@@ -179,7 +179,7 @@ def test_a_resumed_tracker_reads_to_the_last_bit_what_one_that_went_on_reads(wor
 
 def test_only_the_first_images_are_read_where_that_is_asked(world, data):
     model, objective, batch = world
-    found = tracker(hvps=2000, tolerance=1e-7, images=5)
+    found = tracker(iterations=2000, tolerance=1e-7, images=5)
     found.on_attacked(loop_of(model, objective, data), *batch)
     spectrum = dense_spectrum(model, tuple(t[:5] for t in batch), "running")
     assert readings(found)["lambda_max_running"] == pytest.approx(spectrum[-1].item(), rel=1e-4)
@@ -187,7 +187,7 @@ def test_only_the_first_images_are_read_where_that_is_asked(world, data):
 
 def test_one_mode_of_batch_norm_reads_what_both_do_and_no_more(world, data):
     model, objective, batch = world
-    both, one = tracker(tolerance=1e-8, hvps=500), tracker(tolerance=1e-8, hvps=500, batch_norm=["batch"])
+    both, one = tracker(tolerance=1e-8, iterations=500), tracker(tolerance=1e-8, iterations=500, batch_norm=["batch"])
     for each in (both, one):
         each.on_attacked(loop_of(model, objective, data), *batch)
     ours = {name: value for name, value in readings(both).items() if name.endswith(("_batch", "dead_channels"))}
@@ -198,7 +198,7 @@ def test_one_mode_of_batch_norm_reads_what_both_do_and_no_more(world, data):
 def test_the_paper_recipe_spends_its_products_and_the_warm_one_what_the_tolerance_needs(world, data):
     model, objective, batch = world
     loop = loop_of(model, objective, data)
-    paper, warm = tracker(recipe="paper", hvps=10), tracker(recipe="warm", hvps=2000, tolerance=1e-3)
+    paper, warm = tracker(recipe="paper", iterations=10), tracker(recipe="warm", iterations=2000, tolerance=1e-3)
     for reading in (1, 2):
         for found in (paper, warm):
             found.rows = []
@@ -206,7 +206,7 @@ def test_the_paper_recipe_spends_its_products_and_the_warm_one_what_the_toleranc
         assert readings(paper)["hvps_running"] >= 11
         # At the same scores the second reading starts where the first one ended.
         assert (readings(warm)["hvps_running"] <= 2) is (reading == 2)
-    resumed = tracker(recipe="warm", hvps=2000, tolerance=1e-3)
+    resumed = tracker(recipe="warm", iterations=2000, tolerance=1e-3)
     resumed.load_state_dict(warm.state_dict())
     resumed.on_attacked(loop, *batch)
     assert readings(resumed)["hvps_running"] <= 2
@@ -232,7 +232,7 @@ def test_a_reading_changes_nothing(world, data):
 def test_what_the_perturbation_does(world, data, carry):
     model, objective, (x, _, y) = world
     perturbation = Perturbation(model, score_layers(model), gamma=0.4, carry=carry)
-    loop, found = loop_of(model.train(), objective, data, perturbation), tracker(hvps=1)
+    loop, found = loop_of(model.train(), objective, data, perturbation), tracker(iterations=1)
     for loop.iteration in range(3):
         at_s = copy.deepcopy(model)
         step = iterate(
@@ -260,7 +260,7 @@ def test_what_the_perturbation_does(world, data, carry):
 def test_every_other_iteration_is_read_and_an_epochs_mean_follows(world, data):
     model, objective, (x, _, y) = world
     perturbation = Perturbation(model, score_layers(model), gamma=0.2)
-    loop, found = loop_of(model.train(), objective, data, perturbation), tracker(every=2, hvps=2)
+    loop, found = loop_of(model.train(), objective, data, perturbation), tracker(every=2, iterations=2)
     for loop.iteration in range(5):
         step = iterate(
             model, x, y, objective=objective, optimizer=loop.optimizer, perturbation=perturbation,
@@ -287,7 +287,7 @@ def test_other_stages_are_not_read(world, data):
 @pytest.mark.usefixtures("tiny_network")
 def test_no_vector_of_the_search_is_in_the_state_of_another_stage(tmp_path, new_run: Callable, data):
     run = new_run(tmp_path / "run")
-    stages = Stages(run, data, callbacks=[tracker(hvps=2)])
+    stages = Stages(run, data, callbacks=[tracker(iterations=2)])
     stages.pretrain()
     stages.prune()
     stages.finetune()
@@ -302,7 +302,7 @@ def test_no_vector_of_the_search_is_in_the_state_of_another_stage(tmp_path, new_
 def test_a_tracked_search_finds_the_same_mask(tmp_path, new_run: Callable, data):
     s2ap = {"name": "s2ap", "gamma": 0.1, "warmup": 1}
     runs = [new_run(tmp_path / name, minimizer=s2ap) for name in ("watched", "alone")]
-    for run, callbacks in zip(runs, ([tracker(hvps=2)], []), strict=True):
+    for run, callbacks in zip(runs, ([tracker(iterations=2)], []), strict=True):
         stages = Stages(run, data, callbacks=callbacks)
         stages.pretrain()
         stages.prune()

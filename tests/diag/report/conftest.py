@@ -9,6 +9,7 @@ from s2ap_core.data import InMemory
 from s2ap_core.models import NETWORKS
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.training.stages import Stages
+from s2ap_diag.curvature.eigen import Lanczos
 from s2ap_diag.curvature.tracking import build_trackers
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
 from tests.diag.report.pages import HOSTILE, IMAGE, SCRIPT, Parsed, copy, dense, report
@@ -31,10 +32,10 @@ def trained(tmp_path_factory, new_run, data: InMemory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NETWORKS, "tiny", Tiny)
         for name, settings in ARMS.items():
-            run = new_run(folder / name, tracking={"every": 1, "hvps": 2, "images": 8}, **settings)
+            run = new_run(folder / name, tracking={"every": 1, "iterations": 2, "images": 8}, **settings)
             Stages(run, data, callbacks=build_trackers(run.config.tracking)).all()
         checkpoint = load_checkpoint(folder / "orig/ckpt/prune-best.safetensors")
-        settings = SharpnessSettings(rho=(0.001, 0.01), images=16, batch_size=16, hvps=3, steps=3)
+        settings = SharpnessSettings(rho=(0.001, 0.01), images=16, batch_size=16, solver=Lanczos(iterations=3), steps=3)
         measured = measure_sharpness(checkpoint, data, run.config.objective, settings)
         (folder / "orig/sharpness.json").write_text(json.dumps([measured.record()]))
     return folder

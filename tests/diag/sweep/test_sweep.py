@@ -198,7 +198,7 @@ def test_tracking_costs_a_reading_for_each_spectrum_in_each_mode_of_batch_norm(t
         cost(settings)
         for settings in (
             {"tracking.every": 0},
-            {"tracking.every": 1, "tracking.hvps": 7, "tracking.images": 20, **tracking},
+            {"tracking.every": 1, "tracking.iterations": 7, "tracking.images": 20, **tracking},
         )
     )
     # Seven products and the quotient's, each two passes of each of the two losses, on twenty images; nine epochs.
