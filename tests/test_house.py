@@ -1,4 +1,4 @@
-"""The structure that CONTRIBUTING.md promises: few rooms on few floors, and one way for imports."""
+"""The structure that CONTRIBUTING.md promises: few rooms on few floors, one way for imports, nothing too long."""
 
 import ast
 import re
@@ -13,6 +13,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("s2ap_core", "s2ap_diag", "figures")
 ROOMS = {"s2ap_core": 15, "s2ap_diag": 12}
 FLOORS = {"s2ap_core": 7, "s2ap_diag": 7}
+FILE_LINES, FUNCTION_LINES = 350, 60
+UNCUT = {"s2ap_diag/curvature/curvature.py", "s2ap_diag/commands/sharpness.py"}
+"""Files that hold a function that is too long, until it is cut."""
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 Graph = dict[str, set[str]]
 
@@ -28,6 +33,10 @@ def module_of(file: Path) -> str:
 @cache
 def tree_of(file: Path) -> ast.Module:
     return ast.parse(file.read_text())
+
+
+def functions(tree: ast.AST) -> Iterator[Function]:
+    return (node for node in ast.walk(tree) if isinstance(node, Function))
 
 
 def imported(node: ast.AST, known: set[str]) -> Iterator[str]:
@@ -133,6 +142,38 @@ def test_few_rooms_on_few_floors(package: str) -> None:
     assert len(rooms) <= ROOMS[package], sorted(rooms)
     floors = {room: floor_of(room, graph) for room in rooms}
     assert max(floors.values()) <= FLOORS[package], floors
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def test_files_and_functions_are_short() -> None:
+    long = []
+    for file in files(*PACKAGES):
+        lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions(tree_of(file))}
+        long += [f"{name_of(file)}: {name}" for name, length in lengths.items() if length > FUNCTION_LINES]
+        if len(file.read_text().splitlines()) > FILE_LINES:
+            long.append(name_of(file))
+    assert [one for one in long if one.split(":")[0] not in UNCUT] == []
+
+
+def test_an_import_inside_a_function_says_why() -> None:
+    """On its line or the one above it; what follows an import that does so is meant as well."""
+    silent = []
+    for file in files(*PACKAGES):
+        lines = file.read_text().splitlines()
+        inner = (node for function in functions(tree_of(file)) for node in ast.walk(function))
+        imports = {node.lineno: node for node in inner if isinstance(node, ast.Import | ast.ImportFrom)}
+        explained: set[int] = set()  # the last lines of imports that say why
+        for first, node in sorted(imports.items()):
+            own = lines[first - 1 : node.end_lineno]
+            above = lines[first - 2].strip()
+            if first - 1 in explained or above.startswith("# ") or any("  # " in line for line in own):
+                explained.add(node.end_lineno)
+            else:
+                silent.append(f"{name_of(file)}:{first}")
+    assert silent == []
 
 
 def test_contributings_map_is_the_tree() -> None:
