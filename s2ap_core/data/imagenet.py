@@ -215,7 +215,7 @@ class ImageFolders:
 
 
 @dataclass(frozen=True)
-class Decoder(torch.utils.data.Dataset):
+class Decoder(torch.utils.data.Dataset[Tensor | str]):
     """Decodes batches of files; augments where it has a seed. It is what the workers hold."""
 
     path: Path

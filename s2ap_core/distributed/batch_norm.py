@@ -50,7 +50,8 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (grad,) = grads
-        return _Sum.apply(grad)
+        total: Tensor = _Sum.apply(grad)  # type: ignore[no-untyped-call]
+        return total
 
 
 class _Synced(_BatchNorm):
@@ -62,13 +63,14 @@ class _Synced(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        self._check_input_dim(x)
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
         axes, channels = [0, *range(2, x.dim())], x.shape[1]
         # From the running mean, where no digits cancel between the sum of squares and the squared sum.
         origin = x.new_zeros(channels) if self.running_mean is None else self.running_mean.clone()
         centred = x - _per_channel(origin, x)
         images = centred.new_full((1,), x.numel() / channels)
-        sums = _Sum.apply(torch.cat([centred.sum(axes), centred.square().sum(axes), images]))
+        own = torch.cat([centred.sum(axes), centred.square().sum(axes), images])
+        sums: Tensor = _Sum.apply(own)  # type: ignore[no-untyped-call]
         total, squares, count = sums.split([channels, channels, 1])
         mean = total / count
         variance = (squares / count - mean.square()).clamp_min(0)

@@ -205,4 +205,5 @@ def from_first(function: Callable[[], T]) -> T:
     dist.broadcast_object_list(outcome, src=0)
     if isinstance(outcome[0], InputError):
         raise outcome[0]
-    return outcome[0]
+    found: T = outcome[0]
+    return found

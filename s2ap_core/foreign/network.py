@@ -217,7 +217,8 @@ def _size(
 
 def _head(model: nn.Module) -> str:
     """The last Linear layer, which gives the logits."""
-    return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1]
+    names: list[str] = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    return names[-1]
 
 
 def _with_linear_head(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

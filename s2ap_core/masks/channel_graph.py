@@ -217,7 +217,8 @@ def uses(nodes: Iterable[fx.Node]) -> Counter[str]:
 
 def shape(node: fx.Node) -> torch.Size:
     """The shape of a traced tensor, for one image."""
-    return node.meta["tensor_meta"].shape
+    found: torch.Size = node.meta["tensor_meta"].shape
+    return found
 
 
 def channels(node: fx.Node) -> int | None:

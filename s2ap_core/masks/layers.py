@@ -146,4 +146,5 @@ def constant_mask(model: nn.Module) -> Iterator[None]:
 def to_channels_last(model: M) -> M:
     """Lay out, in place, all weights of four dimensions channels last, as convolutions are fastest."""
     # torch's stubs do not know this form of its own method.
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    laid_out: M = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return laid_out

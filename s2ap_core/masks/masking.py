@@ -64,7 +64,8 @@ def scaled_scores(weight: Tensor) -> Tensor:
     """Scores of HYDRA and HARP at the start: ``sqrt(6 / fan_in) * w / max|w|``, of the weight's shape."""
     fan_in = weight[0].numel()
     largest = weight.detach().abs().max().clamp_min(torch.finfo(weight.dtype).tiny)
-    return (6 / fan_in) ** 0.5 * weight.detach() / largest
+    bound: float = (6 / fan_in) ** 0.5
+    return bound * weight.detach() / largest
 
 
 def dead_channels(bits: Tensor) -> Tensor:

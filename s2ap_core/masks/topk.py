@@ -79,7 +79,7 @@ def straight_through_topk(magnitude: Tensor, keep: Tensor | None, n_keep: int | 
         keep: a learned keep rate, a scalar, to which the gradient's sum passes (HARP); None where it is fixed.
         n_keep: how many entries to keep; an integer scalar on the device where reading it would wait.
     """
-    mask: Tensor = _StraightThroughTopK.apply(magnitude, keep, n_keep)
+    mask: Tensor = _StraightThroughTopK.apply(magnitude, keep, n_keep)  # type: ignore[no-untyped-call]
     return mask
 
 

@@ -102,4 +102,5 @@ def autoattack(
         finally:
             for parameter in trained:
                 parameter.requires_grad_(True)
-    return predicted == y
+    robust: Tensor = predicted == y
+    return robust

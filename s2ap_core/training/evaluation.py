@@ -220,7 +220,8 @@ def random_start(x: Tensor, eps: float, norm: Norm, noise_source: torch.Generato
         return uniform_start(x, eps, noise_source)
     noise = torch.randn(x.shape, generator=noise_source, device=x.device, dtype=x.dtype).flatten(1)
     length = noise.norm(dim=1, p=2 if norm == "L2" else 1, keepdim=True)
-    return (x + (eps * noise / length).view_as(x)).clamp(0, 1)
+    moved: Tensor = x + (eps * noise / length).view_as(x)
+    return moved.clamp(0, 1)
 
 
 def _pgd_50(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
@@ -232,7 +233,8 @@ def _pgd_50(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Te
 
     x_adv = pgd(model, x, cross_entropy, start=start, eps=eps, step=2.5 * eps / 50, steps=50)
     with torch.no_grad(), train_mode(model, False):
-        return model(x_adv).argmax(1) == y
+        predicted: Tensor = model(x_adv).argmax(1)
+    return predicted == y
 
 
 def _save(file: Path, parts: dict[str, list[np.ndarray]], about: dict[str, Any]) -> None:

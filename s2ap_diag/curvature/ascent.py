@@ -78,7 +78,8 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     """Return the direction of steepest ascent, of length 1 in ``norm``; 0 where the gradient is 0."""
     if norm == "linf":
         return gradient.sign()
-    return gradient / gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
+    direction: Tensor = gradient / gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
+    return direction
 
 
 def project(x: Tensor, radius: float, norm: Norm) -> Tensor:
