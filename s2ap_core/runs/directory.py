@@ -21,6 +21,7 @@ from s2ap_core.distributed.group import world
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
 from s2ap_core.files.atomic import write_file
+from s2ap_core.files.record import load_json
 from s2ap_core.files.writer import writes_files
 
 FORMAT = 1
@@ -132,29 +133,21 @@ class RunDirectory:
                 leftover.unlink(missing_ok=True)
 
     def results(self) -> dict[str, Any]:
-        """What ``results.json`` holds, empty before the first stage has ended."""
-        path = self.path / "results.json"
-        try:
-            found = json.loads(path.read_text()) if path.exists() else {}
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not JSON ({error}); remove it and run again with --resume") from error
-        if not isinstance(found, dict):
-            raise InputError(f"{path}: not the results of a run; remove it and run again with --resume")
-        return found
-
-    def environment(self) -> dict[str, Any]:
-        """What ``environment.json`` holds.
+        """Read ``results.json``, empty before the first stage has ended.
 
         Raises:
-            InputError: if it cannot be read.
+            InputError: if it is damaged.
         """
-        path = self.path / "environment.json"
-        try:
-            return dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(
-                f"{path}: cannot be read ({error}); restore it, or start anew in another folder"
-            ) from error
+        path = self.path / "results.json"
+        return load_json(path, dict, "remove it and run again with --resume") if path.exists() else {}
+
+    def environment(self) -> dict[str, Any]:
+        """Read ``environment.json``.
+
+        Raises:
+            InputError: if it is missing or damaged.
+        """
+        return load_json(self.path / "environment.json", dict, "restore it, or start anew in another folder")
 
     def record_forced(self, changes: Mapping[str, tuple[Any, Any]]) -> None:
         """Note in ``environment.json`` what changed, by key (before, now), and was to be gone on with all the same."""

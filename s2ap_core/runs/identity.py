@@ -13,6 +13,7 @@ from s2ap_core.data import Dataset, Split
 from s2ap_core.distributed.group import wait
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
+from s2ap_core.files.record import load_json
 from s2ap_core.runs.checkpoints import build_network, describe
 from s2ap_core.runs.definitions import checksums, definitions, files_of
 from s2ap_core.runs.directory import FORMAT, RunDirectory
@@ -96,10 +97,7 @@ def changed(run: RunDirectory, data: Dataset) -> Changes | None:
     path = run.path / FILE
     if not path.exists():
         return None
-    try:
-        before = flat(json.loads(path.read_text()))
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: damaged; remove it if nothing has changed since the run began") from error
+    before = flat(load_json(path, dict, "remove it if nothing has changed since the run began"))
     now = identity(run.config, data)
     if SOURCE in before:  # an earlier version noted one checksum of all files
         now = {key: value for key, value in now.items() if not key.startswith(SOURCE)}

@@ -12,6 +12,7 @@ import pandas as pd
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
+from s2ap_core.files.record import load_json
 from s2ap_core.runs import course
 from s2ap_core.runs.directory import FORMAT, METRICS, TIMING, RunDirectory
 from s2ap_core.training.evaluation import Evaluation, load_evaluation
@@ -101,11 +102,10 @@ class Run:
         file = self.path / SHARPNESS
         if not file.is_file():
             return None
-        try:
-            (record,) = json.loads(file.read_text(encoding="utf-8"))
-            return dict(record)
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{file}: not one record of `s2ap-diag sharpness --json`; measure it again") from error
+        records = load_json(file, list, "measure it again")
+        if len(records) != 1 or not isinstance(records[0], dict):
+            raise InputError(f"{file}: not one record of `s2ap-diag sharpness --json`; measure it again")
+        return records[0]
 
 
 def save_sharpness(run: Path, found: Sharpness) -> None:
@@ -140,14 +140,9 @@ def open_run(path: Path) -> Run:
         InputError: if it is half done, damaged, or of another format.
     """
     run = RunDirectory.open(path)
-    file = path / "environment.json"
-    try:
-        environment = json.loads(file.read_text(encoding="utf-8"))
-        found = environment.get("format")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{file}: missing or not JSON; run it anew") from error
-    if found != FORMAT:
-        raise InputError(f"{path}: of format {found}, this version reads {FORMAT}; run it anew")
+    environment = run.environment()
+    if environment.get("format") != FORMAT:
+        raise InputError(f"{path}: of format {environment.get('format')}, this version reads {FORMAT}; run it anew")
     results = run.results()
     missing = [entry for entry in course.expected(run.config) if entry not in results]
     if missing:

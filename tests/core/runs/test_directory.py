@@ -20,6 +20,7 @@ import s2ap_core.files.atomic
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_core.files.packed import load_packed
+from s2ap_core.files.record import load_json
 from s2ap_core.files.tensors import load_tensors, save_masks, save_tensors
 from s2ap_core.runs.directory import METRICS, RunDirectory, commit_of
 
@@ -278,6 +279,26 @@ def test_results_are_merged_and_environment_says_what_ran(tmp_path, new_run):
     (tmp_path / "run" / "results.json").write_text("{")
     with pytest.raises(InputError, match=r"results\.json: not JSON"):
         run.results()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "missing"),
+        (b"{", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "holds no JSON object"),
+        (b"null", "holds no JSON object"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_a_json_file_that_cannot_be_used_is_refused(tmp_path, content, said):
+    file = tmp_path / "record.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=rf"record\.json: {said}.*; make it again"):
+        load_json(file, dict, "make it again")
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path, new_run):

@@ -1,0 +1,26 @@
+"""JSON files of a run, read without trusting what they hold."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from s2ap_core.errors import InputError
+
+Record = TypeVar("Record", dict[str, Any], list[Any])
+
+
+def load_json(path: Path, kind: type[Record], remedy: str) -> Record:
+    """Read a JSON file that holds an object (``dict``) or an array (``list``).
+
+    Raises:
+        InputError: if it is missing, not JSON, or holds something else; the message ends with ``remedy``.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: missing; {remedy}") from error
+    except (OSError, ValueError, RecursionError) as error:  # the last of JSON that is nested too deeply
+        raise InputError(f"{path}: not JSON ({error}); {remedy}") from error
+    if not isinstance(record, kind):
+        raise InputError(f"{path}: holds no JSON {'object' if kind is dict else 'array'}; {remedy}")
+    return record
