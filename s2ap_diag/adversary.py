@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from s2ap_core.config import ObjectiveSettings, parse_config
 from s2ap_core.data import Dataset
+from s2ap_core.data.base import without_lone_image
 from s2ap_core.distributed.share import collected, dealt
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.seeds import generator
@@ -60,9 +61,11 @@ class Adversary:
     def batches(self, model: nn.Module, data: Dataset, images: int, batch_size: int) -> list[AdversarialBatch]:
         """Training images without augmentation, drawn by the seed, with their adversarial examples.
 
+        As in training, a last image alone joins the batch before it: see
+        :func:`s2ap_core.data.base.without_lone_image`.
         Several processes of a run attack every ``world``-th batch each; all of them get all batches.
         """
-        drawn = list(data.batches("train", batch_size, shuffle=self.seed, limit=images))
+        drawn = list(data.batches("train", batch_size, shuffle=self.seed, limit=images, part=without_lone_image))
         own = [self(model, (batch.x, batch.y), i)[1].cpu() for i, batch in dealt(list(enumerate(drawn)))]
         return [
             (batch.x, x_adv.to(batch.x.device), batch.y) for batch, x_adv in zip(drawn, collected(own), strict=True)

@@ -1,5 +1,6 @@
 """``s2ap-diag sharpness``: how sharp is the robust loss in score space at these checkpoints?"""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -8,18 +9,18 @@ import click
 
 from s2ap_core.masks.layers import score_masks
 from s2ap_diag.adversary import objective_of
-from s2ap_diag.curvature.density import SpectralDensity
 from s2ap_diag.curvature.deviations import standard_error
 from s2ap_diag.curvature.eigen import Lanczos, PowerIteration, Solver
 from s2ap_diag.curvature.pyhessian import PyHessian
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import counting
-from s2ap_diag.output import plots
+from s2ap_diag.output import plots, sharpness_plot
+from s2ap_diag.output.curves import mode_of, names_of
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table, show
 from s2ap_diag.reading.files import expand
 from s2ap_diag.reading.source import Source
-from s2ap_diag.sharpness import RHOS, SharpnessSettings, measure_sharpness
+from s2ap_diag.sharpness import RHOS, Sharpness, SharpnessSettings, measure_sharpness
 
 SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (Lanczos(), PowerIteration(), PyHessian())}
 
@@ -29,7 +30,7 @@ def run_command(
     method: Literal["lanczos", "power", "pyhessian"],
     iterations: int | None,
     tolerance: float | None,
-    batch_norm: Literal["running", "batch"],
+    batch_norm: tuple[Literal["running", "batch"], ...],
     by_layer: Literal["layer", "block"] | None,
     rho: tuple[float, ...],
     no_loss_difference: bool,
@@ -53,7 +54,6 @@ def run_command(
     device = check_device(device)
     settings = SharpnessSettings(
         solver=solver_of(method, iterations, tolerance),
-        batch_norm=batch_norm,
         by_layer=by_layer,
         rho=() if no_loss_difference else rho or RHOS,
         ascent=ascent,
@@ -68,30 +68,42 @@ def run_command(
         seed=seed,
     )
     paths = expand(checkpoints, "checkpoint")
-    records: list[dict[str, Any]] = []
-    densities: dict[str, SpectralDensity] = {}
+    modes = tuple(dict.fromkeys(batch_norm))
+    measured: list[Sharpness] = []
     skipped = []
-    with counting("sharpness", len(paths) * (1 + len(settings.rho)), output.quiet) as advance:
+    with counting("sharpness", len(paths) * len(modes) * (1 + len(settings.rho)), output.quiet) as advance:
         for path in paths:
-            found = source.open(path, device)
-            if not score_masks(found.model) and len(paths) > 1:
-                skipped.append(path)
-                continue
-            data = source.data(found).to(device)
-            adversary = objective_of(found, objective, eps)
-            measured = measure_sharpness(found, data, adversary, settings, advance)
-            records.append(measured.record())
-            if measured.density is not None:
-                densities[_short(records[-1])] = measured.density
-    if not records:
+            for mode in modes:
+                found = source.open(path, device)  # anew for each mode: one of them may change the statistics
+                if not score_masks(found.model) and len(paths) > 1:
+                    skipped.append(path)
+                    break
+                data = source.data(found).to(device)
+                adversary = objective_of(found, objective, eps)
+                in_mode = replace(settings, batch_norm=mode)
+                measured.append(measure_sharpness(found, data, adversary, in_mode, advance))
+    if not measured:
         raise click.UsageError(f"{checkpoints[0]}: no checkpoint with scores; the search's lie in RUN/ckpt")
+    write_out(measured, len(skipped), output, spectrum)
+
+
+def write_out(measured: Sequence[Sharpness], skipped: int, output: Output, spectrum: Path | None) -> None:
+    """Write tables, records and pictures."""
+    records = [of_checkpoint.record() for of_checkpoint in measured]
     if output.plot is not None:
-        draw(records, output.plot)
+        sharpness_plot.draw(records, output.plot)
     if spectrum is not None:
+        densities = {
+            name: found.density
+            for name, found in zip(names_of(records), measured, strict=True)
+            if found.density is not None
+        }
+        modes = ", ".join(dict.fromkeys(record["batch_norm"] for record in records))
         with plots.picture(spectrum, plots.COLUMN, 2.6) as axes:
-            plots.spectral_densities(axes, densities, xlabel=f"eigenvalue (BatchNorm: {batch_norm})")
+            plots.spectral_densities(axes, densities, xlabel=f"eigenvalue (BatchNorm: {modes})")
+    layers = [layer_table(records)] if records[0]["layers"] else []
     records += over_seeds(records)
-    output.emit(records, table_of(records, len(skipped)))
+    output.emit(records, table_of(records, skipped), *layers)
 
 
 def solver_of(method: str, iterations: int | None, tolerance: float | None) -> Solver:
@@ -108,7 +120,7 @@ def over_seeds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         stem = Path(record["checkpoint"]).stem
         arms.setdefault((stem, round(record["keep"], 3), *(record[k] for k in keys)), []).append(record)
     found = []
-    for (stem, keep, method, minimizer, epoch, *_), group in arms.items():
+    for (stem, keep, method, minimizer, epoch, _, batch_norm), group in arms.items():
         if len({record["seed"] for record in group}) > 1:
             whole, live = (_mean_over_seeds([r[name] for r in group]) for name in ("lambda_max", "lambda_max_live"))
             found.append(
@@ -116,6 +128,7 @@ def over_seeds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "checkpoint": f"{stem} of {len(group)} seeds: {method} {minimizer}",
                     "epoch": epoch,
                     "keep": keep,
+                    "batch_norm": batch_norm,
                     "seeds": len(group),
                     "lambda_max": whole["mean"],
                     "lambda_max_standard_error": whole["standard_error"],
@@ -137,9 +150,11 @@ def _mean_over_seeds(values: list[float]) -> dict[str, float | None]:
 def table_of(records: list[dict[str, Any]], skipped: int) -> Any:
     """One row for each checkpoint."""
     rhos = list(records[0]["loss_difference"])
+    several_modes = len(set(map(mode_of, records))) > 1
     rows = [
         [
-            "/".join(Path(record["checkpoint"]).parts[-3:]),
+            _path(record),
+            *([mode_of(record)] * several_modes),
             record["epoch"],
             round(record["keep"], 4),
             _with_error(record, "lambda_max"),
@@ -163,8 +178,31 @@ def table_of(records: list[dict[str, Any]], skipped: int) -> Any:
         title += ", of several seeds over seeds"
     if skipped:
         title += f"; {skipped} files without scores left out"
-    columns = ["checkpoint", "epoch", "keep", "λ_max", "live λ_max", "dead", "dead share", "dominant λ", "residual"]
-    return make_table(title, [*columns, "converged", *(f"ΔL ≥, ρ={rho}" for rho in rhos), "s"], rows)
+    columns = ["checkpoint", *["BatchNorm"] * several_modes, "epoch", "keep", "λ_max", "live λ_max", "dead"]
+    columns += ["dead share", "dominant λ", "residual", "converged", *(f"ΔL ≥, ρ={rho}" for rho in rhos), "s"]
+    return make_table(title, columns, rows)
+
+
+def layer_table(records: list[dict[str, Any]]) -> Any:
+    """One row for each layer or block of each checkpoint, the sharpest first."""
+    rows = [
+        [
+            _path(record),
+            record["batch_norm"],
+            name,
+            record["layers"][name],
+            record["layers_live"][name],
+            max(record["layer_residuals"][name], record["layer_residuals_live"][name]),
+        ]
+        for record in records
+        for name in record["layers"]
+    ]
+    columns = ["checkpoint", "BatchNorm", "layer", "λ_max", "live λ_max", "residual"]
+    return make_table("λ_max of the layers' diagonal blocks", columns, rows)
+
+
+def _path(record: dict[str, Any]) -> str:
+    return "/".join(Path(record["checkpoint"]).parts[-3:])
 
 
 def _with_error(record: dict[str, Any], name: str) -> float | str:
@@ -178,27 +216,3 @@ def _converged(record: dict[str, Any]) -> str | None:
         return None
     missing = [what for what, key in (("λ_max", "converged"), ("live", "converged_live")) if not record[key]]
     return f"not {', '.join(missing)}" if missing else "yes"
-
-
-def draw(records: list[dict[str, Any]], file: Path) -> None:
-    """lambda_max over epochs (or by layer, for one checkpoint) beside the loss difference over rho."""
-    names = [_short(record) for record in records]
-    with plots.picture(file, 2 * plots.COLUMN, 2.6, panels=2) as (left, right):
-        mode = records[0]["batch_norm"]
-        if len(records) == 1 and records[0]["layers"]:
-            plots.layer_bars(
-                left, records[0]["layers"], xlabel=rf"$\lambda_{{max}}$ of the layer's block, BatchNorm: {mode}"
-            )
-        else:
-            left.errorbar(
-                names, [r["lambda_max"] for r in records], yerr=[r["lambda_max_std"] or 0 for r in records],
-                capsize=2, **plots.look(0),
-            )  # fmt: skip
-            left.tick_params(axis="x", rotation=90)
-            left.set_ylabel(rf"$\lambda_{{max}}$ (BatchNorm: {mode})")
-        shown = [records[0], records[-1]] if len(records) > 7 else records
-        plots.sharpness_by_rho(right, [(_short(r), r["loss_difference"]) for r in shown])
-
-
-def _short(record: dict[str, Any]) -> str:
-    return Path(record["checkpoint"]).stem.removeprefix("prune-")

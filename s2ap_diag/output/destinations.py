@@ -22,8 +22,8 @@ class Output:
     plot: Path | None
     quiet: bool
 
-    def emit(self, records: Sequence[dict[str, Any]], table: Table) -> None:
-        """Show a table and write the records; with JSON on standard output, nothing else goes there."""
+    def emit(self, records: Sequence[dict[str, Any]], *tables: Table) -> None:
+        """Show tables and write the records; with JSON on standard output, nothing else goes there."""
         if self.csv is not None:
             import pandas as pd  # takes longer than all of a command that needs no torch
 
@@ -34,4 +34,5 @@ class Output:
                 click.echo(text)
                 return
             write_file(Path(self.json), text + "\n")
-        show_table(table, self.quiet)
+        for table in tables:
+            show_table(table, self.quiet)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -53,21 +53,10 @@ STYLE = {
 
 @contextmanager
 def picture(file: Path, width: float, height: float, panels: int = 1):  # type: ignore[no-untyped-def]
-    """A figure with so many panels side by side, written to ``file`` when the block ends.
-
-    Raises:
-        InputError: if the ending of ``file`` is of no known picture format.
-    """
-    kind = file.suffix.lstrip(".").lower()
-    if kind not in ("png", "pdf", "svg"):
-        raise InputError(f"--plot {file}: end the name in .png, .pdf or .svg")
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+    """A figure with so many panels side by side, written to ``file`` as by :func:`canvas`."""
+    with canvas([file], width, height) as figure:
         axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
         yield axes if panels > 1 else axes[0]
-        buffer = BytesIO()
-        figure.savefig(buffer, format=kind)
-    write_file(file, buffer.getvalue())
 
 
 @contextmanager
@@ -77,14 +66,21 @@ def canvas(files: Sequence[Path], width: float, height: float) -> Iterator[Figur
     Args:
         files: names that end in .png, .pdf or .svg.
         width, height: in inches.
+
+    Raises:
+        InputError: if the ending of a file is of no known picture format.
     """
+    undated: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    kinds = {file: file.suffix.lstrip(".").lower() for file in files}
+    for file, kind in kinds.items():
+        if kind not in undated:
+            raise InputError(f"--plot {file}: end the name in .png, .pdf or .svg")
     with mpl.rc_context(STYLE | {"svg.hashsalt": "s2ap"}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        for file in files:
-            buffer, kind = BytesIO(), file.suffix.lstrip(".").lower()
-            undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
-            figure.savefig(buffer, format=kind, metadata=undated)
+        for file, kind in kinds.items():
+            buffer = BytesIO()
+            figure.savefig(buffer, format=kind, metadata=undated[kind])
             write_file(file, buffer.getvalue())
 
 
@@ -112,25 +108,25 @@ def seed_curves(
         axes.fill_between(x, (mean - std).to_numpy(), (mean + std).to_numpy(), color=style["color"], alpha=0.2, lw=0)
 
 
-def decades(axes: Axes, values: np.ndarray) -> None:
-    """A logarithmic y axis for values over more than one decade; around 0 it is linear, if some are not positive.
+def decades(axes: Axes, values: np.ndarray, axis: Literal["x", "y"] = "y") -> None:
+    """A logarithmic axis for values over more than one decade; around 0 it is linear, if some are not positive.
 
     It reaches as far as the values do: a band below 0 would have no end on it.
     """
     low, high = float(values.min()), float(values.max())
     if high <= 0 or high < 10 * float(values[values > 0].min()):
         return
+    scaled = {"x": axes.xaxis, "y": axes.yaxis}[axis]
     if low > 0:
-        axes.set_yscale("log")
-        axes.set_ylim(low / 2, high * 2)
+        axes.set(**{f"{axis}scale": "log", f"{axis}lim": (low / 2, high * 2)})
     else:
         linear = max(float(values[values > 0].min()), 1e-4 * high)
-        axes.set_yscale("symlog", linthresh=linear, linscale=1.5)
-        axes.set_ylim(min(1.5 * low, -0.5 * linear), high * 2)
+        {"x": axes.set_xscale, "y": axes.set_yscale}[axis]("symlog", linthresh=linear, linscale=1.5)
+        axes.set(**{f"{axis}lim": (min(1.5 * low, -0.5 * linear), high * 2)})
         locator = mpl.ticker.SymmetricalLogLocator(base=10, linthresh=linear)
         locator.set_params(numticks=6)
-        axes.yaxis.set_major_locator(locator)
-    axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        scaled.set_major_locator(locator)
+    scaled.set_minor_formatter(mpl.ticker.NullFormatter())
 
 
 def stability_halves(axes: Axes, *, first: str, second: str) -> None:
@@ -268,18 +264,6 @@ def reaches(values: ArrayLike, intervals: ArrayLike) -> np.ndarray:
     return np.maximum([np.subtract(values, low), np.subtract(high, values)], 0)
 
 
-def sharpness_by_rho(axes: Axes, readings: Sequence[tuple[str, Mapping[str, Mapping[str, float | None]]]]) -> None:
-    """Loss difference against rho, with its standard deviation over batches."""
-    for index, (name, by_rho) in enumerate(readings):
-        rho = [float(r) for r in by_rho]
-        means = np.array([by_rho[r]["mean"] for r in by_rho], float)
-        std = np.array([by_rho[r]["std"] or 0.0 for r in by_rho], float)
-        axes.errorbar(rho, means, yerr=std, label=name, capsize=2, elinewidth=0.7, **look(index))  # type: ignore[arg-type]
-    axes.set_xlabel("ρ")
-    axes.set_ylabel("loss difference (Eq. 12)")
-    axes.legend()
-
-
 def spectral_densities(axes: Axes, densities: Mapping[str, SpectralDensity], *, xlabel: str) -> None:
     """Eigenvalue densities on a logarithmic scale, where the few large eigenvalues can be seen."""
     for index, (name, found) in enumerate(densities.items()):
@@ -300,9 +284,15 @@ def layer_bars(axes: Axes, values: Mapping[str, float], *, xlabel: str) -> None:
     axes.set_xlabel(xlabel)
 
 
-def layer_heat_map(axes: Axes, table: pd.DataFrame, *, label: str) -> None:
-    """Layers down, epochs across; cividis reads the same in grey."""
-    sns.heatmap(table, ax=axes, cmap="cividis", cbar_kws={"label": label}, xticklabels=True, yticklabels=True)
+def layer_heat_map(axes: Axes, table: pd.DataFrame, *, label: str, norm: mpl.colors.Normalize | None = None) -> None:
+    """Layers down, epochs across; cividis reads the same in grey.
+
+    Args:
+        norm: the scale of the colours, by default from the least to the largest value.
+    """
+    sns.heatmap(
+        table, ax=axes, cmap="cividis", norm=norm, cbar_kws={"label": label}, xticklabels=True, yticklabels=True
+    )  # fmt: skip
     axes.tick_params(labelsize=5)
     axes.set_xlabel("epoch")
     axes.set_ylabel("")

@@ -28,12 +28,22 @@ NUMBERED = ("wrn_28_4",)
 """Names of networks that end in a number, which is no epoch."""
 
 
+_EPOCH = re.compile(r"[-_ ]?epoch[-_ ]?(\d+)", re.IGNORECASE)
+
+
+_LAST_NUMBER = re.compile(r"(?:^|[-_ ])(\d+)$")
+
+
+_BEST = re.compile(r"(?:^|[-_ ])best$", re.IGNORECASE)
+
+
 def expand(paths: Sequence[Path], kind: Kind) -> list[Path]:
     """List the files that paths stand for, in the order given.
 
     A file stands for itself, a run for its ``ckpt`` or ``masks`` folder, a folder for its files of a
-    known suffix, in the order of the numbers in their names; states of a stage (``state-*``), hidden
-    and temporary files are left out. Folders within folders are not entered.
+    known suffix in the order of the numbers in their names, and those called best after the others;
+    states of a stage (``state-*``), hidden and temporary files are left out. Folders within folders are
+    not entered.
 
     Raises:
         InputError: if a path is missing or cannot be read, or a folder holds no such file.
@@ -59,7 +69,7 @@ def _files(path: Path, kind: Kind) -> list[Path]:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); give the files") from error
     if not files:
         raise InputError(f"{folder}: holds no {kind} file ({', '.join(SUFFIXES[kind])})")
-    return sorted(files, key=lambda file: (_natural(file.name), file.name))
+    return sorted(files, key=lambda file: (is_best(file), _natural(file.name), file.name))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -79,5 +89,22 @@ def epoch_of(path: Path, networks: Iterable[str] = NUMBERED) -> int | None:
     stem = path.name.partition(".")[0].lower()
     for network in networks:
         stem = stem.replace(network, "")
-    named = re.search(r"epoch[-_ ]?(\d+)", stem) or re.search(r"(?:^|[-_ ])(\d+)$", stem)
+    named = _EPOCH.search(stem) or _LAST_NUMBER.search(stem)
     return int(named[1]) if named else None
+
+
+def is_best(path: Path) -> bool:
+    """Say whether a file's name calls it the best, as ours call the epoch that a stage handed on."""
+    return _BEST.search(path.name.partition(".")[0]) is not None
+
+
+def series_of(path: Path) -> str:
+    """Return what a file's name says besides its epoch: the same for all checkpoints of one stage in a folder.
+
+    >>> [series_of(Path(p)) for p in ("prune-epoch-012.safetensors", "prune-best.safetensors", "resnet18.pt")]
+    ['prune', 'prune', 'resnet18']
+    """
+    stem = path.name.partition(".")[0]
+    if epoch_of(path) is None:
+        return _BEST.sub("", stem)
+    return (_EPOCH if _EPOCH.search(stem) else _LAST_NUMBER).sub("", stem)

@@ -15,8 +15,8 @@ from s2ap_diag.commands.options.shared import EXISTING, device_option, output_op
               help="Of the method, at most; a product each.  [default: 64 of lanczos, 10 of power]")  # fmt: skip
 @click.option("--tolerance", type=click.FloatRange(min=0, min_open=True), help="Stop at this residual.")
 @click.option(
-    "--batch-norm", type=click.Choice(["running", "batch"]), default="running", show_default=True,
-    help="Statistics BatchNorm normalises with: part of the metric.",
+    "--batch-norm", multiple=True, type=click.Choice(["running", "batch"]), default=["running"], show_default=True,
+    help="Statistics BatchNorm normalises with: part of the metric. Given twice, both are measured.",
 )  # fmt: skip
 @click.option("--by-layer", "by_layer", flag_value="layer", help="lambda_max of each layer's diagonal block too.")
 @click.option("--by-block", "by_layer", flag_value="block", help="The same for blocks of layers, such as layer1.0.")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def test_sharpness_measures_every_checkpoint_with_scores(run):
     assert result.exit_code == 0, result.output
     records = json.loads(result.stdout)
     names = [Path(r["checkpoint"]).stem for r in records]
-    assert names == ["prune-best", "prune-epoch-000", "prune-epoch-001", "prune-epoch-002"]
+    assert names == ["prune-epoch-000", "prune-epoch-001", "prune-epoch-002", "prune-best"]
     for record in records:
         assert record["batches"] == 2
         assert record["batch_size"] == 32
@@ -87,11 +88,42 @@ def test_sharpness_measures_every_checkpoint_with_scores(run):
         assert max(record["residual"], record["residual_live"]) <= 1e-4
     assert not result.stderr
     # Before the search the running statistics are the dense network's, and the record says what was done.
-    assert "re-estimated" in records[1]["batch_norm"]
-    assert records[2]["batch_norm"] == "running"
+    assert "re-estimated" in records[0]["batch_norm"]
+    assert records[1]["batch_norm"] == "running"
     scored = load_checkpoint(run / "ckpt" / "prune-best.safetensors").model
-    assert records[0]["n_scores"] == sum(m.scores.numel() for m in score_masks(scored).values())
-    assert records[0]["keep"] == pytest.approx(0.3, abs=0.01)
+    assert records[-1]["n_scores"] == sum(m.scores.numel() for m in score_masks(scored).values())
+    assert records[-1]["keep"] == pytest.approx(0.3, abs=0.01)
+
+
+def test_both_modes_of_batch_norm_by_layer_in_one_call(run, tmp_path):
+    """Table, JSON and CSV in one order; each mode as if it had been measured alone."""
+    files = [run / "ckpt" / f"prune-{name}.safetensors" for name in ("epoch-000", "best")]
+    both = ["--batch-norm", "running", "--batch-norm", "batch", "--by-block", "--plot", tmp_path / "p.png"]
+    small = ["--images", 16, "--method", "power", "--iterations", 1, "--no-loss-difference"]
+    written = ["--csv", tmp_path / "r.csv", "--json", tmp_path / "r.json"]
+    table = invoke("sharpness", *files, *both, *small, *written).stdout
+    records = json.loads((tmp_path / "r.json").read_text())
+    expected = [(str(file), mode) for file in files for mode in ("running", "batch")]
+    assert [(r["checkpoint"], r["batch_norm"].split()[0]) for r in records] == expected
+    csv = pd.read_csv(tmp_path / "r.csv")
+    assert csv["checkpoint"].tolist() == [record["checkpoint"] for record in records]
+    assert csv["lambda_max"].tolist() == pytest.approx([record["lambda_max"] for record in records])
+    of_whole, of_layers = table.split("diagonal blocks")
+    assert re.findall(r"prune-(epoch-\d+|best)", of_whole) == ["epoch-000", "epoch-000", "best", "best"]
+    blocks = {name: f"{value:.4g}" for name, value in records[-1]["layers"].items()}
+    last = [line.split("│") for line in of_layers.splitlines() if "prune-best" in line and "batch" in line]
+    assert {cells[3].strip(): cells[4].strip() for cells in last} == blocks
+    # The running statistics of epoch 0 are estimated anew, and the batch's mode does not see it.
+    alone = invoke("sharpness", files[0], "--batch-norm", "batch", *small, "--json", "-")
+    assert json.loads(alone.stdout)[0]["lambda_max"] == records[1]["lambda_max"]
+
+
+def test_a_last_image_alone_joins_the_batch_before(run):
+    best = run / "ckpt" / "prune-best.safetensors"
+    small = ["--batch-norm", "batch", "--method", "power", "--iterations", 1, "--rho", 0.01, "--steps", 1]
+    result = invoke("sharpness", best, *small, "--images", 33, "--batch-size", 16, "--json", "-")
+    (record,) = json.loads(result.stdout)
+    assert (record["batches"], record["batch_size"]) == (2, 16)  # the second of 17
 
 
 def test_what_has_not_converged_is_said_in_the_table_and_warned_of(run):

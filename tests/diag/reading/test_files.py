@@ -23,7 +23,7 @@ from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import attach, attach_masks, fix_masks, scores
 from s2ap_core.masks.parametrization import ScoreMask
 from s2ap_core.runs.checkpoints import Checkpoint, save_checkpoint
-from s2ap_diag.reading.files import epoch_of, expand
+from s2ap_diag.reading.files import epoch_of, expand, is_best, series_of
 from s2ap_diag.reading.masks import MaskFile
 from s2ap_diag.reading.read import load, read
 
@@ -108,6 +108,31 @@ def test_a_run_stands_for_its_checkpoints_or_masks(tmp_path: Path) -> None:
     assert expand([run], "masks") == masks
     assert expand([run / "masks"], "masks") == masks
     assert expand([run / "ckpt"], "masks") == checkpoints
+
+
+def test_of_a_folder_the_best_comes_after_the_epochs(tmp_path: Path) -> None:
+    """Also where plain sorting of names puts it first, and without zeros before the numbers."""
+    for folder, stem in (("ours", "prune-epoch-"), ("theirs", "")):
+        names = [f"{stem}{epoch}.pth" for epoch in range(12)]
+        best = "prune-best.pth" if stem else "best.pth"
+        ordered = touch(tmp_path / folder, *names, best)
+        assert expand([tmp_path / folder], "checkpoint") == ordered
+
+
+def test_a_series_is_what_names_say_besides_the_epoch() -> None:
+    named = {
+        "prune-epoch-012.safetensors": "prune",
+        "prune-best.safetensors": "prune",
+        "mask_7.pth.tar": "mask",
+        "Epoch_3.pt": "",
+        "3.npz": "",
+        "model_best.pth.tar": "model",
+        "wrn_28_4.pt": "wrn_28_4",
+        "wrn_28_4-7.pt": "wrn_28_4",
+        "resnet18.pt": "resnet18",
+    }
+    assert {name: series_of(Path(name)) for name in named} == named
+    assert [name for name in named if is_best(Path(name))] == ["prune-best.safetensors", "model_best.pth.tar"]
 
 
 def test_several_paths_keep_their_order(tmp_path: Path) -> None:
