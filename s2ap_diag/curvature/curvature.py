@@ -111,19 +111,11 @@ def curvature(
     if by_layer not in (None, "layer", "block"):
         raise InputError(f"by_layer = {by_layer!r}: choose layer or block")
     counts = [samples_in(batch) for batch in batches]
-
-    def read(op: SymmetricOperator) -> _Reading:
-        found = lambda_max(op, solver, seed=seed)
-        if len(batches) > 1 and not solver.ends_on_vector:
-            op.matvec(found.largest.vector)
-        quotients = distributed.collected([float(quotient) for quotient in whole.quotients])
-        return _Reading(found, standard_deviation(quotients, counts), standard_error(quotients, counts))
-
     dead = dead_scores(model)
     with spread(model, loss, batches, batch_norm) as whole:
-        every = live = read(whole)
+        every = live = _read(whole, whole, solver, seed, counts)
         if dead.channels:
-            live = read(Projected(whole, ~dead.where))
+            live = _read(whole, Projected(whole, ~dead.where), solver, seed, counts)
         defect, hvps = whole.symmetry_defect(seed), whole.hvps
     layers, spent = _by_layer(whole, by_layer, solver, seed) if by_layer else ({}, 0)
     return Curvature(
@@ -152,6 +144,15 @@ def curvature(
         layers_live={name: layer.live.lambda_max for name, layer in layers.items()},
         layer_residuals_live={name: layer.live.residual for name, layer in layers.items()},
     )
+
+
+def _read(whole: ScoreHessian, op: SymmetricOperator, solver: Solver, seed: int, counts: Sequence[int]) -> _Reading:
+    """Read lambda_max of ``op``, the whole or a part of it, whose batches have so many samples."""
+    found = lambda_max(op, solver, seed=seed)
+    if len(counts) > 1 and not solver.ends_on_vector:
+        op.matvec(found.largest.vector)
+    quotients = distributed.collected([float(quotient) for quotient in whole.quotients])
+    return _Reading(found, standard_deviation(quotients, counts), standard_error(quotients, counts))
 
 
 def _by_layer(whole: ScoreHessian, by: ByLayer, solver: Solver, seed: int) -> tuple[dict[str, _Layer], int]:
