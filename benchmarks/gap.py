@@ -118,7 +118,7 @@ def reachable(scores: Tensor, n_keep: int, rho: float) -> Tensor:
 
 @torch.no_grad()
 def losses_under(model: nn.Module, loss: Loss, batch: Any, choices: Mapping[str, Tensor], chunk: int = 2000) -> Tensor:
-    """The loss of a batch under each combination of these masks of the layers."""
+    """Compute the loss of a batch under each combination of these masks of the layers."""
     plain = bake(model).eval()
     weights = {name: model.get_submodule(name).parametrizations.weight.original for name in choices}  # type: ignore[union-attr]
     counts = [len(masks) for masks in choices.values()]

@@ -22,7 +22,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def _write(folder: Path, side: int) -> tuple[list[Path], list[Path]]:
-    """The masks of 25 layers of side x side after each epoch, in which a few entries flip."""
+    """Make the masks of 25 layers of side x side after each epoch, in which a few entries flip."""
     rng = generator("cpu", 0, "masks")
     masks = {f"layer{i}.weight": torch.rand(side, side, generator=rng) < 0.1 for i in range(25)}
     packed, plain = [], []

@@ -37,7 +37,7 @@ def _floor(setting: Setting) -> Row:
 
 
 def published_search(name: str, x: Tensor, y: Tensor, setting: Setting) -> Callable[[], None]:
-    """The published step on a network of its own, ready to be called."""
+    """Build the published step on a network of its own, ready to be called."""
     theirs = published.attach(network(name, setting), KEEP)
     settle_statistics(theirs, x)
     theirs.train()

@@ -87,7 +87,7 @@ class Rounds:
         return median(self._ratios(name, base))
 
     def compare(self, name: str, base: str) -> str:
-        """The seconds behind a ratio, and its range over the rounds."""
+        """Give the seconds behind a ratio, and its range over the rounds."""
         ratios = self._ratios(name, base)
         spread = f", {min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds" if len(ratios) > 1 else ""
         return f"{self.median(name):.3g} s / {self.median(base):.3g} s{spread}"
@@ -120,7 +120,7 @@ def _synchronize(device: str) -> None:
 
 
 def machine(setting: Setting) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Say what the figures depend on."""
     facts: dict[str, Any] = {
         "cores": os.cpu_count(),
         "threads": setting.threads,

@@ -42,7 +42,7 @@ def _run(work: Callable[[Setting], object], setting: Setting) -> Peak:
 
 
 def _highest() -> int:
-    """The highest resident set so far."""
+    """Read the highest resident set so far."""
     status = Path("/proc/self/status")
     if status.exists():
         # Not getrusage, which on Linux starts from what the parent held when it forked.

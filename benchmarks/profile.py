@@ -54,7 +54,7 @@ def _kind(event: Any) -> str:
 
 
 def _lineage(event: Any) -> Iterator[Any]:
-    """The event and what it was called by, from the inside out."""
+    """Name the event and what it was called by, from the inside out."""
     while event is not None:
         yield event
         event = event.cpu_parent

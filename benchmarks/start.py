@@ -44,7 +44,7 @@ def _python(*arguments: str) -> Callable[[], object]:
 
 
 def _write(folder: Path, minimizer: str) -> Path:
-    """A mask file for each epoch of a narrow network, as a run writes them; a few entries flip from one to the next."""
+    """Write a narrow network's mask file for each epoch, as a run does; a few entries flip from one to the next."""
     rng = generator("cpu", 0, minimizer)
     masks = {f"layer{i}.weight": torch.rand(64, 64, generator=rng) < 0.1 for i in range(20)}
     for epoch in range(MASKS):

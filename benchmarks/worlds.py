@@ -27,7 +27,7 @@ TRADES = ObjectiveSettings()  # PGD-10, eps 8/255, step 2/255, beta 6
 
 
 def network(name: str, setting: Setting) -> nn.Module:
-    """A network with fresh weights for 32x32 colour images; the time of a pass does not depend on them."""
+    """Build a network with fresh weights for 32x32 colour images; the time of a pass does not depend on them."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = build(name, width=setting.width).to(setting.device)
@@ -44,14 +44,14 @@ def images(count: int, setting: Setting) -> tuple[Tensor, Tensor]:
 
 
 def colour_digits(count: int, setting: Setting) -> Dataset:
-    """The first ``count`` digits as a training split of CIFAR's shape: where curvature should mean something."""
+    """Take the first ``count`` digits as a training split of CIFAR's shape: where curvature should mean something."""
     (batch,) = load("digits").batches("train", count, limit=count)
     x = F.interpolate(batch.x, size=32, mode="bilinear").expand(-1, 3, -1, -1)
     return InMemory("digits32", 10, {"train": ((x * 255).byte().numpy(), batch.y.numpy())}).to(setting.device)
 
 
 def pretrained(name: str, data: Dataset, batch: int, setting: Setting) -> nn.Module:
-    """A network after one epoch of plain training; 0.1 would throw it to where logits lie hundreds apart."""
+    """Train a network for one epoch, plainly; 0.1 would throw it to where logits lie hundreds apart."""
     model = network(name, setting)
     settings = PretrainSettings(batch_size=batch, lr=0.01)
     objective = build_objective(ObjectiveSettings(name="clean"))
@@ -90,7 +90,7 @@ def search(model: nn.Module, x: Tensor, objective: ObjectiveSettings = TRADES, p
 
 
 def sgd(parameters: list[nn.Parameter]) -> torch.optim.SGD:
-    """The optimizer of every stage."""
+    """Build the optimizer of every stage."""
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
@@ -101,7 +101,7 @@ def settle_statistics(model: nn.Module, x: Tensor) -> None:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The network with its masks baked in; what the search trains of it is its weights and its BatchNorm."""
+    """Build the network with its masks baked in; what the search trains of it is its weights and its BatchNorm."""
     plain = bake(model)
     for layer in plain.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -110,7 +110,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def bare_passes(plain: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> None:
-    """The arithmetic that an iteration cannot do without: 1 + 10 + 2 passes forward, 10 + 1 backward."""
+    """Do the arithmetic that an iteration cannot do without: 1 + 10 + 2 passes forward, 10 + 1 backward."""
     x_adv = objective.attack(plain, x, y, generator(x.device, 0, "benchmark"))
     plain.zero_grad()
     objective.loss(plain, x, x_adv, y).backward()
@@ -126,7 +126,7 @@ class Digits:
     settings: StageSettings
 
     def loop(self, stage: str, parameters: list[nn.Parameter]) -> Loop:
-        """A stage on this network, ready for :meth:`Loop.train_epoch`."""
+        """Build a stage on this network, ready for :meth:`Loop.train_epoch`."""
         objective = build_objective(self.objective)
         return Loop(stage, self.settings, self.model, objective, sgd(parameters), self.data, 0)
 

@@ -126,13 +126,13 @@ def load_catalogue(dataset: str | None = None) -> list[Entry]:
 
 
 def repeated(entries: Sequence[Entry]) -> dict[str, str]:
-    """The entries that ask for the same as an earlier one, and that one's id."""
+    """Find the entries that ask for the same as an earlier one, and that one's id."""
     first: dict[Entry, str] = {}
     return {e.id: first[e.request] for e in entries if first.setdefault(e.request, e.id) != e.id}
 
 
 def choose(entries: Sequence[Entry], only: Iterable[str]) -> list[Entry]:
-    """The entries named, in the paper's order; if none is named, all but the repeated.
+    """Choose the entries named, in the paper's order; if none is named, all but the repeated.
 
     Raises:
         InputError: if an id is unknown.

@@ -44,7 +44,7 @@ def perturbation_of(minimizer: MinimizerSettings) -> str:
 
 
 def searched_alike(config: Config) -> str:
-    """What searches must agree in to be compared: all but seed, minimizer and how they are evaluated."""
+    """Say what searches must agree in to be compared: all but seed, minimizer and how they are evaluated."""
     free = {"title": True, "seed": True, "minimizer": True, "finetune": True, "evaluation": {"stages", "batch_size"}}
     return f"{config.model_dump_json(exclude=free)} {config.minimizer.warmup}"
 
@@ -58,7 +58,7 @@ def comparable(run: Run) -> bool:
 
 
 def readings(run: Run, orig: Run) -> dict[str, float]:
-    """The metrics of one run, with Orig. of its seed for the time."""
+    """Read the metrics of one run, with Orig. of its seed for the time."""
     sharpness = run.sharpness or {}
     return {
         "time over Orig.": _seconds(run) / _seconds(orig),

@@ -38,7 +38,7 @@ def read(path: Path, eps: float, mode: BatchNormMode, images: int) -> Curvature:
 
 
 def markdown(path: Path, many_eps: Sequence[float], images: int) -> str:
-    """A row for each eps, as a Markdown table."""
+    """Write a row for each eps, as a Markdown table."""
     heads = [f"{what}, {mode}" for mode in MODES for what in ("λ_max", "live λ_max", "dead share")]
     lines = ["| eps | dead channels | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
     for eps in many_eps:

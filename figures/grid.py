@@ -61,7 +61,7 @@ class Grid:
 
 
 def to_markdown(grid: Grid) -> str:
-    """The caption and a table with one line of heads: ``paper: Orig.``."""
+    """Write the caption and a table with one line of heads: ``paper: Orig.``."""
     heads = [f"{group}: {column}" if group else column for group, columns in grid.groups for column in columns]
     lines = [heads, ["---"] * len(heads), *([_markdown_cell(cell) for cell in row] for row in grid.rows)]
     lines[0] = [escape_markdown(head) for head in heads]

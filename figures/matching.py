@@ -114,7 +114,7 @@ class Library:
 
     @classmethod
     def open(cls, folder: Path, batch_norm: BatchNormMode = "batch", attack: str | None = None) -> "Library":
-        """The runs that lie under a folder.
+        """Open the runs that lie under a folder.
 
         Raises:
             InputError: if there is no such folder.
@@ -153,7 +153,7 @@ class Library:
         return need in run.results and need.removeprefix("evaluate-") in run.config.evaluation.stages
 
     def read(self, run: Run, need: str) -> Any:
-        """What :meth:`holds` said is there.
+        """Read what :meth:`holds` said is there.
 
         Raises:
             InputError: if it is damaged.
@@ -173,7 +173,7 @@ class Library:
                 return run.evaluation(need.removeprefix("evaluate-"))
 
     def gamma(self, cell: Cell) -> float | None:
-        """The gamma that a setting is shown at: the paper's, else the commonest among its network's runs."""
+        """Choose the gamma that a setting is shown at: the paper's, else the commonest among its network's runs."""
         listed = paper_gamma(cell)
         if listed is not None:
             return listed
@@ -183,14 +183,14 @@ class Library:
         return min(counted, key=lambda gamma: (-counted[gamma], gamma)) if counted else None
 
     def find(self, cell: Cell, arm: str, need: str) -> dict[int, Run]:
-        """The run of each seed that holds what is needed, at the gamma that the setting is shown at."""
+        """Find the run of each seed that holds what is needed, at the gamma that the setting is shown at."""
         if arm == "dense":
             return self._dense(cell, need)
         gamma = self.gamma(cell)
         return self._by_seed([p for p in self._of(cell, arm, need) if _same_gamma(p.gamma, gamma)], need)
 
     def find_gammas(self, cell: Cell, arm: str, need: str) -> dict[float, dict[int, Run]]:
-        """The run of each seed, by gamma in ascending order."""
+        """Find the run of each seed, by gamma in ascending order."""
         places = self._of(cell, arm, need)
         gammas = sorted({place.gamma for place in places if place.gamma is not None})
         return {gamma: self._by_seed([p for p in places if p.gamma == gamma], need) for gamma in gammas}
@@ -218,7 +218,7 @@ class Library:
         self.used.setdefault(place.run.path, (place, set()))[1].add(need)
 
     def _dense(self, cell: Cell, need: str) -> dict[int, Run]:
-        """The dense network of each seed: the same in many runs, so any of them, unless they differ."""
+        """Find the dense network of each seed: the same in many runs, so any of them, unless they differ."""
         found: dict[int, Run] = {}
         for place in self.places:
             dense = (place.cell.data, place.cell.network, place.cell.training) == (
@@ -240,12 +240,12 @@ class Library:
 
 
 def _commonest(values: Iterable[Any]) -> Any:
-    """The first of the most frequent ones, None of none."""
+    """Pick the first of the most frequent ones, None of none."""
     return next((value for value, _ in Counter(values).most_common(1)), None)
 
 
 def in_words(place: Place) -> str:
-    """What a run is, for messages."""
+    """Say what a run is, for messages."""
     cell = place.cell
     words = [cell.data, cell.network, cell.method, place.arm, cell.budget, cell.training]
     words += [None if place.gamma is None else f"gamma {place.gamma:g}", f"seed {place.seed}"]

@@ -81,7 +81,7 @@ def gap(clean_orig: float, robust_orig: float, clean_s2ap: float, robust_s2ap: f
 
 
 def measured_gap(line: Line, arms: Sequence[str]) -> float:
-    """The gap of the means, NaN where an arm has no runs."""
+    """Compute the gap of the means, NaN where an arm has no runs."""
     try:
         orig, s2ap = (line.readings[arm] for arm in arms)
         return gap(
@@ -92,7 +92,7 @@ def measured_gap(line: Line, arms: Sequence[str]) -> float:
 
 
 def lines_of(entry: Entry, library: Library) -> Iterator[Line]:
-    """The rows of a comparing table, in order."""
+    """Read the rows of a comparing table, in order."""
     make: Callable[[Entry, Library, Cell], Iterable[Line]] = {
         "accuracy": _accuracy,
         "corruptions": _corruptions,
@@ -103,7 +103,7 @@ def lines_of(entry: Entry, library: Library) -> Iterator[Line]:
 
 
 def accuracy(evaluations: Mapping[int, Evaluation], metric: str) -> Reading:
-    """A metric such as ``robust_accuracy`` in percent."""
+    """Compute a metric such as ``robust_accuracy`` in percent."""
     kind = metric.removesuffix("_accuracy")
     correct = {seed: getattr(found, kind) for seed, found in evaluations.items()}
     ends = {seed: wilson(int(found.sum()), len(found)) for seed, found in correct.items()}
@@ -114,7 +114,7 @@ def accuracy(evaluations: Mapping[int, Evaluation], metric: str) -> Reading:
 
 
 def evaluations_of(library: Library, cell: Cell, arm: str, stage: str) -> dict[int, tuple[Run, Evaluation]]:
-    """The run and the evaluation of each seed."""
+    """Read the run and the evaluation of each seed."""
     found = {}
     for seed, run in library.find(cell, arm, f"evaluate-{stage}").items():
         evaluation = run.evaluation(stage)
@@ -161,7 +161,7 @@ def _sharpness(entry: Entry, library: Library, cell: Cell) -> Iterator[Line]:
 
 
 def loss_difference_at(runs: Mapping[int, Run], rho: float) -> Reading:
-    """The loss difference at a radius, of the seeds that it was measured for."""
+    """Read the loss difference at a radius, of the seeds that it was measured for."""
     found = {}
     for seed, run in runs.items():
         for radius, value in loss_differences(run).items():
@@ -171,7 +171,7 @@ def loss_difference_at(runs: Mapping[int, Run], rho: float) -> Reading:
 
 
 def printed(entry: Entry, cell: Cell, metric: str, arm: str | None, rho: float | None = None) -> tuple[float, float]:
-    """What the paper printed and its std, NaN where it printed or the text kept nothing."""
+    """Read what the paper printed and its std, NaN where it printed or the text kept nothing."""
     numbers = _printed(entry.id)
     found = (numbers.get((*key, metric, arm)) for key in _keys(entry, cell, rho))
     return next((number for number in found if number is not None), (math.nan, math.nan))

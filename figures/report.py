@@ -83,7 +83,7 @@ def listing(entries: Sequence[Entry], library: Library) -> list[list[Any]]:
 
 
 def results(library: Library) -> pd.DataFrame:
-    """What was read of the runs that were used, a row for each run, stage and metric."""
+    """Collect what was read of the runs that were used, a row for each run, stage and metric."""
     rows = [
         {"run": str(path), **_place_columns(place), **row}
         for path, (place, needs) in sorted(library.used.items())
@@ -158,12 +158,12 @@ def _title(entry: Entry) -> str:
 
 
 def _without(reason: str, path: Path) -> str:
-    """A reason whose beginning does not repeat the run's path."""
+    """Give a reason whose beginning does not repeat the run's path."""
     return reason.removeprefix(f"{path}: ").removeprefix(f"{path}/")
 
 
 def _seeds(entry: Entry, library: Library, cell: Any, arm: str) -> int:
-    """Number of seeds that hold everything that an entry reads; of its gammas, the best furnished."""
+    """Count the seeds that hold everything that an entry reads; of its gammas, the best furnished."""
     if entry.kind == "gamma":
         (need,) = entry.needs
         return max((len(runs) for runs in library.find_gammas(cell, arm, need).values()), default=0)

@@ -250,7 +250,7 @@ class Config(_Settings):
     compute: ComputeSettings = ComputeSettings()
 
     def to_toml(self) -> str:
-        """The resolved settings; what is None is left out, as TOML has no null."""
+        """Write the resolved settings; what is None is left out, as TOML has no null."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
@@ -271,7 +271,7 @@ def parse_config(settings: dict[str, Any], source: str) -> Config:
 
 
 def _shown(value: Any) -> str:
-    """A value as Python writes it, its middle left out where it is long."""
+    """Write a value as Python writes it, its middle left out where it is long."""
     try:
         text = repr(value)
     except ValueError:  # a number of more digits than Python converts

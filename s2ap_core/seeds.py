@@ -7,11 +7,11 @@ import torch
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
-    """A 63-bit seed that is a fixed function of ``seed`` and of names and counters such as the epoch."""
+    """Derive a 63-bit seed that is a fixed function of ``seed`` and of names and counters such as the epoch."""
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in parts]
     return int(np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def generator(device: torch.device | str, seed: int, *parts: str | int) -> torch.Generator:
-    """A torch generator on ``device`` that starts from :func:`derive_seed`."""
+    """Make a torch generator on ``device`` that starts from :func:`derive_seed`."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *parts))

@@ -26,7 +26,7 @@ def describe_adversary(settings: ObjectiveSettings, *, recrafted: bool = False) 
 
 
 def own_objective(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The settings of the objective that a checkpoint was made with, as its file says them; empty where it does not.
+    """Read the settings of the objective that a checkpoint was made with of its file; empty where it says none.
 
     Raises:
         InputError: naming the file, if there can be no such objective.

@@ -52,7 +52,7 @@ class Dataset(Protocol):
         """
 
     def to(self, device: torch.device | str) -> Dataset:
-        """The same data set with its batches on ``device``."""
+        """Return the same data set with its batches on ``device``."""
 
     def batches(
         self,
@@ -96,13 +96,13 @@ def order(count: int, shuffle: int | None, limit: int | None, augment: bool) -> 
 
 
 def cut(visit: Tensor, batch_size: int, part: Part | None) -> Sequence[Tensor]:
-    """The positions of each batch that is loaded here, given those of all images in the order of the visit."""
+    """Select the positions of each batch that is loaded here, given those of all images in the order of the visit."""
     batches = visit.split(batch_size)
     return batches if part is None else part(batches)
 
 
 def without_lone_image(batches: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The same images, a last batch of one joined to the one before it.
+    """Return the same images, a last batch of one joined to the one before it.
 
     BatchNorm has no statistics of one image where its map is a pixel, and bad ones elsewhere. Batches that are all
     of one image are meant so.
@@ -165,12 +165,12 @@ def folder(name: str, root: Path | None, inner: str) -> Path:
 
 
 def remedy(name: str) -> str:
-    """What to do about files of ``name`` that are missing or cannot be used."""
+    """Say what to do about files of ``name`` that are missing or cannot be used."""
     return f"get the published files with `s2ap-diag data fetch {name} --root DIR`"
 
 
 def reason(error: Exception) -> str:
-    """The first line of what ``error`` says, or its type where it says nothing."""
+    """Give the first line of what ``error`` says, or its type where it says nothing."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 

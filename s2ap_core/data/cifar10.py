@@ -54,7 +54,7 @@ def load(root: Path | None = None, val: int = 1000, augment: bool = True) -> InM
 
 
 def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
-    """The files that make up the data set, each with the function that counts its images."""
+    """List the files that make up the data set, each with the function that counts its images."""
     base = folder(NAME, root, FOLDER)
     for name in (*TRAIN, TEST):
         yield base / name, lambda path: len(read_batch(path)[1])
@@ -146,7 +146,7 @@ class ArrayUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for the numpy constructor of this name.
+        """Find what stands for the numpy constructor of this name.
 
         Raises:
             ForbiddenPickle: if it is not one of :attr:`ALLOWED`.

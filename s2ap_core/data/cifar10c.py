@@ -67,7 +67,7 @@ def load(root: Path | None, corruption: str, severity: int = 3) -> InMemory:
 
 
 def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
-    """The files that make up the data set, each with the function that counts its images.
+    """List the files that make up the data set, each with the function that counts its images.
 
     The four extra corruptions count where they are there; nothing needs them.
     """
@@ -114,7 +114,7 @@ def read_images(path: Path) -> np.ndarray:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The array in a .npy file, mapped; a pickle inside is refused.
+    """Read the array in a .npy file, mapped; a pickle inside is refused.
 
     Raises:
         InputError: if the file is missing, truncated or not an array of numbers.

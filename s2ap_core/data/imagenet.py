@@ -65,7 +65,7 @@ def load(root: Path | None = None, size: int = 224, workers: int | None = None, 
 
 
 def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
-    """The two folders that make up the data set, each with the function that counts its images."""
+    """List the two folders that make up the data set, each with the function that counts its images."""
     base = folder(NAME, root, FOLDER)
 
     def count(path: Path) -> int:
@@ -78,7 +78,7 @@ def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
 
 
 def class_names(path: Path) -> list[str]:
-    """The class folders in ``path``, sorted.
+    """List the class folders in ``path``, sorted.
 
     Raises:
         InputError: if there is no such folder or nothing in it.
@@ -100,7 +100,7 @@ def check_classes(base: Path) -> None:
 
 
 def list_images(path: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The images in the class folders ``names`` of ``path``.
+    """List the images in the class folders ``names`` of ``path``.
 
     Returns:
         Paths relative to ``path``, [N] bytes (an array, not a list: forked workers then share its
@@ -176,7 +176,7 @@ class ImageFolders:
         return digest.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> ImageFolders:
-        """The same data set with its batches on ``device``; decoding stays on the CPU."""
+        """Return the same data set with its batches on ``device``; decoding stays on the CPU."""
         moved = copy.copy(self)
         moved.device = torch.device(device)
         return moved

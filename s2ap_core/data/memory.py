@@ -74,7 +74,7 @@ class InMemory:
         return digest.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> InMemory:
-        """The same data set on ``device``; this one stays where it is."""
+        """Return the same data set on ``device``; this one stays where it is."""
         moved = copy.copy(self)
         moved._splits = {split: (x.to(device), y.to(device)) for split, (x, y) in self._splits.items()}
         return moved
@@ -132,7 +132,7 @@ def crop_and_flip(x: Tensor, pad: int, shifts: Tensor, mirrored: Tensor) -> Tens
 
 
 def _row_major(images: np.ndarray) -> Tensor:
-    """A copy with the strides of [N, C, H, W], also where C is 1.
+    """Make a copy with the strides of [N, C, H, W], also where C is 1.
 
     numpy gives an axis of length 1 any stride. torch takes grey images with a channel stride of 1 for channels last,
     and oneDNN's channels-last 1x1 convolution of stride 2 writes past its buffer where there are fewer than eight

@@ -54,7 +54,7 @@ def load(root: Path | None = None, val: int = 1000, augment: bool = True) -> InM
 
 
 def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
-    """The files that make up the data set, each with the function that counts its images."""
+    """List the files that make up the data set, each with the function that counts its images."""
     base = folder(NAME, root, FOLDER)
     for name in (TRAIN, TEST):
         yield base / name, lambda path: len(read_mat(path)[1])

@@ -44,17 +44,17 @@ _group = _Group()
 
 
 def rank() -> int:
-    """This process's number among all of the run's, from 0 on."""
+    """Return this process's number among all of the run's, from 0 on."""
     return _group.rank
 
 
 def world() -> int:
-    """Number of processes."""
+    """Count the processes."""
     return _group.world
 
 
 def processes_here() -> int:
-    """Number of processes on this machine, which share its cores."""
+    """Count the processes on this machine, which share its cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else 1
 
 
@@ -94,7 +94,7 @@ def process_group() -> Iterator[None]:
 
 
 def _agree(store: Any, number: int, count: int) -> str:
-    """A name for this start of the processes: torchrun's store keeps what those of an earlier start wrote.
+    """Make a name for this start of the processes: torchrun's store keeps what those of an earlier start wrote.
 
     Whoever asks with a word of its own gets an answer that no earlier process can have been given.
     """
@@ -118,7 +118,7 @@ def _agree(store: Any, number: int, count: int) -> str:
 
 
 def device_of(device: str) -> str:
-    """The device of this process where a user asks for ``device``: with several processes, a GPU for each.
+    """Choose the device of this process where a user asks for ``device``: with several processes, a GPU for each.
 
     Raises:
         InputError: if all of them would share one GPU.
@@ -161,7 +161,7 @@ def wait() -> None:
 
 
 def add_up(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sum of each tensor over all processes, by one all-reduce; bitwise the same in each of them."""
+    """Compute the sum of each tensor over all processes, by one all-reduce; bitwise the same in each of them."""
     if world() == 1:
         return list(tensors)
     flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
@@ -180,7 +180,7 @@ def add_up_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor
 
 
 def gather(value: T) -> list[T]:
-    """What each process gives, by rank; anything that can be pickled."""
+    """Gather what each process gives, by rank; anything that can be pickled."""
     if world() == 1:
         return [value]
     found: list[Any] = [None] * world()
@@ -189,7 +189,7 @@ def gather(value: T) -> list[T]:
 
 
 def from_first(function: Callable[[], T]) -> T:
-    """What ``function`` returns in the first process, the only one to call it, for all of them.
+    """Return what ``function`` returns in the first process, the only one to call it, for all of them.
 
     Raises:
         InputError: in all of them, if the function does.

@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 
 def dealt(items: Sequence[T]) -> Sequence[T]:
-    """The items that this process works on, such as whole batches: every world-th."""
+    """Return the items that this process works on, such as whole batches: every world-th."""
     return items[rank() :: world()]
 
 
 def collected(own: Sequence[T]) -> list[T]:
-    """What all processes made of the items that they were :func:`dealt`, in the items' order."""
+    """Gather what all processes made of the items that they were :func:`dealt`, in the items' order."""
     hands = gather(list(own))
     return [hands[i % world()][i // world()] for i in range(sum(map(len, hands)))]
 
@@ -37,7 +37,7 @@ class Share:
 
     @classmethod
     def own(cls, count: int) -> "Share":
-        """This process's part."""
+        """Return this process's part."""
         return cls(count, rank(), world())
 
     def first(self, n: int) -> int:
@@ -45,7 +45,7 @@ class Share:
         return len(range(self.rank, n, self.world))
 
     def of_mean(self, mean: Tensor, n: int) -> Tensor:
-        """This part's term of the mean over the batch's first ``n`` images; the terms of all add up to it.
+        """Compute this part's term of the mean over the batch's first ``n`` images; the terms of all add up to it.
 
         Args:
             mean: over those of them that are here; NaN and without effect where there are none.
@@ -60,7 +60,7 @@ class Share:
 
 
 def term(mean: Tensor, weight: float) -> Tensor:
-    """What one process adds to a mean over all: ``weight * mean``; 0 where it has nothing to add, and no mean."""
+    """Compute what one process adds to a mean over all: ``weight * mean``; 0 where it has no mean to add."""
     if weight == 1:
         return mean
     # 0, but still a function of the network: its BatchNorm waits for every process in the backward pass.

@@ -31,7 +31,7 @@ def check_unpacked_size(path: Path) -> None:
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file by name, or the one of a .npy file under the name ``weight``; no objects.
+    """Load the arrays of a .npz file by name, or the one of a .npy file under the name ``weight``; no objects.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -85,7 +85,7 @@ def release_foreign(run: Path) -> None:
 
 
 def check_held(path: Path) -> Path | None:
-    """The run directory in which a file lies, if this process holds one; it must not be gone or another's by now.
+    """Find the run directory in which a file lies, if this process holds one; it must not be gone or another's by now.
 
     Raises:
         InputError: naming the directory.
@@ -149,7 +149,7 @@ def _give_back(path: Path, made: bool) -> None:
 
 @contextmanager
 def _guarded(path: Path) -> Iterator[int]:
-    """The lock file, opened and read by one process at a time, so that of two takers one sees the other.
+    """Open the lock file, to be read by one process at a time, so that of two takers one sees the other.
 
     The kernel's lock is held for this moment alone. Forked workers would inherit a longer one and outlive us.
     """
@@ -183,7 +183,7 @@ def _passing_over(*numbers: int) -> Iterator[None]:
 
 
 def _read(file: int) -> dict[str, Any] | None:
-    """The owner; None in a file without one, which a process that died in this moment left."""
+    """Read the owner; None in a file without one, which a process that died in this moment left."""
     try:
         owner = json.loads(os.pread(file, 4096, 0))
         return owner if isinstance(owner, dict) and "pid" in owner else None

@@ -52,7 +52,7 @@ class PackedMask:
         return int(np.bitwise_count(self.words).sum(dtype=np.int64))
 
     def unpack(self) -> np.ndarray:
-        """The mask, boolean, of its shape."""
+        """Unpack the mask, boolean, of its shape."""
         return np.unpackbits(self.words.view(np.uint8), count=self.entries).astype(bool).reshape(self.shape)
 
 

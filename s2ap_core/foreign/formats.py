@@ -39,7 +39,7 @@ class StateDict:
 
 
 def read_state(path: Path) -> StateDict:
-    """The tensors of a file and its format, before any network is asked for.
+    """Read the tensors of a file and its format, before any network is asked for.
 
     Raises:
         InputError: if the file is missing, damaged, holds more than tensors and plain values, or no tensors;
@@ -101,7 +101,7 @@ def _plain(raw: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
 
 
 def _pruned(raw: Mapping[str, Tensor], parameter: str) -> dict[str, Tensor]:
-    """What torch.nn.utils.prune made of one parameter: a mask for a weight matrix or filter, else its product."""
+    """Take what torch.nn.utils.prune made of one parameter: a mask for a weight matrix or filter, else its product."""
     original, mask = f"{parameter}_orig", f"{parameter}_mask"
     for there, absent in ((original, mask), (mask, original)):
         if absent not in raw:

@@ -13,7 +13,7 @@ _LAYER_TENSORS = ("weight", "weight_orig", "weight_mask", "popup_scores", "score
 
 
 def without_prefix(raw: Mapping[str, T]) -> dict[str, T]:
-    """The entries without the prefix that wrappers put before every name of the network.
+    """Return the entries without the prefix that wrappers put before every name of the network.
 
     Raises:
         InputError: if only some layers carry it.

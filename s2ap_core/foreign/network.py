@@ -83,7 +83,7 @@ def foreign_masks(
 
 
 def masks_without_weights(described: Mapping[str, Any], state: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
-    """The boolean masks of a state dict under plain names, in the order of the network that a header describes.
+    """Select the boolean masks of a state dict under plain names, in the order of the network that a header describes.
 
     Raises:
         InputError: if names or shapes do not fit the network, or scores hold NaN.
@@ -96,7 +96,7 @@ def masks_without_weights(described: Mapping[str, Any], state: Mapping[str, Tens
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> str | None:
-    """The one network with nearly all of its names, and no other layers, among these; else None."""
+    """Find the one network with nearly all of its names, and no other layers, among these; else None."""
     fitting = []
     for name in NETWORKS:
         model = _on_meta(name, norm_affine=False)
@@ -108,7 +108,7 @@ def recognise(tensors: Mapping[str, Tensor]) -> str | None:
 
 # --- from plain names to a network ---
 def _on_meta(name: str, **options: Any) -> nn.Module:
-    """The network without memory for its tensors: names and shapes alone; not to be changed."""
+    """Build the network without memory for its tensors: names and shapes alone; not to be changed."""
     return _cached_on_meta(name, NETWORKS.get(name), tuple(options.items()))
 
 
@@ -128,7 +128,7 @@ def _unknown_layers(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str
 
 
 def _fit(source: StateDict, network: str | None, width: int | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header's description of the network, and the tensors that belong to it, names and shapes checked."""
+    """Give the header's description of the network, and the tensors that belong to it, names and shapes checked."""
     name = network or recognise(source.tensors)
     if name is None:
         raise InputError(f"does not say its network; give --network, one of {', '.join(NETWORKS)}")
@@ -161,7 +161,7 @@ def _fit(source: StateDict, network: str | None, width: int | None) -> tuple[dic
 
 
 def _with_masks(source: StateDict, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The tensors with a mask for each layer that has one, and for no layer that the network keeps dense."""
+    """Return the tensors with a mask for each layer that has one, and for no layer that the network keeps dense."""
     layers = maskable_layers(model)
     if source.format == "dense":
         if source.method == "harp":
@@ -180,7 +180,7 @@ def _with_masks(source: StateDict, tensors: dict[str, Tensor], model: nn.Module)
 
 
 def _expected(form: str, tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor that a file of this format and network must have."""
+    """Compute the shape of every tensor that a file of this format and network must have."""
     shapes = {key: tuple(t.shape) for key, t in model.state_dict().items()}
     for layer in maskable_layers(model):
         weight = shapes[f"{layer}.weight"]
@@ -198,7 +198,7 @@ def _expected(form: str, tensors: Mapping[str, Tensor], model: nn.Module) -> dic
 def _size(
     name: str, option: str, probes: tuple[int, int], tensors: Mapping[str, Tensor], default: int | None
 ) -> int | None:
-    """The value of a size option that most of the tensors agree on; the default where none depends on it.
+    """Find the value of a size option that most of the tensors agree on; the default where none depends on it.
 
     Two networks that differ in this option alone tell which dimensions grow with it.
     """
@@ -216,7 +216,7 @@ def _size(
 
 
 def _head(model: nn.Module) -> str:
-    """The last Linear layer, which gives the logits."""
+    """Find the last Linear layer, which gives the logits."""
     names: list[str] = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     return names[-1]
 
@@ -257,7 +257,7 @@ def _header(
 
 
 def _masks_of_any(tensors: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
-    """The masks of a network that is not known, in the order of the file."""
+    """Select the masks of a network that is not known, in the order of the file."""
     selected = {}
     for name, tensor in tensors.items():
         layer, dot, last = name.rpartition(".")

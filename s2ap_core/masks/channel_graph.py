@@ -125,7 +125,7 @@ class ChannelGraph:
         self.dense_flops = round(self.flops({}).item())
 
     def module(self, node: fx.Node) -> nn.Module:
-        """The module that a node calls."""
+        """Return the module that a node calls."""
         return self.trace.get_submodule(str(node.target))
 
     def flops(self, kept: Mapping[str, Tensor]) -> Tensor:
@@ -165,7 +165,7 @@ class ChannelGraph:
     def _wanted(
         self, node: fx.Node, needed: Mapping[fx.Node, Tensor], kept: Mapping[str, Tensor]
     ) -> Iterator[tuple[fx.Node, Tensor]]:
-        """The channels that a node wants of each of its inputs."""
+        """Name the channels that a node wants of each of its inputs."""
         kind = self.kinds[node]
         for source in node.all_input_nodes:
             width = channels(source)
@@ -216,13 +216,13 @@ def uses(nodes: Iterable[fx.Node]) -> Counter[str]:
 
 
 def shape(node: fx.Node) -> torch.Size:
-    """The shape of a traced tensor, for one image."""
+    """Return the shape of a traced tensor, for one image."""
     found: torch.Size = node.meta["tensor_meta"].shape
     return found
 
 
 def channels(node: fx.Node) -> int | None:
-    """The size of a traced tensor's dimension 1; None for what is no tensor or has no such dimension."""
+    """Return the size of a traced tensor's dimension 1; None for what is no tensor or has no such dimension."""
     meta = node.meta.get("tensor_meta")
     return meta.shape[1] if isinstance(meta, TensorMetadata) and len(meta.shape) > 1 else None
 
@@ -312,7 +312,7 @@ def _propagate(model: nn.Module, trace: fx.GraphModule, image_shape: tuple[int, 
 
 
 def _before_any_layer(trace: fx.GraphModule, nodes: list[fx.Node]) -> set[fx.Node]:
-    """The image, and what is computed from it without a Conv2d or Linear in between."""
+    """Find the image, and what is computed from it without a Conv2d or Linear in between."""
     found: set[fx.Node] = set()
     for node in nodes:
         layer = node.op == "call_module" and isinstance(trace.get_submodule(str(node.target)), MASKABLE)

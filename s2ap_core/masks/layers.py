@@ -81,19 +81,19 @@ def is_masked(layer: nn.Module) -> TypeGuard[Layer]:
 
 
 def mask_of(layer: nn.Module) -> Mask:
-    """The mask of one masked layer."""
+    """Compute the mask of one masked layer."""
     mask = layer.get_submodule(MASK)
     assert isinstance(mask, ScoreMask | FixedMask)
     return mask
 
 
 def raw_weight(layer: nn.Module) -> nn.Parameter:
-    """The weight behind the mask of one masked layer."""
+    """Return the weight behind the mask of one masked layer."""
     return layer.get_parameter(RAW_WEIGHT)
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """The weight [C_out, C_in, ...] that a Conv2d or Linear computes with, masked where it is masked."""
+    """Return the weight [C_out, C_in, ...] that a Conv2d or Linear computes with, masked where it is masked."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight
@@ -106,7 +106,7 @@ def maskable_layers(model: nn.Module) -> dict[str, Layer]:
 
 
 def masked_layers(model: nn.Module) -> dict[str, Mask]:
-    """The mask of every masked layer, by layer name, in the network's order."""
+    """Collect the mask of every masked layer, by layer name, in the network's order."""
     return {name: mask_of(layer) for name, layer in model.named_modules() if is_masked(layer)}
 
 

@@ -75,7 +75,7 @@ def dead_channels(bits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def masks(model: nn.Module) -> dict[str, Tensor]:
-    """The boolean mask of every masked layer, by weight name (``conv1.weight``), of the weight's shape."""
+    """Compute the boolean mask of every masked layer, by weight name (``conv1.weight``), of the weight's shape."""
     found = {}
     for name, layer in model.named_modules():
         if is_masked(layer):
@@ -85,7 +85,7 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
 
 
 def scores(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The score tensor of every masked layer, by score name (``conv1.scores``)."""
+    """Collect the score tensor of every masked layer, by score name (``conv1.scores``)."""
     return {f"{name}.scores".removeprefix("."): mask.scores for name, mask in score_masks(model).items()}
 
 
@@ -108,7 +108,7 @@ def fix_masks(model: nn.Module) -> nn.Module:
 
 
 def bake(model: nn.Module) -> nn.Module:
-    """A plain copy of ``model`` whose weights are ``w * m``; without masks, a plain copy."""
+    """Make a plain copy of ``model`` whose weights are ``w * m``; without masks, a plain copy."""
     plain = copy.deepcopy(model)
     for layer in list(plain.modules()):
         if is_masked(layer):

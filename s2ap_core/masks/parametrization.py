@@ -43,7 +43,7 @@ class ScoreMask(nn.Module):
         return self.scores.numel() - n_dropped(self.scores.numel(), self.keep)
 
     def _count(self) -> int | Tensor:
-        """Number of scores kept: where a rate is learned on a GPU, a scalar there, since reading it would wait."""
+        """Count the scores kept: where a rate is learned on a GPU, a scalar there, since reading it would wait."""
         rate = self.keep_rate()
         if rate is None or not rate.is_cuda:
             return self.n_keep
@@ -57,7 +57,7 @@ class ScoreMask(nn.Module):
         self.rate.copy_(rate)
 
     def mask(self) -> Tensor:
-        """The binary mask, of the scores' shape, with its straight-through gradient."""
+        """Compute the binary mask, of the scores' shape, with its straight-through gradient."""
         return straight_through_topk(self.scores.abs(), self.keep_rate(), self._count())
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class ChannelMask(ScoreMask):
         return self.n_keep
 
     def count(self, keep: float) -> int:
-        """Number of channels that a keep rate keeps."""
+        """Count the channels that a keep rate keeps."""
         return max(1, round(keep * self.scores.numel()))
 
 
@@ -115,7 +115,7 @@ class FixedMask(nn.Module):
         self.register_buffer("mask_bits", mask.bool())
 
     def mask(self) -> Tensor:
-        """The mask, boolean, of the weight's shape."""
+        """Return the mask, boolean, of the weight's shape."""
         return self.mask_bits
 
     def forward(self, weight: Tensor) -> Tensor:

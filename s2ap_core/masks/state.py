@@ -26,7 +26,7 @@ def _plain_name(key: str) -> str:
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict under plain names: ``conv1.weight``, ``.scores``, ``.rate``, ``.mask``.
+    """Collect the state dict under plain names: ``conv1.weight``, ``.scores``, ``.rate``, ``.mask``.
 
     Channel masks also have ``.keep`` and ``.group``. Tensors share the model's memory, but for tied rates,
     which are one tensor in the model and one for each layer here: files hold no shared tensors.

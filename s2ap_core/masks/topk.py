@@ -10,7 +10,7 @@ from s2ap_core.errors import InputError
 
 
 def n_dropped(numel: int, keep: float) -> int:
-    """Number of entries that a keep rate drops: ``int((1 - keep) * numel)``, as HYDRA and HARP count."""
+    """Count the entries that a keep rate drops: ``int((1 - keep) * numel)``, as HYDRA and HARP count."""
     return int((1 - keep) * numel)
 
 

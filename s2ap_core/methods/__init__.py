@@ -20,7 +20,7 @@ METHODS: dict[str, Callable[[MethodSettings], Method]] = {
 
 
 def build_method(settings: MethodSettings) -> Method:
-    """The method that settings name.
+    """Build the method that settings name.
 
     Raises:
         InputError: if there is none of that name.

@@ -38,7 +38,7 @@ class Method(ABC):
         """Mask ``model`` in place with the scores that the search starts from."""
 
     def penalty(self, model: nn.Module, epoch: int) -> Tensor:
-        """What the method adds to the loss in this epoch (counted from 0), a scalar."""
+        """Compute what the method adds to the loss in this epoch (counted from 0), a scalar."""
         del model, epoch
         return torch.zeros(())
 
@@ -51,11 +51,11 @@ class Method(ABC):
         return False
 
     def warnings(self) -> list[str]:
-        """What is to be said of a search that has ended, each with a remedy."""
+        """Name what is to be said of a search that has ended, each with a remedy."""
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`load_state_dict` needs to go on after an interruption; JSON types alone."""
+        """Collect what :meth:`load_state_dict` needs to go on after an interruption; JSON types alone."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

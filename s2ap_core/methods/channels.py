@@ -39,7 +39,7 @@ def channel_scores(weight: Tensor) -> Tensor:
 
 
 def channel_masks(model: nn.Module) -> dict[str, ChannelMask]:
-    """The channel mask of each layer that has one, by layer name."""
+    """Collect the channel mask of each layer that has one, by layer name."""
     return {name: mask for name, mask in score_masks(model).items() if isinstance(mask, ChannelMask)}
 
 
@@ -106,7 +106,7 @@ class ChannelMethod(Method):
         return flops_at
 
     def _largest(self, fits: Callable[[float], bool], high: float) -> float:
-        """The largest value below ``high``, which is too large, at which the FLOPs meet the target."""
+        """Find the largest value below ``high``, which is too large, at which the FLOPs meet the target."""
         low = 0.0
         if not fits(low):
             raise InputError(

@@ -107,7 +107,7 @@ def keep_floor(target: float) -> float:
 
 
 def rate_of(keep: float, keep_min: float) -> Tensor:
-    """The rate r (float64 scalar) at which a layer keeps ``keep``: the inverse of HARP's sigmoid."""
+    """Compute the rate r (float64 scalar) at which a layer keeps ``keep``: the inverse of HARP's sigmoid."""
     share = torch.tensor((keep - keep_min) / (1 - keep_min), dtype=torch.float64)
     return share.clamp(LEAST, 1 - LEAST).logit()
 

@@ -81,7 +81,7 @@ class Group:
     beside: Sequence[str]
 
     def cells(self, arms: Sequence[str | None]) -> Iterator[Cell]:
-        """The runs of these arms."""
+        """List the runs of these arms."""
         for values in product(*({**self.axes, "arm": arms}[axis] for axis in AXES)):
             yield dict(zip(AXES, values, strict=True))
 
@@ -114,7 +114,7 @@ def presets() -> Mapping[str, Preset]:
 
 @cache
 def groups() -> tuple[Group, ...]:
-    """What each table shows, in the order of the tables."""
+    """List what each table shows, in the order of the tables."""
     return tuple(
         Group(entry["table"], entry["what"], {axis: entry.get(axis, [None]) for axis in AXES}, entry.get("beside", []))
         for entry in _read("paper_tables.toml")["group"]
@@ -122,7 +122,7 @@ def groups() -> tuple[Group, ...]:
 
 
 def compose(cell: Cell) -> dict[str, Any]:
-    """The settings of a run of the tables."""
+    """Compose the settings of a run of the tables."""
     paper = _read("paper_settings.toml")
     settings: dict[str, Any] = {}
     fragments = [paper[axis][cell[axis]]["set"] for axis in FRAGMENTS if cell[axis] is not None]
@@ -161,7 +161,7 @@ def _word(axis: str, value: Any) -> str:
 
 
 def _join(words: Mapping[str, str]) -> str:
-    """A name: a dense network says so first, as there is no arm and no sparsity behind it."""
+    """Compose a name: a dense network says so first, as there is no arm and no sparsity behind it."""
     axes = ("method", "data", "network") if words["method"] == "dense" else AXES
     return "-".join(words[axis] for axis in axes if words[axis])
 

@@ -34,7 +34,7 @@ def read_config(
 
 
 def read_source(source: str | Path) -> tuple[Config, Iterable[str]]:
-    """The settings of a file or preset as they stand there, and those that a file sets without effect.
+    """Read the settings of a file or preset as they stand there, and those that a file sets without effect.
 
     Raises:
         InputError: as :func:`read_config`.
@@ -51,7 +51,7 @@ def read_source(source: str | Path) -> tuple[Config, Iterable[str]]:
 
 
 def override(config: Config, overrides: tuple[str, ...], source: str, own: Iterable[str] = ()) -> Config:
-    """A config with ``a.b=value`` overrides on top, as in :func:`read_config`.
+    """Return a config with ``a.b=value`` overrides on top, as in :func:`read_config`.
 
     Args:
         own: settings, by dotted key, that ``source`` sets too.
@@ -65,7 +65,7 @@ def override(config: Config, overrides: tuple[str, ...], source: str, own: Itera
 
 
 def overridden(config: Config, overrides: tuple[str, ...], source: str) -> Config:
-    """A config with ``a.b=value`` overrides on top, whether they have an effect or not."""
+    """Return a config with ``a.b=value`` overrides on top, whether they have an effect or not."""
     settings = tomllib.loads(config.to_toml())
     for assignment in overrides:
         _override(settings, assignment)
@@ -73,7 +73,7 @@ def overridden(config: Config, overrides: tuple[str, ...], source: str) -> Confi
 
 
 def keys_of(overrides: Iterable[str]) -> set[str]:
-    """The settings, by dotted key, that overrides set."""
+    """Name the settings, by dotted key, that overrides set."""
     said: dict[str, Any] = {}
     for assignment in overrides:
         _override(said, assignment)

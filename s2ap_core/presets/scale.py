@@ -30,7 +30,7 @@ CHANNEL_PENALTY = 5.0
 
 
 def scale_to_digits(config: Config) -> Config:
-    """The same run on the embedded digits: a narrow network, few epochs, an evaluation of 64 images at most.
+    """Scale a run to the embedded digits: a narrow network, few epochs, an evaluation of 64 images at most.
 
     Method, minimizer, gamma and keep rate, optimizers and batch size stay as they are. Networks that are not
     in :data:`WIDTHS` keep their width.

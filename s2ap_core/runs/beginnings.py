@@ -18,7 +18,7 @@ from s2ap_core.runs.directory import RunDirectory
 
 
 def continue_from(source: Path, path: Path, config: Config, until: Until, device: str) -> RunDirectory:
-    """A new run at ``path`` that has done what ``source`` has, and goes on under ``config``.
+    """Begin a new run at ``path`` that has done what ``source`` has, and goes on under ``config``.
 
     Files that are never changed in place are linked where the file system can, else copied. The folder
     appears whole or not at all.

@@ -83,7 +83,7 @@ def describe_network(config: Config, images: Images) -> dict[str, Any]:
 
 
 def describe(config: Config, data: Images, stage: str, epoch: int) -> dict[str, Any]:
-    """The header of a checkpoint or mask file of this run; a dense network has no method and keeps all."""
+    """Compose the header of a checkpoint or mask file of this run; a dense network has no method and keeps all."""
     dense = stage == "pretrain"
     return {
         "network": describe_network(config, data),
@@ -100,7 +100,7 @@ def describe(config: Config, data: Images, stage: str, epoch: int) -> dict[str, 
 
 
 def build_network(described: Mapping[str, Any]) -> nn.Module:
-    """The network that a header's ``network`` entry describes, freshly initialised.
+    """Build the network that a header's ``network`` entry describes, freshly initialised.
 
     Raises:
         InputError: if it has entries that no network has, or a size that none can have.
@@ -121,7 +121,7 @@ def save_checkpoint(path: Path, model: nn.Module, header: Mapping[str, Any]) -> 
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """A model of ours, with its masks, in eval mode.
+    """Load a model of ours, with its masks, in eval mode.
 
     Raises:
         InputError: if the file is missing, damaged, not a checkpoint, or does not fit its network.

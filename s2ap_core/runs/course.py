@@ -130,12 +130,12 @@ def beginnings(config: Config) -> list[Until]:
 
 
 def _method(config: Config) -> Method | type[Method]:
-    """The method, or where none of that name is registered, as for runs that are read later, what most methods say."""
+    """Build the method; where none of that name is registered, as for runs read later, what most methods say."""
     return build_method(config.method) if config.method.name in METHODS else Method
 
 
 def beginning(config: Config, until: Until, *, defaults: bool = True) -> dict[str, Any]:
-    """The settings on which a run depends up to there: two configs that agree in them share that part.
+    """Collect the settings on which a run depends up to there: two configs that agree in them share that part.
 
     Args:
         defaults: whether settings at their default are named too.

@@ -59,7 +59,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
-        """An existing run.
+        """Open an existing run.
 
         Raises:
             InputError: if the folder is missing or holds no run.

@@ -22,7 +22,7 @@ TOLERANCE = 1e-4
 
 
 def folded(model: nn.Module, images: Tensor) -> nn.Module:
-    """The same function in eval mode with BatchNorm folded into the convolutions, channels last.
+    """Build the same function in eval mode with BatchNorm folded into the convolutions, channels last.
 
     On narrow networks on the CPU a pass is a quarter cheaper so, and logits differ by rounding alone. That they do
     is seen on ``images``: where they differ by more than 1e-4 of their range, a line is logged and the network
@@ -73,6 +73,6 @@ def _fold(traced: fx.GraphModule) -> None:
 
 
 def _module(traced: fx.GraphModule, node: fx.Node, kind: type[M]) -> M | None:
-    """The module that a node calls, if it is exactly of this class."""
+    """Return the module that a node calls, if it is exactly of this class."""
     called = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
     return called if type(called) is kind else None

@@ -81,5 +81,5 @@ def iterate(
 
 
 def trained_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """The parameters that an optimizer steps."""
+    """Collect the parameters that an optimizer steps."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

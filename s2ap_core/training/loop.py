@@ -176,7 +176,7 @@ class Loop:
         )
 
     def remedy(self) -> str:
-        """What to do about a loss that has left all bounds."""
+        """Say what to do about a loss that has left all bounds."""
         lower = f"the last good epoch is kept; lower {self.stage}.lr ({self.settings.lr})"
         if self.perturbation is None:
             return lower
@@ -184,7 +184,7 @@ class Loop:
         return f"{lower} or {section}.gamma ({self.perturbation.gamma})"
 
     def candidate(self) -> nn.Module:
-        """What this epoch has to offer: it is validated, and handed on if it is selected.
+        """Collect what this epoch has to offer: it is validated, and handed on if it is selected.
 
         In the search, a copy of the network with the epoch's mask at exactly the budget. Where the cut changed
         the mask, BatchNorm's running statistics belong to another one, as before the first epoch, when they are
@@ -226,7 +226,7 @@ def shared_batches(data: Dataset, split: Split, batch_size: int, **options: Any)
 def robust_validation(
     model: nn.Module, objective: Objective, data: Dataset, batch_size: int, seed: int
 ) -> dict[str, float]:
-    """The objective on the validation split, its attack included; the same noise each time."""
+    """Compute the objective on the validation split, its attack included; the same noise each time."""
     sums, images = torch.zeros(3, dtype=torch.float64), 0
     for index, (batch, share) in enumerate(shared_batches(data, "val", batch_size)):
         images += share.count

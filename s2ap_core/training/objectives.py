@@ -38,7 +38,7 @@ class Objective:
     loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
     def autocast(self, precision: str) -> "Objective":
-        """The same with the network's matrix products in ``bfloat16``; softmax, loss and parameters stay float32."""
+        """Return one whose matrix products are in ``bfloat16``; softmax, loss and parameters stay float32."""
         if precision == "float32":
             return self
 
@@ -143,7 +143,7 @@ def _adversarial_cross_entropy(model: nn.Module, x: Tensor, x_adv: Tensor, y: Te
 
 
 def build_objective(settings: ObjectiveSettings) -> Objective:
-    """The objective that settings name.
+    """Build the objective that settings name.
 
     Raises:
         InputError: if there is none of that name.

@@ -13,7 +13,7 @@ from s2ap_core.masks.layers import score_masks
 
 
 def cosine_lr(settings: StageSettings, epoch: int) -> float:
-    """The learning rate of this epoch (counted from 1): a half cosine from ``lr`` to 0."""
+    """Compute the learning rate of this epoch (counted from 1): a half cosine from ``lr`` to 0."""
     return settings.lr * (1 + math.cos(math.pi * (epoch - 1) / settings.epochs)) / 2
 
 
@@ -24,7 +24,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def searched_parameters(model: nn.Module, settings: PruneSettings) -> list[nn.Parameter]:
-    """What the search trains: scores, rates and the normalisation layers; all else is frozen, in place."""
+    """Select what the search trains: scores, rates and the normalisation layers; all else is frozen, in place."""
     searched = list(nn.ModuleList(score_masks(model).values()).parameters())  # tied rates once
     if not settings.freeze_norm:
         norms = (m for m in model.modules() if isinstance(m, _NormBase | nn.LayerNorm | nn.GroupNorm))

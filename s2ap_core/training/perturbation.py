@@ -26,12 +26,12 @@ class PerturbedLayer:
 
 
 def score_layers(model: nn.Module) -> list[PerturbedLayer]:
-    """The scores of each masked layer; HARP's rates are not perturbed."""
+    """Collect the scores of each masked layer; HARP's rates are not perturbed."""
     return [PerturbedLayer(mask.scores, mask.scores.norm) for mask in score_masks(model).values()]
 
 
 def weight_layers(model: nn.Module) -> list[PerturbedLayer]:
-    """The weights of each masked layer; their norm is that of ``w * m``, as is their gradient."""
+    """Collect the weights of each masked layer; their norm is that of ``w * m``, as is their gradient."""
     layers = [layer for layer in model.modules() if is_masked(layer)]
     return [PerturbedLayer(raw_weight(layer), _masked_norm(layer)) for layer in layers]
 

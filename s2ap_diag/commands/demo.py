@@ -168,7 +168,7 @@ def verdict(records: list[dict[str, Any]]) -> str:
 
 
 def draw(runs: dict[str, RunDirectory], file: Path) -> None:
-    """The three panels of the paper's Figure 1: accuracy, mask stability, sharpness over epochs."""
+    """Draw the three panels of the paper's Figure 1: accuracy, mask stability, sharpness over epochs."""
     orig, s2ap = (open_run(runs[arm].path) for arm in ARMS)
     accuracy, errors = pd.DataFrame(index=["raw mask", "finetuned"]), {}
     for arm, run in zip(ARMS, (orig, s2ap), strict=True):

@@ -172,7 +172,7 @@ def _with_interval(record: dict[str, Any], kind: str) -> str:
 
 
 def draw(records: list[dict[str, Any]], file: Path) -> None:
-    """The accuracies of each checkpoint, or corruption, with their intervals."""
+    """Tabulate the accuracies of each checkpoint, or corruption, with their intervals."""
     names = [r.get("corruption", Path(r["checkpoint"]).stem) for r in records]
     unknown = (np.nan, np.nan)  # of a mean over corruptions
     columns = {kind: 100 * np.array([r[f"{kind}_accuracy"] for r in records]) for kind in kinds(records[0])}

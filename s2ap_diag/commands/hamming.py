@@ -120,7 +120,7 @@ def mean_of(arm: Distances) -> dict[int, float]:
 
 
 def _arm_and_seed(header: dict[str, Any]) -> tuple[Any, int | None]:
-    """What a file of ours says of its run, apart from the seed, and the seed; None of another tool's."""
+    """Read what a file of ours says of its run, apart from the seed, and the seed; None of another tool's."""
     return tuple(str(header.get(k)) for k in ("method", "minimizer", "keep", "dataset", "network")), header.get("seed")
 
 

@@ -53,7 +53,7 @@ STYLE = {
 
 @contextmanager
 def picture(file: Path, width: float, height: float, panels: int = 1):  # type: ignore[no-untyped-def]
-    """A figure with so many panels side by side, written to ``file`` as by :func:`canvas`."""
+    """Open a figure with so many panels side by side, written to ``file`` as by :func:`canvas`."""
     with canvas([file], width, height) as figure:
         axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
         yield axes if panels > 1 else axes[0]
@@ -61,7 +61,7 @@ def picture(file: Path, width: float, height: float, panels: int = 1):  # type: 
 
 @contextmanager
 def canvas(files: Sequence[Path], width: float, height: float) -> Iterator[Figure]:
-    """An empty figure, written to each of the files when the block ends; the same drawing gives the same bytes.
+    """Open an empty figure, written to each of the files when the block ends; the same drawing gives the same bytes.
 
     Args:
         files: names that end in .png, .pdf or .svg.
@@ -85,7 +85,7 @@ def canvas(files: Sequence[Path], width: float, height: float) -> Iterator[Figur
 
 
 def blank(axes: Axes, text: str) -> None:
-    """An empty panel that says why it is empty."""
+    """Draw an empty panel that says why it is empty."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
@@ -100,7 +100,7 @@ def shade_warmup(axes: Axes, epochs: int) -> None:
 def seed_curves(
     axes: Axes, by_seed: pd.DataFrame, *, label: str | None, style: Mapping[str, Any], band: bool = True
 ) -> None:
-    """The mean over the columns (seeds) by the index, with a band of one standard deviation if there are several."""
+    """Draw the mean over the columns (seeds) by the index; of several, a band of one standard deviation."""
     mean = by_seed.mean(axis=1)
     axes.plot(mean.index, mean.to_numpy(), label=label, **style)
     if band and by_seed.shape[1] > 1:
@@ -109,7 +109,7 @@ def seed_curves(
 
 
 def decades(axes: Axes, values: np.ndarray, axis: Literal["x", "y"] = "y") -> None:
-    """A logarithmic axis for values over more than one decade; around 0 it is linear, if some are not positive.
+    """Set a logarithmic axis for values over more than one decade; around 0 it is linear, if some are not positive.
 
     It reaches as far as the values do: a band below 0 would have no end on it.
     """
@@ -234,7 +234,7 @@ def bars(
     numbers: str = "%.1f",
     numbers_size: float = 6,
 ) -> None:
-    """Grouped bars: a group for each row, a bar for each column; hatched so as to differ in grey.
+    """Draw grouped bars: a group for each row, a bar for each column; hatched so as to differ in grey.
 
     Args:
         errors: for each column how far its error bars reach below and above the values, [2, rows]; none where NaN.

@@ -73,7 +73,7 @@ def _files(path: Path, kind: Kind) -> list[Path]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts epoch-2 before epoch-10."""
+    """Make a key that sorts epoch-2 before epoch-10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
 
 

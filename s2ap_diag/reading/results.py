@@ -65,7 +65,7 @@ class Run:
         return _read_csv(self.path / "timing.csv", TIMING)
 
     def tracked(self, metric: str, stage: str = "prune") -> pd.Series:
-        """A metric by epoch, of the whole epoch; empty where it was not tracked. Errors as for ``metrics``."""
+        """Read a metric by epoch, of the whole epoch; empty where it was not tracked. Errors as for ``metrics``."""
         rows = self.metrics
         chosen = rows[(rows["stage"] == stage) & (rows["metric"] == metric) & rows["iteration"].isna()]
         return chosen.set_index("epoch")["value"]
@@ -115,7 +115,7 @@ def save_sharpness(run: Path, found: Sharpness) -> None:
 
 
 def collect(folder: Path) -> tuple[list[Run], list[Skipped]]:
-    """The runs under a folder, itself included, in the order of their paths, and what was skipped.
+    """Open the runs under a folder, itself included, in the order of their paths, and what was skipped.
 
     Skipped is what is half done, damaged, or of another format. Nothing is read of folders named ``shared``.
 
@@ -134,7 +134,7 @@ def collect(folder: Path) -> tuple[list[Run], list[Skipped]]:
 
 
 def open_run(path: Path) -> Run:
-    """A finished run.
+    """Open a finished run.
 
     Raises:
         InputError: if it is half done, damaged, or of another format.
@@ -151,7 +151,7 @@ def open_run(path: Path) -> Run:
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """The folders under one that hold runs, finished or not, in the order of their paths."""
+    """Find the folders under one that hold runs, finished or not, in the order of their paths."""
     if (folder / "config.toml").is_file():
         yield folder
         return

@@ -113,6 +113,6 @@ def _policy(style: str, script: str) -> str:
 
 
 def _common_rho(views: Sequence[RunView]) -> float | None:
-    """The largest rho that all runs with a loss difference have, so that a column compares like with like."""
+    """Find the largest rho that all runs with a loss difference have, so that a column compares like with like."""
     measured = [set(v.rises) for v in views if v.rises]
     return max(set.intersection(*measured), default=None) if measured else None

@@ -82,7 +82,7 @@ def hamming(a: Masks, b: Masks) -> Hamming:
 
 
 def trajectory(masks: Sequence[Masks], *, against: Literal["first", "previous"] = "first") -> list[Hamming]:
-    """The distance of every mask but the first, from the first (Eq. 13) or from the one before it.
+    """Compute the distance of every mask but the first, from the first (Eq. 13) or from the one before it.
 
     Raises:
         InputError: as :func:`hamming`.

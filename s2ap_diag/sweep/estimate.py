@@ -87,7 +87,7 @@ def images_of(config: Config) -> Images:
 
 
 def passes(task: Task) -> float:
-    """Passes of one image each, forward and backward, of a task from the beginning that it goes on from."""
+    """Count passes of one image each, forward and backward, of a task from the beginning that it goes on from."""
     images = images_of(task.config)
     counts: dict[Split, int] = {"train": images.train, "val": images.val, "test": images.test}
     total = sum(image_passes(task.config, counts, task.shared, task.until).values())

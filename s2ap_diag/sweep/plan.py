@@ -38,7 +38,7 @@ class Task:
 
 
 def plan(runs: Sequence[PlannedRun]) -> list[Task]:
-    """The tasks of these runs; each stands behind the one that it waits for.
+    """Plan the tasks of these runs; each stands behind the one that it waits for.
 
     A beginning that one run alone has is part of that run's own task.
     """
