@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from s2ap_core.config import ObjectiveSettings, parse_config
 from s2ap_core.data import Dataset
 from s2ap_core.data.base import without_lone_image
-from s2ap_core.distributed.share import collected, dealt
+from s2ap_core.distributed.share import gather_in_order, own_items
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.seeds import generator
 from s2ap_core.training.objectives import Objective
@@ -66,9 +66,10 @@ class Adversary:
         Several processes of a run attack every ``world``-th batch each; all of them get all batches.
         """
         drawn = list(data.batches("train", batch_size, shuffle=self.seed, limit=images, part=without_lone_image))
-        own = [self(model, (batch.x, batch.y), i)[1].cpu() for i, batch in dealt(list(enumerate(drawn)))]
+        own = [self(model, (batch.x, batch.y), i)[1].cpu() for i, batch in own_items(list(enumerate(drawn)))]
         return [
-            (batch.x, x_adv.to(batch.x.device), batch.y) for batch, x_adv in zip(drawn, collected(own), strict=True)
+            (batch.x, x_adv.to(batch.x.device), batch.y)
+            for batch, x_adv in zip(drawn, gather_in_order(own), strict=True)
         ]
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from s2ap_core.config import ObjectiveSettings
 from s2ap_core.data import Dataset
-from s2ap_core.distributed.share import dealt
+from s2ap_core.distributed.share import own_items
 from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.masks.masking import density as kept_fraction
@@ -202,7 +202,7 @@ def _loss_differences(
     on_step: Callable[[float], None],
 ) -> tuple[LossDifference, ...]:
     """Measure them as the settings say; each radius adds up to a step."""
-    own = len(dealt(batches))
+    own = len(own_items(batches))
     return loss_differences(
         model,
         batch_loss(adversary.objective),

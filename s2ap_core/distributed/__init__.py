@@ -17,21 +17,21 @@ from s2ap_core.distributed.group import (
     wait,
     world,
 )
-from s2ap_core.distributed.share import Share, collected, dealt, draw, rows, term
+from s2ap_core.distributed.share import Share, draw, gather_in_order, own_items, rows, term
 
 __all__ = [
     "Share",
     "add_up",
     "batch_statistics",
-    "collected",
-    "dealt",
     "device_of",
     "draw",
     "from_first",
     "gather",
+    "gather_in_order",
     "launched",
     "leave",
     "lost_process",
+    "own_items",
     "process_group",
     "processes_here",
     "rank",

@@ -13,15 +13,15 @@ from s2ap_core.seeds import derive_seed
 T = TypeVar("T")
 
 
-def dealt(items: Sequence[T]) -> Sequence[T]:
+def own_items(items: Sequence[T]) -> Sequence[T]:
     """Return the items that this process works on, such as whole batches: every world-th."""
     return items[rank() :: world()]
 
 
-def collected(own: Sequence[T]) -> list[T]:
-    """Gather what all processes made of the items that they were :func:`dealt`, in the items' order."""
-    hands = gather(list(own))
-    return [hands[i % world()][i // world()] for i in range(sum(map(len, hands)))]
+def gather_in_order(own: Sequence[T]) -> list[T]:
+    """Gather what all processes made of their :func:`own_items`, in the order of all items."""
+    by_rank = gather(list(own))
+    return [by_rank[i % world()][i // world()] for i in range(sum(map(len, by_rank)))]
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Share:
 
     def generator(self, device: torch.device | str, seed: int, *parts: str | int) -> torch.Generator:
         """As :func:`s2ap_core.seeds.generator`; :func:`draw` draws this part of the whole batch's noise by it."""
-        found = _BatchGenerator(device=device)
-        found.share = self
-        return found.manual_seed(derive_seed(seed, *parts))
+        batch_generator = _BatchGenerator(device=device)
+        batch_generator.share = self
+        return batch_generator.manual_seed(derive_seed(seed, *parts))
 
 
 def term(mean: Tensor, weight: float) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from s2ap_core.config import EvaluationSettings
 from s2ap_core.data import Batch, Dataset
 from s2ap_core.distributed.group import gather
-from s2ap_core.distributed.share import dealt
+from s2ap_core.distributed.share import own_items
 from s2ap_core.errors import InputError
 from s2ap_core.files.arrays import load_arrays
 from s2ap_core.files.atomic import write_file
@@ -170,7 +170,7 @@ def _own_batches(data: Dataset, size: int, done: int, total: int) -> Iterator[Ba
 
     def unknown(batches: Sequence[Tensor]) -> Sequence[Tensor]:
         # Of a batch that was cut otherwise when the file was made, some images may be known.
-        return dealt([new for positions in batches if len(new := positions[positions >= done])])
+        return own_items([new for positions in batches if len(new := positions[positions >= done])])
 
     for batch in data.batches("test", size, limit=total, part=unknown):
         if batch.x.min() < 0 or batch.x.max() > 1:

@@ -151,7 +151,7 @@ def _read(whole: ScoreHessian, op: SymmetricOperator, solver: Solver, seed: int,
     found = lambda_max(op, solver, seed=seed)
     if len(counts) > 1 and not solver.ends_on_vector:
         op.matvec(found.largest.vector)
-    quotients = distributed.collected([float(quotient) for quotient in whole.quotients])
+    quotients = distributed.gather_in_order([float(quotient) for quotient in whole.quotients])
     return _Reading(found, standard_deviation(quotients, counts), standard_error(quotients, counts))
 
 
@@ -182,6 +182,6 @@ def spread(model: nn.Module, loss: Loss, batches: Sequence[Any], batch_norm: Bat
     """The Hessian of all ``batches``, of which the processes of a run, if there are several, take turns."""
     if distributed.world() == 1:
         return ScoreHessian(model, loss, batches, batch_norm=batch_norm)
-    own, images = distributed.dealt(batches), sum(map(samples_in, batches))
+    own, images = distributed.own_items(batches), sum(map(samples_in, batches))
     weights = [samples_in(batch) / images for batch in own]
     return ScoreHessian(model, loss, own, batch_norm=batch_norm, weights=weights)

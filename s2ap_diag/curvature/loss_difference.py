@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from s2ap_core.distributed.share import collected, dealt
+from s2ap_core.distributed.share import gather_in_order, own_items
 from s2ap_core.errors import InputError
 from s2ap_core.seeds import derive_seed, generator
 from s2ap_diag.curvature.ascent import Norm, Place, auto_pgd
@@ -135,8 +135,8 @@ def loss_differences(
     landscape = Landscape(model, loss, scale, recraft)
     search = _Search(landscape, options, sorted(set(rhos)), seed)
     with torch.enable_grad(), batch_norm_mode(model, batch_norm):
-        own = [search.measure(index, batch, on_step) for index, batch in dealt(list(enumerate(batches)))]
-    measured = collected(own)
+        own = [search.measure(index, batch, on_step) for index, batch in own_items(list(enumerate(batches)))]
+    measured = gather_in_order(own)
     counts = [samples_in(batch) for batch in batches]
     return tuple(_summary(rho, measured, options, len(landscape.origin), counts) for rho in rhos)
 

@@ -97,7 +97,11 @@ def double(section: Callable[[], Any]) -> Callable[[], Any]:
 def sums() -> Any:
     rng = torch.Generator().manual_seed(10 + distributed.rank())
     tensors = [torch.randn(3, 2, generator=rng).t(), torch.randn((), generator=rng, dtype=torch.float64)]
-    return tensors, distributed.add_up(tensors), distributed.collected([str(i) for i in distributed.dealt(range(5))])
+    return (
+        tensors,
+        distributed.add_up(tensors),
+        distributed.gather_in_order([str(i) for i in distributed.own_items(range(5))]),
+    )
 
 
 def refused() -> Any:
