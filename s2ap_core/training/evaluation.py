@@ -39,7 +39,8 @@ class Evaluation:
         clean, robust: correct on the image, and under the attack.
         noise: correct on the image plus uniform noise of the attack's radius.
         zero_gradient: whether the loss has no gradient in the image, which blinds gradient attacks.
-        about: attack, norm, eps, seed, checkpoint: what the numbers belong to.
+        about: attack, norm, eps, seed, checkpoint, the data set and those of its options that choose images: what the
+            numbers belong to.
     """
 
     index: np.ndarray
@@ -49,6 +50,12 @@ class Evaluation:
     noise: np.ndarray
     zero_gradient: np.ndarray
     about: dict[str, Any]
+
+    @property
+    def images(self) -> tuple[Any, ...]:
+        """What tells the images from those of another evaluation: data set, options, positions."""
+        options = self.about.get("options", {})
+        return self.about.get("dataset"), tuple(sorted(options.items())), tuple(self.index.tolist())
 
     def summary(self) -> dict[str, Any]:
         """Give accuracies in [0, 1] with their 95 % Wilson intervals, the attack's health, and what it was.

@@ -157,13 +157,16 @@ class Stages:
             for callback in self.callbacks:
                 callback.on_evaluated(done, total)
 
+        # Options such as the fold say which images the test split has; of those that are trained on it says nothing.
+        chosen = {name: value for name, value in self.config.data.options.items() if name != "augment"}
+        options = {"options": chosen} if chosen else {}
         found = evaluate(
             checkpoint.model,
             self.data,
             self.config.evaluation,
             eps=self.config.objective.eps,
             seed=self.config.seed,
-            about={"stage": stage, "dataset": self.config.data.name, "sha256": checkpoint.header["sha256"]},
+            about={"stage": stage, "dataset": self.config.data.name, "sha256": checkpoint.header["sha256"], **options},
             file=self.run.path / "evals" / f"{stage}.npz",
             on_batch=on_batch,
         )

@@ -35,6 +35,7 @@ COMMANDS = (
     "verify",
     "sharpness",
     "hamming",
+    "compare",
     "report",
     "data",
     "export",

@@ -8,7 +8,7 @@ two *networks* differ.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from scipy.stats import binomtest, nct, t
@@ -108,8 +108,12 @@ class PairedDifference:
         return float(shifted.sf(limit) + shifted.cdf(-limit))
 
 
+Seed = TypeVar("Seed", int, tuple[int, int])
+"""A seed, or a seed and the fold that it was tested on."""
+
+
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Generic[Seed]):
     """The second arm's accuracy minus the first's, in [-1, 1].
 
     Attributes:
@@ -118,10 +122,12 @@ class Comparison:
     """
 
     difference: PairedDifference
-    mcnemar: dict[int, float]
+    mcnemar: dict[Seed, float]
 
 
-def compare(first: Mapping[int, Evaluation], second: Mapping[int, Evaluation], kind: Kind = "robust") -> Comparison:
+def compare(
+    first: Mapping[Seed, Evaluation], second: Mapping[Seed, Evaluation], kind: Kind = "robust"
+) -> Comparison[Seed]:
     """Compare two arms over the seeds that both have.
 
     Where all seeds are tested on the same images, the images' part in the variance is added
@@ -135,15 +141,16 @@ def compare(first: Mapping[int, Evaluation], second: Mapping[int, Evaluation], k
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         raise InputError("the two arms have no seed in common; run both with the same seeds")
-    by_images: dict[tuple[int, ...], list[np.ndarray]] = {}
+    by_images: dict[tuple[Any, ...], list[np.ndarray]] = {}
     tests = {}
     for seed in seeds:
         check_comparable(first[seed], second[seed], f"seed {seed}")
         a, b = getattr(first[seed], kind), getattr(second[seed], kind)
-        by_images.setdefault(tuple(first[seed].index.tolist()), []).append(np.subtract(b, a, dtype=int))
+        by_images.setdefault(first[seed].images, []).append(np.subtract(b, a, dtype=int))
         tests[seed] = mcnemar(a, b)
-    if sum(map(len, by_images)) > len(set().union(*by_images)):
-        raise InputError("seeds were tested on sets of images that overlap in part; evaluate all with the same n")
+    splits = [images[:2] for images in by_images]
+    if len(splits) > len(set(splits)):
+        raise InputError("seeds were tested on different numbers of the same images; evaluate all with the same n")
     if len(by_images) == 1:
         (differences,) = by_images.values()
         shared = np.stack(differences)
@@ -225,8 +232,10 @@ def check_comparable(first: Evaluation, second: Evaluation, where: str) -> None:
     Raises:
         InputError: that begins with ``where`` and names what differs.
     """
-    if not np.array_equal(first.index, second.index):
-        raise InputError(f"{where}: the two arms were evaluated on other images; evaluate both with the same n")
+    if first.images != second.images:
+        raise InputError(
+            f"{where}: the two arms were evaluated on other images; evaluate both with the same n and fold"
+        )
     for name in ("attack", "norm", "eps"):
         a, b = first.about.get(name), second.about.get(name)
         if a != b:

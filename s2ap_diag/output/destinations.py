@@ -22,12 +22,18 @@ class Output:
     plot: Path | None
     quiet: bool
 
-    def emit(self, records: Sequence[dict[str, Any]], *tables: Table) -> None:
-        """Show tables and write the records; with JSON on standard output, nothing else goes there."""
+    def emit(
+        self, records: Sequence[dict[str, Any]], *tables: Table, rows: Sequence[dict[str, Any]] | None = None
+    ) -> None:
+        """Show tables and write the records; with JSON on standard output, nothing else goes there.
+
+        Args:
+            rows: what the CSV holds, where records are nested.
+        """
         if self.csv is not None:
             import pandas as pd  # takes longer than all of a command that needs no torch
 
-            write_file(self.csv, to_csv(pd.json_normalize(list(records))))
+            write_file(self.csv, to_csv(pd.json_normalize(list(records if rows is None else rows))))
         if self.json is not None:
             text = json.dumps(list(records), indent=2, default=str)
             if self.json == "-":

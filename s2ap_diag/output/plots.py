@@ -52,10 +52,10 @@ STYLE = {
 
 
 @contextmanager
-def picture(file: Path, width: float, height: float, panels: int = 1):  # type: ignore[no-untyped-def]
-    """Open a figure with so many panels side by side, written to ``file`` as by :func:`canvas`."""
+def picture(file: Path, width: float, height: float, panels: int = 1, rows: int = 1):  # type: ignore[no-untyped-def]
+    """Open a figure with so many panels, in rows, written to ``file`` as by :func:`canvas`."""
     with canvas([file], width, height) as figure:
-        axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
+        axes = [figure.add_subplot(rows, -(-panels // rows), i + 1) for i in range(panels)]
         yield axes if panels > 1 else axes[0]
 
 

@@ -11,7 +11,7 @@ from s2ap_core.training.evaluation import Evaluation
 from s2ap_diag.comparison.statistics import compare, holm, images_variance, mcnemar, paired_difference
 
 
-def evaluation(robust, *, clean=None, index=None, attack="autoattack", eps="8/255"):
+def evaluation(robust, *, clean=None, index=None, attack="autoattack", eps="8/255", fold=None):
     n = len(robust)
     robust = np.asarray(robust, bool)
     return Evaluation(
@@ -21,7 +21,7 @@ def evaluation(robust, *, clean=None, index=None, attack="autoattack", eps="8/25
         robust=robust,
         noise=robust,
         zero_gradient=np.zeros(n, bool),
-        about={"attack": attack, "norm": "Linf", "eps": eps},
+        about={"attack": attack, "norm": "Linf", "eps": eps} | ({} if fold is None else {"options": {"fold": fold}}),
     )
 
 
@@ -43,10 +43,7 @@ def test_disjoint_sets_of_images_give_the_paired_t_test():
     """Five folds, each image in one of them: scipy's paired t-test on the folds' accuracies."""
     rng = np.random.default_rng(3)
     rates = rng.normal([0.6, 0.68], 0.03, (5, 2))
-    arms = [
-        {fold: evaluation(rng.random(80) < rates[fold, arm], index=np.arange(80) + 80 * fold) for fold in range(5)}
-        for arm in range(2)
-    ]
+    arms = [{fold: evaluation(rng.random(80) < rates[fold, arm], fold=fold) for fold in range(5)} for arm in range(2)]
     found = compare(*arms).difference
     accuracies = [[evaluated.robust.mean() for evaluated in arm.values()] for arm in arms]
     peer = ttest_rel(accuracies[1], accuracies[0])
@@ -58,10 +55,7 @@ def test_disjoint_sets_of_images_give_the_paired_t_test():
 
 def test_two_seeds_of_a_fold_are_one_unit():
     rng = np.random.default_rng(4)
-    arms = [
-        {seed: evaluation(rng.random(50) < 0.6, index=np.arange(50) + 50 * (seed % 3)) for seed in range(6)}
-        for _ in range(2)
-    ]
+    arms = [{seed: evaluation(rng.random(50) < 0.6, fold=seed % 3) for seed in range(6)} for _ in range(2)]
     accuracies = np.array([[arm[seed].robust.mean() for seed in range(6)] for arm in arms])
     by_fold = (accuracies[1] - accuracies[0]).reshape(2, 3).mean(axis=0)
     assert compare(*arms).difference.by_unit == pytest.approx(by_fold)

@@ -1,0 +1,184 @@
+"""``s2ap-diag compare``: do two arms differ, by how much, and how many seeds would tell?"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from s2ap_core.errors import InputError
+from s2ap_core.runs import course
+from s2ap_diag.comparison.arms import (
+    MetricComparison,
+    SettingComparison,
+    adjusted_p,
+    compare_arms,
+    flatten,
+    spanned,
+)
+from s2ap_diag.output import forest
+from s2ap_diag.output.destinations import Output
+from s2ap_diag.output.tables import make_table
+from s2ap_diag.reading.results import Run, collect
+
+log = logging.getLogger(__name__)
+
+PRINCIPAL = ("mask_robust", "finetuned_robust", "lambda_max_live", "loss_difference")
+"""The metrics that are put into words."""
+
+
+def run_command(runs: tuple[Path, ...], arms: tuple[str, ...], where: tuple[str, ...], output: Output) -> None:
+    """Compare two arms, show the differences, and draw them."""
+    names, (first, second) = choose(runs, arms, where)
+    compared = compare_arms(first, second)
+    p_values = adjusted_p(compared)
+    if output.plot is not None:
+        forest.draw(compared, names, output.plot)
+    records = [record(one, names, p_values) for one in compared]
+    output.emit(records, table_of(compared, names, p_values), rows=rows_of(records))
+    if output.quiet or output.json == "-":
+        return
+    for one in compared:
+        click.echo(f"{one.setting}:")
+        for name in PRINCIPAL:
+            if name in one.metrics:
+                click.echo(f"  {one.metrics[name].verdict(names, p_values.get((one.setting, name)))}")
+        for note in one.notes:
+            click.echo(f"  {note}")
+        said = [f"{key} {a} | {b}" for key, (a, b) in one.config_differences.items()]
+        click.echo(f"  settings that differ: {'; '.join(said) or 'none'}")
+
+
+def choose(
+    paths: Sequence[Path], arms: Sequence[str], where: Sequence[str]
+) -> tuple[tuple[str, str], tuple[list[Run], list[Run]]]:
+    """Find the runs of the two arms and name them.
+
+    Raises:
+        InputError: if there are not two arms, or one of them has no finished run.
+    """
+    if len(arms) not in (0, 2) or (not arms and len(paths) != 2):
+        raise InputError(
+            "give two runs or folders of runs, or --arm twice: compare A B, or compare RUNS --arm orig --arm s2ap"
+        )
+    if arms:
+        found = [run for path in paths for run in finished(path)]
+        chosen = [[run for run in found if course.arm(run.config) == arm] for arm in arms]
+        names = arms
+    else:
+        chosen = [finished(path) for path in paths]
+        names = [_short(path, paths) for path in paths]
+    chosen = [[run for run in runs if matches(run, where)] for runs in chosen]
+    for name, runs in zip(names, chosen, strict=True):
+        if not runs:
+            raise InputError(f"{name}: no finished run of it; see `s2ap-diag report` for what {paths[0]} holds")
+    return (names[0], names[1]), (chosen[0], chosen[1])
+
+
+def finished(path: Path) -> list[Run]:
+    """Open the finished runs under a folder, and warn of the others."""
+    runs, skipped = collect(path)
+    for one in skipped:
+        log.warning("skipped %s", " ".join(one.reason.split()))
+    return runs
+
+
+def matches(run: Run, where: Sequence[str]) -> bool:
+    """Tell whether a run has the settings asked for; those of a perturbation that it does not make are not asked."""
+    settings = {key: str(value) for key, value in flatten(run.config.model_dump(mode="json"))}
+    for wanted in where:
+        key, equals, value = wanted.partition("=")
+        if not equals or key not in settings:
+            raise InputError(
+                f"--where {wanted}: write KEY=VALUE with a setting of config.toml, as minimizer.gamma=0.01"
+            )
+        if key.startswith("minimizer.") and run.config.minimizer.name == "none":
+            continue
+        if settings[key] != value:
+            return False
+    return True
+
+
+def _short(path: Path, paths: Sequence[Path]) -> str:
+    names = [one.resolve().name for one in paths]
+    return str(path) if len(set(names)) < len(names) else path.resolve().name
+
+
+def record(
+    compared: SettingComparison, names: tuple[str, str], p_values: Mapping[tuple[str, str], float]
+) -> dict[str, Any]:
+    """Make the entry of ``compare --json`` of one setting."""
+    return {
+        "arms": list(names),
+        "setting": compared.setting,
+        "seeds": [seed for seed, _ in compared.seeds],
+        "folds": [fold for _, fold in compared.seeds if fold >= 0],
+        "metrics": {
+            name: _metric(metric, p_values.get((compared.setting, name))) for name, metric in compared.metrics.items()
+        },
+        "notes": list(compared.notes),
+        "config_differences": {key: list(values) for key, values in compared.config_differences.items()},
+    }
+
+
+def _metric(metric: MetricComparison, adjusted: float | None) -> dict[str, Any]:
+    difference = metric.difference
+    low, high = difference.interval or (None, None)
+    return {
+        "first": metric.first,
+        "second": metric.second,
+        "unit": metric.unit,
+        "condition": metric.condition,
+        "difference": difference.mean,
+        "low": low,
+        "high": high,
+        "p": difference.p,
+        "adjusted_p": adjusted,
+        "seeds": len(difference.by_unit),
+        "seeds_needed": difference.seeds_needed(),
+        "seeds_needed_for_one_point": difference.seeds_needed(1.0) if metric.unit == "points" else None,
+        "mcnemar": {str(seed): p for (seed, _), p in metric.mcnemar.items()},
+    }
+
+
+def rows_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lay the records out flat, a row for each metric of a setting."""
+    return [
+        {"first_arm": one["arms"][0], "second_arm": one["arms"][1], "setting": one["setting"], "metric": name}
+        | {key: value for key, value in metric.items() if key != "mcnemar"}
+        for one in records
+        for name, metric in one["metrics"].items()
+    ]
+
+
+def table_of(
+    compared: Sequence[SettingComparison], names: tuple[str, str], p_values: Mapping[tuple[str, str], float]
+) -> Table:
+    """Lay out metrics down; both arms, the difference, and the seeds that would resolve it, across."""
+    several = len(compared) > 1
+    rows = []
+    for one in compared:
+        for name, metric in one.metrics.items():
+            difference, points = metric.difference, metric.unit == "points"
+            rows.append(
+                [
+                    *([one.setting] if several else []),
+                    " ".join(filter(None, (name, metric.condition))),
+                    metric.first,
+                    metric.second,
+                    spanned(difference, metric.unit),
+                    p_values.get((one.setting, name)),
+                    len(difference.by_unit),
+                    difference.seeds_needed(),
+                    difference.seeds_needed(1.0) if points else None,
+                ]
+            )
+    columns = ["metric", *names, f"{names[1]} − {names[0]} [95 %]", "p", "seeds", "seeds needed", "for one point"]
+    title = "" if several else compared[0].setting
+    return make_table(
+        f"{title}: accuracies in %, λ_max as a ratio; p by Holm over settings".lstrip(": "),
+        ["setting", *columns] if several else columns,
+        rows,
+    )
