@@ -12,6 +12,7 @@ from figures.matching import Library
 from figures.numbers import Reading
 from figures.settings import mixed_settings
 from s2ap_diag.reading.results import Run
+from s2ap_diag.sharpness import UNRELIABLE
 
 DATA_COLUMNS = ("panel", "series", "metric", "x", "seed", "value", "interval_low", "interval_high")
 
@@ -76,11 +77,18 @@ class Spectrum:
         metric: its name in ``metrics.csv``.
         live: whether it is over the scores of channels that keep a weight, or over all as the paper defines it. A
             channel without one has eigenvalues of the order of 1 / eps of its BatchNorm, beside which nothing shows.
+        residuals: relative residuals of the same readings; of runs whose ``metrics.csv`` has none there are none.
     """
 
     metric: str
     live: bool
     curves: Curves
+    residuals: Curves
+
+    def unconverged(self, arm: str) -> pd.Index:
+        """Give the epochs at which the mean residual of a seed's readings is too large to rely on."""
+        by_seed = self.residuals.arms.get(arm, pd.DataFrame())
+        return by_seed.index[(by_seed > UNRELIABLE).any(axis="columns")]
 
 
 def runs_of(entry: Entry, library: Library, cell: Cell, need: str, drawing: Drawing) -> dict[str, dict[int, Run]]:
@@ -109,7 +117,8 @@ def spectra_of(entry: Entry, library: Library, cell: Cell, drawing: Drawing) -> 
     """Read lambda_max in the mode of BatchNorm asked for; of a spectrum that no run tracked there are no curves."""
     runs = runs_of(entry, library, cell, "curvature", drawing)
     spectra = []
-    for name, live in (("lambda_max_live", True), ("lambda_max", False)):
-        metric = f"{name}_{library.batch_norm}"
-        spectra.append(Spectrum(metric, live, curves_of(runs, partial(Run.tracked, metric=metric))))
+    for suffix, live in (("_live", True), ("", False)):
+        metric, residual = (f"{name}{suffix}_{library.batch_norm}" for name in ("lambda_max", "residual"))
+        curves, residuals = (curves_of(runs, partial(Run.tracked, metric=name)) for name in (metric, residual))
+        spectra.append(Spectrum(metric, live, curves, residuals))
     return spectra

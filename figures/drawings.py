@@ -21,7 +21,8 @@ H = "Hamming distance h"
 
 def draw_eigenvalues(entry: Entry, library: Library, files: Sequence[Path]) -> Drawing:
     """Draw lambda_max of both arms against the epoch, a panel for each sparsity."""
-    drawing = _drawing(entry, library, _curvature_words(library))
+    unconverged = f"Open markers: the mean {panels.UNCONVERGED}, in one seed at least."
+    drawing = _drawing(entry, library, f"{_curvature_words(library)} {unconverged}")
     with plots.canvas(files, plots.COLUMN, 3.4) as figure:
         axes = panels.grid(figure, 2, -(-len(entry.cells) // 2))
         for panel, cell in zip(axes, entry.cells, strict=False):

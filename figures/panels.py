@@ -13,10 +13,12 @@ from figures.curves import Curves, Drawing, Spectrum
 from figures.numbers import Reading
 from figures.wording import NOT_RUN
 from s2ap_diag.output import plots
+from s2ap_diag.sharpness import UNRELIABLE
 
 SERIES = {"orig": plots.look(0), "s2ap": plots.look(1)}
 THIN = {"linewidth": 0.5, "marker": ""}
 """The look, on top of its arm's, of lambda_max as the paper defines it."""
+UNCONVERGED = f"residual above {UNRELIABLE:g}"
 
 
 def grid(figure: Any, columns: int, rows: int) -> list[Axes]:
@@ -40,8 +42,21 @@ def eigenvalues(panel: Axes, found: Sequence[Spectrum], drawing: Drawing, name: 
             style = {**SERIES[arm], **look}
             plots.seed_curves(panel, by_seed, label=f"{ARMS[arm]}{said}", style=style, band=spectrum.live)
             drawing.add(name, arm, spectrum.metric, by_seed)
+            _open_marks(panel, by_seed.mean(axis=1).reindex(spectrum.unconverged(arm)).dropna(), spectrum, SERIES[arm])
     _integer_epochs(panel)
     _decades(panel, _drawn(found))
+
+
+def _open_marks(panel: Axes, means: pd.Series, spectrum: Spectrum, look: Mapping[str, str]) -> None:
+    """Draw open markers over a curve where its readings have not converged."""
+    if means.empty:
+        return
+    size = mpl.rcParams["lines.markersize"] * (1 if spectrum.live else 0.6)
+    panel.scatter(
+        means.index, means, size**2, marker=look["marker"], facecolors="white", edgecolors=look["color"],
+        linewidths=0.7, zorder=3,
+    )  # fmt: skip
+    panel.plot([], [], color="0.3", linestyle="", marker="o", markerfacecolor="white", label=UNCONVERGED)
 
 
 def stability(panel: Axes, found: Curves, drawing: Drawing, name: str) -> None:

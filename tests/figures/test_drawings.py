@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
@@ -78,9 +79,13 @@ def test_eigenvalue_curves_never_mix_the_modes_of_batch_norm(made, rendered, tmp
 
 
 def track(run, **values):
-    """Let a run have tracked these alone of the two spectra, by epoch, in each mode of BatchNorm."""
+    """Let a run have tracked these alone of the spectra and residuals, by epoch, in each mode of BatchNorm."""
     file = run / "metrics.csv"
-    lines = [line for line in file.read_text().splitlines(keepends=True) if "lambda_max" not in line]
+    lines = [
+        line
+        for line in file.read_text().splitlines(keepends=True)
+        if "lambda_max" not in line and "residual" not in line
+    ]
     for metric, by_epoch in values.items():
         for mode in ("batch", "running"):
             lines += [f"prune,{epoch},,{metric}_{mode},{value}\n" for epoch, value in enumerate(by_epoch, 1)]
@@ -117,6 +122,27 @@ def test_live_eigenvalues_are_drawn_full_and_the_papers_thin_beside_them(runs, t
     assert [(values, marker in ("", "None")) for thin, marker, values in curves if not thin] == [
         ([3, 2, 1.5], False), ([3, 1, 0.5], False),
     ]  # fmt: skip
+
+
+def open_marks(figure):
+    """Epoch and value of each open marker, of curves at 90 %."""
+    marks = [c for axes in figure.axes for c in axes.collections if isinstance(c, PathCollection)]
+    return {
+        tuple(at) for c in marks if c.get_facecolors()[0].tolist()[:3] == [1, 1, 1] for at in c.get_offsets().tolist()
+    }
+
+
+def test_epochs_whose_readings_have_not_converged_have_open_markers(runs, monkeypatch):
+    """On the full curve by the residual of the live scores, on the thin one by that of all."""
+    for arm in ("orig", "s2ap"):
+        for seed in (0, 1):
+            spectra = {"lambda_max": [400, 50, 60], "lambda_max_live": [3, 2, 1 + seed]}
+            odd = arm == "orig" and seed == 1
+            residuals = {"residual": [0.5 if odd else 0.1, 0.1, 0.1], "residual_live": [0.1, 0.01, 0.2 if odd else 0.1]}
+            track(runs / f"hydra-{arm}-{seed}", **spectra, **residuals)
+    figure, _ = drawn(runs, "fig8", monkeypatch)
+    assert open_marks(figure) == {(1, 400), (3, 1.5)}
+    assert "residual above 0.1" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 @pytest.mark.parametrize(("metric", "thin"), [("lambda_max", True), ("lambda_max_live", False)])
