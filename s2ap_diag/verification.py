@@ -42,7 +42,7 @@ def verify(checkpoint: Checkpoint, search: Checkpoint | None = None) -> list[Fin
         return [Finding("note", "", "a dense network: it has no mask")]
     return [
         *_unusable_tensors(model),
-        *_wrong_counts(checkpoint, bits),
+        *wrong_counts(checkpoint, bits),
         *_nonzero_outside(model),
         *_dead(bits),
         *_blind(checkpoint),
@@ -58,7 +58,8 @@ def _unusable_tensors(model: nn.Module) -> Iterator[Finding]:
             yield Finding("violation", name, f"{bad} values are NaN or infinite; restore an earlier epoch")
 
 
-def _wrong_counts(checkpoint: Checkpoint, bits: Mapping[str, Tensor]) -> Iterator[Finding]:
+def wrong_counts(checkpoint: Checkpoint, bits: Mapping[str, Tensor]) -> Iterator[Finding]:
+    """Find masks, by layer name, that keep more or fewer weights than the header's ``keep`` says."""
     keep = checkpoint.header.get("keep")
     if keep is None or str(checkpoint.header.get("method")).endswith("-channels"):  # whose budget is in FLOPs
         return

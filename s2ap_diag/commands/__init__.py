@@ -33,6 +33,7 @@ COMMANDS = (
     "evaluate",
     "inspect",
     "verify",
+    "check",
     "sharpness",
     "hamming",
     "compare",

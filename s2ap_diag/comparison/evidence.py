@@ -1,0 +1,186 @@
+"""What a finished run offers to those who check it, read once: evaluations, curves, sharpness, budget."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel, ValidationError
+from torch import nn
+
+from s2ap_core.config import Config
+from s2ap_core.errors import InputError
+from s2ap_core.export import exported_flops, image_shape
+from s2ap_core.masks.masking import density, masks
+from s2ap_core.runs import course
+from s2ap_core.runs.checkpoints import load_checkpoint
+from s2ap_core.runs.course import Stage
+from s2ap_core.runs.directory import RunDirectory
+from s2ap_core.runs.identity import flat
+from s2ap_core.training.evaluation import Evaluation
+from s2ap_diag.comparison.arms import Seed, seed_of
+from s2ap_diag.reading.results import SHARPNESS, Run
+from s2ap_diag.verification import wrong_counts
+
+FREE = (
+    *("title", "seed", "data.root", "data.options.fold", "pretrain.checkpoint", "compute", "tracking", "evaluation"),
+    *("minimizer", "finetune.awp", "finetune.gamma"),
+)
+"""Settings in which the seeds and arms of one setting may differ."""
+
+
+class Eigenvalue(BaseModel):
+    """What ``sharpness.json`` says of how well its eigenvalues are known; None where an older version left it out."""
+
+    residual: float
+    residual_live: float | None = None
+    converged: bool
+    converged_live: bool = True
+    dead_share: float | None = None
+    lambda_max_live: float | None = None
+    batch_norm: str | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a mask keeps.
+
+    Attributes:
+        kept, allowed: of the weights, or of the FLOPs for a method that counts them, in (0, 1].
+        violation: what is wrong, empty where nothing is.
+    """
+
+    kept: float
+    allowed: float
+    violation: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A finished run, and of its files what conditions look at.
+
+    Attributes:
+        evaluations: by stage, of the networks that were trained.
+        sharpness: None where it was not measured.
+        budget: of the last network's mask, None of a dense one.
+    """
+
+    run: Run
+    evaluations: Mapping[Stage, Evaluation]
+    sharpness: Eigenvalue | None
+    budget: Budget | None
+
+    @property
+    def config(self) -> Config:
+        """The run's settings."""
+        return self.run.config
+
+    @property
+    def unit(self) -> Seed:
+        """Seed and fold: what statistics count."""
+        return seed_of(self.run)
+
+    @cached_property
+    def arm(self) -> str:
+        """What sets the run apart from others of its setting; Orig. reads none of the minimizer's settings."""
+        name = course.arm(self.config)
+        return (
+            name if name == "orig" else f"{name} {self.config.minimizer.model_dump_json()} {self.config.finetune.gamma}"
+        )
+
+    @cached_property
+    def setting(self) -> str:
+        """All settings that its seeds and arms share, as text that is the same for runs of one setting."""
+        settings = flat(self.config.model_dump(mode="json"))
+        shared = {
+            key: value for key, value in settings.items() if not f"{key}.".startswith(tuple(f"{f}." for f in FREE))
+        }
+        return json.dumps([course.trained(self.config), shared], sort_keys=True)
+
+    def tracked(self, metric: str) -> dict[int, float]:
+        """Read a metric of the search by epoch, finite values only; empty where it was not tracked.
+
+        Raises:
+            InputError: if ``metrics.csv`` is missing or damaged.
+        """
+        return _numbers(self.run, metric) if "prune" in self.run.results else {}
+
+    def result(self, stage: Stage) -> Path:
+        """Where the network lies that a stage handed on."""
+        return RunDirectory(self.run.path, self.config).result(stage)
+
+
+def gather(run: Run) -> Evidence:
+    """Read all that conditions look at.
+
+    Raises:
+        InputError: if a file is missing or damaged.
+    """
+    evaluations = {}
+    for stage in course.evaluated(run.config):
+        if stage == "pretrain" and not course.epochs(run.config, "pretrain") and not run.config.pretrain.checkpoint:
+            continue  # untrained weights, which a method prunes as they are
+        found = run.evaluation(stage)
+        if found is not None:
+            evaluations[stage] = found
+    if "prune" in run.results:
+        _numbers(run, "val_loss")
+    return Evidence(run, evaluations, _eigenvalue(run), _budget(run))
+
+
+def by_setting(evidence: Sequence[Evidence]) -> list[dict[str, list[Evidence]]]:
+    """Group pruned runs by setting, and within it by arm."""
+    found: dict[str, dict[str, list[Evidence]]] = {}
+    for one in evidence:
+        if one.budget is not None:
+            found.setdefault(one.setting, {}).setdefault(one.arm, []).append(one)
+    return list(found.values())
+
+
+def _numbers(run: Run, metric: str) -> dict[int, float]:
+    """Read a metric of the search by epoch, finite values only."""
+    if not pd.api.types.is_numeric_dtype(run.metrics["epoch"]):
+        raise InputError(f"{run.path / 'metrics.csv'}: an epoch is not a number; run again with --resume")
+    tracked = run.tracked(metric)
+    return {int(epoch): float(v) for epoch, v in tracked.items() if math.isfinite(epoch) and math.isfinite(v)}
+
+
+def _eigenvalue(run: Run) -> Eigenvalue | None:
+    record: dict[str, Any] | None = run.sharpness
+    if record is None:
+        return None
+    try:
+        return Eigenvalue.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(f"{run.path / SHARPNESS}: {key}: {first['msg']}; measure it again") from error
+
+
+def _budget(run: Run) -> Budget | None:
+    if "prune" not in run.results:
+        return None
+    config = run.config
+    checkpoint = load_checkpoint(RunDirectory(run.path, config).result(course.trained(config)[-1]))
+    reduction = course.flops_reduction(config)
+    if reduction is not None:
+        kept = _flops_kept(checkpoint.model, image_shape(checkpoint.header["network"]))
+        over = kept > 1 / reduction
+        return Budget(kept, 1 / reduction, f"{reduction:g}x fewer FLOPs were asked for" if over else "")
+    asked = replace(checkpoint, header={**checkpoint.header, "keep": config.method.keep})
+    wrong = [str(finding) for finding in wrong_counts(asked, masks(checkpoint.model))]
+    return Budget(density(checkpoint.model), config.method.keep, wrong[0].partition(": ")[2] if wrong else "")
+
+
+def _flops_kept(model: nn.Module, images: tuple[int, int, int]) -> float:
+    """Divide the FLOPs that channel masks leave by those of the dense network."""
+    kept = {
+        name.removesuffix(".weight"): mask.any(dim=tuple(d for d in range(mask.dim()) if d != 1))
+        for name, mask in masks(model).items()
+    }
+    dense, left = exported_flops(model, images, kept)
+    return left / dense
