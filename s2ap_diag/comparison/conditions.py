@@ -99,7 +99,7 @@ def eigenvalue(run: Evidence) -> Iterator[Finding]:
     worst = float(np.max(residuals))  # NaN if one is, unlike max()
     converged = found.converged and found.converged_live
     why = "it has not converged" if worst <= UNRELIABLE else "its residual is too large"
-    remedy = f"{why}: {remedies.measure(run, '--hvps 256')}"
+    remedy = f"{why}: {remedies.measure(run, '--iterations 256')}"
     value = None if math.isnan(worst) else worst
     yield Finding.of(_name(run), "eigenvalue", converged and worst <= UNRELIABLE, value, UNRELIABLE, remedy)
 

@@ -1,9 +1,12 @@
 """Conditions of finished runs: sound ones hold all, and each fault that is planted in a copy fails its own alone."""
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +74,11 @@ def failures(*arguments: object) -> dict[str, dict]:
     status, findings = check(*arguments)
     failed = [finding for finding in findings if not finding["passed"]]
     assert status == (1 if failed else 0)
+    for finding in failed:
+        commands = re.findall(r"`s2ap-diag ([^`]+)`", finding["remedy"])
+        assert commands
+        for name, *words in map(shlex.split, commands):  # such a command, with such options
+            import_module(f"s2ap_diag.commands.options.{name}").command.make_context(name, words)
     return {finding["condition"]: finding for finding in failed}
 
 
