@@ -74,7 +74,12 @@ def _unread_in_the_search(config: Config) -> Unread:
         yield "prune.freeze_norm", "network.norm_affine = false leaves the normalisation layers no parameters"
     if minimizer.update == "normalized" and frozen and "penalty" not in method.reads:
         why = "minimizer.update = normalized steps the scores without it, and nothing else is trained"
-        yield from (("prune.momentum", why), ("prune.weight_decay", why))
+        yield from ((f"prune.{field}", why) for field in ("momentum", "weight_decay", "decay_norms"))
+    if frozen:
+        yield "prune.decay_norms", "neither biases nor parameters of normalisation layers are searched"
+    for stage in ("pretrain", "prune", "finetune"):
+        if getattr(config, stage).weight_decay == 0:
+            yield f"{stage}.decay_norms", f"{stage}.weight_decay = 0 decays nothing"
 
 
 def _unread_after_the_search(config: Config) -> Unread:
@@ -148,6 +153,20 @@ def check_sense(config: Config, source: str) -> None:
         InputError: naming ``source``, the settings and the remedy.
     """
     minimizer, evaluation = config.minimizer, config.evaluation
+    for stage in ("pretrain", "prune", "finetune"):
+        settings = getattr(config, stage)
+        if settings.lr_warmup >= settings.epochs:
+            raise InputError(
+                f"{source}: {stage}.lr_warmup = {settings.lr_warmup} leaves nothing of {stage}.epochs = "
+                f"{settings.epochs}; lower the one or raise the other"
+            )
+    for field, plain in (("optimizer", "sgd"), ("clip", None)):
+        value = getattr(config.prune, field)
+        if minimizer.update == "normalized" and value != plain:
+            raise InputError(
+                f"{source}: minimizer.update = normalized is a plain step of a given length, which prune.{field} = "
+                f"{value} is not; leave one of them out"
+            )
     if minimizer.name != "none" and minimizer.warmup >= config.prune.epochs:
         raise InputError(
             f"{source}: minimizer.name = {minimizer.name} has no effect: minimizer.warmup = {minimizer.warmup} leaves "

@@ -6,10 +6,20 @@ from typing import Any
 from s2ap_core.config import Config
 
 WIDTHS = {"resnet18": 8, "vgg16_bn": 8, "wrn_28_4": 6, "resnet50": 4, "vit": 16}
-"""First stage of each network, so that a whole run takes less than two minutes on two cores.
+"""First stage of each network, so that a whole run takes less than two minutes on two cores."""
 
-The ViT does not leave chance in so few epochs of SGD; its evaluation warns of it.
-"""
+EPOCHS: dict[str, dict[str, Any]] = {
+    "pretrain": {"epochs": 8, "batch_size": 128},
+    "prune": {"epochs": 9, "batch_size": 128},
+    "finetune": {"epochs": 5, "batch_size": 128},
+}
+
+TRANSFORMER_EPOCHS: dict[str, dict[str, Any]] = {
+    "pretrain": {"epochs": 24, "batch_size": 32, "lr": 0.01, "lr_warmup": 1},
+    "prune": {"epochs": 6, "batch_size": 32, "lr": 0.01},
+    "finetune": {"epochs": 3, "batch_size": 32, "lr": 0.001},
+}
+"""Without convolutions' locality it takes more steps and, at this width, larger ones."""
 
 IMAGES = 64
 """Test images at most: AutoAttack on more takes longer than all the training."""
@@ -32,9 +42,10 @@ CHANNEL_PENALTY = 5.0
 def scale_to_digits(config: Config) -> Config:
     """Scale a run to the embedded digits: a narrow network, few epochs, an evaluation of 64 images at most.
 
-    Method, minimizer, gamma and keep rate, optimizers and batch size stay as they are. Networks that are not
-    in :data:`WIDTHS` keep their width.
+    Method, minimizer, gamma, keep rate and optimizers stay as they are. Networks that are not in :data:`WIDTHS` keep
+    their width.
     """
+    epochs = TRANSFORMER_EPOCHS if config.network.name == "vit" else EPOCHS
     images = min(config.evaluation.n or IMAGES, IMAGES)
     changes: dict[str, dict[str, Any]] = {
         "data": {"name": "digits", "root": None, "options": {}},
@@ -43,9 +54,9 @@ def scale_to_digits(config: Config) -> Config:
         "objective": {"eps": Fraction(32, 255), "step": Fraction(8, 255), "steps": 5},
         "method": {"penalty": CHANNEL_PENALTY if config.method.name == "harp-channels" else PENALTY},
         "minimizer": {"warmup": 2},  # a quarter of the search, as in the paper
-        "pretrain": {"epochs": 8, "checkpoint": None, "batch_size": 128},
-        "prune": {"epochs": 9, "batch_size": 128},
-        "finetune": {"epochs": 5, "batch_size": 128},
+        "pretrain": {"checkpoint": None, **epochs["pretrain"]},
+        "prune": epochs["prune"],
+        "finetune": epochs["finetune"],
         "tracking": {"images": TRACKED},
         "evaluation": {"n": images, "eps": None, "batch_size": IMAGES},
     }

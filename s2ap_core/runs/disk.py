@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from s2ap_core.config import Config, MethodSettings
+from s2ap_core.config import Config, MethodSettings, StageSettings
 from s2ap_core.errors import InputError
 from s2ap_core.masks.masking import masks, scores
 from s2ap_core.masks.state import plain_state_dict
@@ -95,21 +95,26 @@ def files_of_run(
     stages = course.trained(config, until)
     files = {run.checkpoint("pretrain"): size.dense}
     if course.epochs(config, "pretrain"):
-        files[run.state("pretrain")] = size.dense + size.trained  # the momentum of each parameter
+        files[run.state("pretrain")] = size.dense + size.trained * _moments(config.pretrain)
     if "prune" in stages:
         end = course.epochs(config, "prune", until=until).stop  # behind the last epoch; epoch 0 is before the search
         kept = end if keep_checkpoints is None else min(end, keep_checkpoints)
         files |= {run.checkpoint(f"prune-epoch-{epoch:03d}"): size.pruned for epoch in range(end - kept, end)}
         files |= {run.masks(epoch): size.packed for epoch in range(end)}
         files[run.checkpoint("prune-best")] = size.pruned
-        copies = 2 if config.minimizer.carry else 1  # momentum, and z
+        copies = _moments(config.prune) + config.minimizer.carry  # and z
         if config.tracking.every and config.tracking.recipe == "warm":  # the vectors that readings go on from
             copies += len(config.tracking.batch_norm) * len(config.tracking.spectrum)
         files[run.state("prune")] = size.pruned + size.scores * copies
     if "finetune" in stages:
         files[run.checkpoint("finetune-best")] = size.dense + size.entries
-        files[run.state("finetune")] = size.dense + size.entries + size.trained
+        files[run.state("finetune")] = size.dense + size.entries + size.trained * _moments(config.finetune)
     return {file: tensors + HEADERS for file, tensors in files.items()}
+
+
+def _moments(settings: StageSettings) -> int:
+    """Numbers that the optimizer keeps of each trained parameter: its momentum, and AdamW its second moment, too."""
+    return 2 if settings.optimizer == "adamw" else 1
 
 
 def files_taken_over(config: Config, images: Images, since: course.Until, minimizer: str) -> set[Path]:

@@ -73,7 +73,7 @@ class Epochs:
         loop = self.loop
         rows: list[tuple[Any, ...]] = [("", name, value) for name, value in validation.items()]
         if loop.epoch:
-            rows += [("", "train_loss", loop.loss), ("", "lr", loop.optimizer.param_groups[0]["lr"])]
+            rows += [("", "train_loss", loop.loss), ("", "lr", loop.lr)]
         for callback in loop.callbacks:
             rows += callback.on_epoch(loop)
         readings = ", ".join(f"{name} {value:.4g}" for iteration, name, value in rows if iteration == "")

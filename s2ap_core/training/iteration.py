@@ -38,6 +38,7 @@ def iterate(
     share: Share | None = None,
     perturbation: Perturbation | None = None,
     penalty: Callable[[], Tensor] | None = None,
+    clip: float | None = None,
     on_attacked: Callable[[Tensor], None] | None = None,
 ) -> Step:
     """Lines 3 to 11 of Algorithm 1 (S2AP); without ``perturbation`` those outside its orange box (Orig.).
@@ -47,6 +48,7 @@ def iterate(
         share: which part of the batch ``x`` and ``y`` are; None is all of it.
         perturbation: z and its ball; on scores for S2AP, on masked weights for AWP.
         penalty: what the method adds to the loss it steps on (HARP); it has no gradient in s.
+        clip: the norm that the gradient of all trained parameters is cut to where it is larger.
         on_attacked: called with the adversarial images before anything changes; for trackers.
     """
     # Line 3: adversarial examples on the pruned model, one mask for all passes of the attack.
@@ -75,6 +77,8 @@ def iterate(
         loss = add_up_gradients(loss, trained_by(optimizer))
     # Line 11: leaving the block has restored s, so that the step below is taken from s.
     # Line 10, the update: s <- s - eta * gradient, by the method's own optimizer.
+    if clip is not None:
+        nn.utils.clip_grad_norm_(trained_by(optimizer), clip)
     if loss.is_cuda or loss.isfinite():  # a GPU would be waited for; whoever called sees the loss and stops
         optimizer.step()
     return Step(x_adv, loss)

@@ -5,11 +5,12 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from s2ap_core.config import StageSettings
 from s2ap_core.data import Batch, Dataset
@@ -25,7 +26,7 @@ from s2ap_core.seeds import derive_seed
 from s2ap_core.training.batch_norm import reestimate_statistics
 from s2ap_core.training.iteration import Step, iterate
 from s2ap_core.training.objectives import Objective
-from s2ap_core.training.optimization import cosine_lr, set_lr
+from s2ap_core.training.optimization import build_schedule
 from s2ap_core.training.perturbation import Perturbation
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class Loop:
         share: which part of the iteration's batch is in this process; None before the first, and for all of it.
         statistics: what BatchNorm normalises by where there are several processes.
         precision: of the matrix products of attack and loss.
+        lr: the learning rate of the last iteration.
     """
 
     stage: str
@@ -116,6 +118,7 @@ class Loop:
     statistics: Statistics = "sync"
     precision: str = "float32"
     loss: float = math.nan
+    lr: float = math.nan
     callbacks: Sequence[Callback] = field(default_factory=tuple)
 
     @property
@@ -124,12 +127,17 @@ class Loop:
         positions = torch.arange(self.data.count("train"))
         return len(without_lone_image(positions.split(self.settings.batch_size)))
 
+    @cached_property
+    def schedule(self) -> LRScheduler:
+        """The learning rate's course; made when it is first needed, as the optimizer's groups are settled then."""
+        return build_schedule(self.optimizer, self.settings, self.iterations_per_epoch)
+
     def train_epoch(self) -> None:
         """One pass over the training images: Algorithm 1 or 2, iteration by iteration."""
         self.perturbation = self.perturb(self.epoch)
         if self.perturbation is not None:
             self.perturbation.begin_epoch()
-        set_lr(self.optimizer, cosine_lr(self.settings, self.epoch))
+        schedule = self.schedule
         losses: list[Tensor] = []
         counts: list[int] = []
         order = derive_seed(self.seed, self.stage, self.epoch)
@@ -137,6 +145,9 @@ class Loop:
         with train_mode(self.model, True), batch_statistics(self.model, self.statistics):
             for self.iteration, (batch, share) in enumerate(batches):
                 self.share = share
+                if self.iteration and self.settings.lr_step == "iteration":
+                    schedule.step()
+                self.lr = self.optimizer.param_groups[0]["lr"]
                 try:
                     step = self._iterate(batch.x, batch.y, share)
                 except ValueError as error:
@@ -150,6 +161,7 @@ class Loop:
                 for callback in self.callbacks:
                     callback.on_iteration(self, step)
             self._check(losses[-1])
+        schedule.step()  # of the epoch, or of its last iteration
         self.loss = sum(loss.item() * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
 
     def _check(self, loss: Tensor) -> None:
@@ -171,6 +183,7 @@ class Loop:
             generator=share.generator(x.device, self.seed, self.stage, self.epoch, self.iteration),
             share=share,
             perturbation=self.perturbation,
+            clip=self.settings.clip,
             penalty=partial(self.method.penalty, self.model, self.epoch - 1) if self.method else None,
             on_attacked=on_attacked,
         )

@@ -27,7 +27,7 @@ from s2ap_core.training.epochs import Epochs
 from s2ap_core.training.evaluation import Evaluation, evaluate
 from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.objectives import build_objective
-from s2ap_core.training.optimization import normalize_score_gradient, searched_parameters
+from s2ap_core.training.optimization import build_optimizer, normalize_score_gradient, searched_parameters
 from s2ap_core.training.perturbation import Perturbation, score_layers, weight_layers
 
 log = logging.getLogger(__name__)
@@ -192,9 +192,7 @@ class Stages:
     def _loop(self, stage: str, settings: StageSettings, model: nn.Module, parameters: Sequence[nn.Parameter]) -> Loop:
         if self.device.startswith("cuda"):
             to_channels_last(model)  # what tensor cores read
-        optimizer = torch.optim.SGD(
-            parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+        optimizer = build_optimizer(model, parameters, settings)
         return Loop(
             stage,
             settings,

@@ -14,7 +14,7 @@ from s2ap_core.training.loop import Loop, Selection
 
 
 def save_state(path: Path, loop: Loop, selection: Selection, header: Mapping[str, Any], metrics_bytes: int) -> None:
-    """Write what a stage goes on from: network, optimizer, z if it is carried, method, selection, callbacks.
+    """Write what a stage goes on from: network, optimizer, schedule, z if it is carried, method, selection, callbacks.
 
     Args:
         metrics_bytes: length of ``metrics.csv`` with this epoch's rows, which a resume cuts it back to.
@@ -30,6 +30,7 @@ def save_state(path: Path, loop: Loop, selection: Selection, header: Mapping[str
         **header,
         "metrics_bytes": metrics_bytes,
         "selection": [selection.best, selection.epoch],
+        "schedule": loop.schedule.state_dict(),
         "method": loop.method.state_dict() if loop.method is not None else {},
     }
     save_tensors(path, tensors, described)
@@ -50,6 +51,7 @@ def load_state(path: Path, loop: Loop, selection: Selection) -> int:
         load_plain_state_dict(loop.model, groups["model"])
         _load_optimizer(loop, groups["optimizer"])
         loop.epoch = int(header["epoch"])
+        _load_schedule(loop, header["schedule"])
         if groups["z"] and (perturbation := loop.perturb(loop.epoch)) is not None:
             carried = [groups["z"][str(index)] for index in range(len(groups["z"]))]
             layers = zip(carried, perturbation.layers, strict=True)
@@ -78,10 +80,19 @@ def _load_optimizer(loop: Loop, entries: Mapping[str, Tensor]) -> None:
     trained = [parameter for group in loop.optimizer.param_groups for parameter in group["params"]]
     for name, tensor in entries.items():
         index, _, entry = name.partition(".")
-        if tensor.shape != trained[int(index)].shape:
+        if entry != "step" and tensor.shape != trained[int(index)].shape:
             raise ValueError(f"{name} is of another shape than its parameter")
         optimizer["state"].setdefault(int(index), {})[entry] = tensor
     loop.optimizer.load_state_dict(optimizer)
+
+
+def _load_schedule(loop: Loop, state: Mapping[str, Any]) -> None:
+    done = loop.epoch * (loop.iterations_per_epoch if loop.settings.lr_step == "iteration" else 1)
+    if state.keys() != loop.schedule.state_dict().keys() or state["last_epoch"] != done:
+        raise ValueError("its schedule is not that of this epoch")
+    loop.schedule.load_state_dict(dict(state))
+    for group, lr in zip(loop.optimizer.param_groups, loop.schedule.get_last_lr(), strict=True):
+        group["lr"] = lr
 
 
 @contextmanager

@@ -180,6 +180,9 @@ def state_faults(tensors: dict[str, Tensor], header: dict[str, Any]) -> Iterator
     yield "another group", {**tensors, "other.0": torch.ones(1)}, header
     yield "optimizer in words", {**tensors, "optimizer.x.momentum_buffer": torch.ones(1)}, header
     yield "momentum of another shape", {**tensors, first: torch.ones(7)}, header
+    yield "no schedule", tensors, {k: v for k, v in header.items() if k != "schedule"}
+    yield "schedule a list", tensors, {**header, "schedule": [1]}
+    yield "schedule of another epoch", tensors, {**header, "schedule": {**header["schedule"], "last_epoch": 99}}
     yield "method a list", tensors, {**header, "method": [1]}
     yield "optimizer of no parameter", {**tensors, "optimizer.999.momentum_buffer": torch.ones(1)}, header
     yield "no model", {k: t for k, t in tensors.items() if not k.startswith("model.")}, header
@@ -195,6 +198,9 @@ STATES = [
     "another group",
     "optimizer in words",
     "momentum of another shape",
+    "no schedule",
+    "schedule a list",
+    "schedule of another epoch",
     "method a list",
     "optimizer of no parameter",
     "no model",

@@ -57,9 +57,14 @@ BASES: dict[str, dict[str, dict[str, Any] | None]] = {
     "frozen": {"minimizer": {"update": "normalized"}, "prune": {"freeze_norm": True}},
     "paper-tracking": {"tracking": {**TRACKED, "recipe": "paper"}},
     "given": {"pretrain": None},
+    "longer": {"pretrain": {"epochs": 2}, "finetune": {"epochs": 2}},
+    "undecayed": {stage: {"weight_decay": 0.0} for stage in ("pretrain", "prune", "finetune")},
 }
 
-TRAINING = {"epochs": 3, "lr": 0.03, "momentum": 0.5, "weight_decay": 0.02, "batch_size": 40}
+TRAINING = {
+    "epochs": 3, "optimizer": "adamw", "lr": 0.03, "lr_step": "iteration", "momentum": 0.5, "weight_decay": 0.02,
+    "decay_norms": False, "clip": 0.01, "batch_size": 40,
+}  # fmt: skip
 EFFECTS: dict[str, tuple[str, Any]] = {
     "seed": ("orig", 1),
     "network.width": ("orig", 6),
@@ -87,6 +92,7 @@ EFFECTS: dict[str, tuple[str, Any]] = {
     **{f"pretrain.{name}": ("orig", value) for name, value in TRAINING.items()},
     "pretrain.checkpoint": ("orig", GIVEN),
     **{f"prune.{name}": ("orig", value) for name, value in TRAINING.items()},
+    **{f"{stage}.lr_warmup": ("longer", 1) for stage in ("pretrain", "prune", "finetune")},
     "prune.freeze_norm": ("orig", True),
     **{f"finetune.{name}": ("orig", value) for name, value in TRAINING.items()},
     "finetune.awp": ("orig", True),
@@ -135,6 +141,12 @@ VOID: list[tuple[str, str, Any, str]] = [
     ("rlth", "prune.freeze_norm", True, "network.norm_affine = false"),
     ("frozen", "prune.momentum", 0.5, "minimizer.update = normalized"),
     ("frozen", "prune.weight_decay", 0.02, "minimizer.update = normalized"),
+    ("frozen", "prune.decay_norms", False, "minimizer.update = normalized"),
+    ("rlth", "prune.decay_norms", False, "neither biases nor"),
+    *(
+        ("undecayed", f"{stage}.decay_norms", False, f"{stage}.weight_decay = 0")
+        for stage in ("pretrain", "prune", "finetune")
+    ),
     *(("rlth", f"pretrain.{name}", value, "prunes untrained weights") for name, value in TRAINING.items()),
     *(("rlth", f"finetune.{name}", value, "does not finetune") for name, value in TRAINING.items()),
     ("rlth", "finetune.awp", True, "does not finetune"),

@@ -28,6 +28,7 @@ def tensor_files(run: Path) -> dict[Path, int]:
         ({"method": {"name": "rlth"}, "evaluation": {"stages": []}}, "end", None),
         ({"method": {"name": "hydra-channels", "flops_reduction": 2}}, "end", None),
         ({"evaluation": {"stages": ["pretrain"]}}, "end", None),
+        ({stage: {"optimizer": "adamw"} for stage in ("pretrain", "prune", "finetune")}, "end", None),
         (S2AP, "pretrain", None),
         (S2AP, "warmup", None),
         (S2AP | {"evaluation": {"stages": ["prune"]}}, "prune", None),

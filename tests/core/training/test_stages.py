@@ -23,7 +23,6 @@ from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.training import epochs
 from s2ap_core.training.loop import Callback, Loop, Selection, robust_validation, shared_batches
-from s2ap_core.training.optimization import cosine_lr
 from s2ap_core.training.stages import Stages
 from s2ap_core.training.state import save_state
 from s2ap_diag.curvature.tracking import CurvatureTracker
@@ -366,12 +365,6 @@ def test_validation_is_the_robust_loss_on_the_validation_split(prune, data, sett
     clean = (model.eval()(batch.x).argmax(1) == batch.y).float().mean().item()
     assert again["val_clean_accuracy"] == pytest.approx(clean)
     assert again["val_robust_accuracy"] <= clean
-
-
-def test_the_schedule_is_a_half_cosine_by_epoch(settings):
-    stage = settings(prune={"epochs": 4, "lr": 0.2}).prune
-    found = [cosine_lr(stage, epoch) for epoch in (1, 2, 3, 4)]
-    assert found == pytest.approx([0.2, 0.1 * (1 + math.sqrt(0.5)), 0.1, 0.1 * (1 - math.sqrt(0.5))])
 
 
 # --- what the search changes ---
