@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from figures.catalogue import choose, load_catalogue
+from figures.claims import claims_table
 from figures.matching import Library
-from figures.report import listing, render, warnings
+from figures.report import listing, render, render_claims, warnings
 from s2ap_core.errors import InputError
 from s2ap_diag.commands.options.shared import EXISTING
 from s2ap_diag.curvature.hessian import BatchNormMode
@@ -57,6 +58,7 @@ class Only(click.Command):
     help="Mode of BatchNorm that eigenvalues are shown of.",
 )
 @click.option("--attack", help="Take the runs evaluated under this attack.  [default: the commonest]")
+@click.option("--claims", is_flag=True, help="Test the paper's claims on the runs, and nothing else.")
 @click.option("--list", "list_entries", is_flag=True, help="List what each one needs and how many of its runs exist.")
 def command(
     runs: Path,
@@ -65,15 +67,20 @@ def command(
     dataset: str | None,
     batch_norm: BatchNormMode,
     attack: str | None,
+    claims: bool,
     list_entries: bool,
 ) -> None:
     """Render the paper's tables and figures from finished runs, beside the paper's own numbers."""
     catalogue = load_catalogue(dataset)
     entries = choose(catalogue, only)
-    if out is None and not list_entries:
-        raise click.UsageError("--out is missing: name a folder for the tables and figures, or --list")
+    if out is None and not list_entries and not claims:
+        raise click.UsageError("--out is missing: name a folder for the tables and figures, or --list, or --claims")
     library = Library.open(runs, batch_norm, attack)
-    if out is None or list_entries:
+    if claims:
+        grid = claims_table(library)
+        show_table(make_table(grid.heading, grid.columns, [[cell.text for cell in row] for row in grid.rows]))
+        rendered = [] if out is None else [render_claims(library, out)]
+    elif out is None or list_entries:
         shown = entries if only else catalogue
         library.drop_damaged(dict.fromkeys(need for entry in shown for need in entry.needs))
         rows = listing(shown, library)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from figures.afterwards import loss_differences
 from figures.catalogue import Entry, repeated
+from figures.claims import claims_table
 from figures.drawings import FIGURES
 from figures.grid import Grid, escape_markdown, to_latex, to_markdown
 from figures.matching import Library, Place
@@ -36,7 +37,6 @@ RESULTS = ("run", *KEY, "value")
 class Rendered:
     """What was written of an entry: the page's part and what a reader has to be warned of."""
 
-    entry: Entry
     markdown: str
     notes: list[str] = field(default_factory=list)
 
@@ -53,10 +53,15 @@ def render(entries: Sequence[Entry], library: Library, out: Path, command: Seque
         InputError: if ``out`` cannot be written to.
     """
     library.drop_damaged(dict.fromkeys(need for entry in entries for need in entry.needs))
-    rendered = [_render(entry, library, out) for entry in entries]
+    rendered = [render_claims(library, out), *(_render(entry, library, out) for entry in entries)]
     write_file(out / "results.csv", to_csv(results(library)))
     write_file(out / "README.md", page(rendered, library, command))
     return rendered
+
+
+def render_claims(library: Library, out: Path) -> Rendered:
+    """Write the table of the paper's claims, tested on the runs."""
+    return _write_table(claims_table(library), out)
 
 
 def warnings(rendered: Sequence[Rendered], library: Library) -> list[str]:
@@ -133,28 +138,28 @@ def page(rendered: Sequence[Rendered], library: Library, command: Sequence[str])
 
 def _render(entry: Entry, library: Library, out: Path) -> Rendered:
     if entry.is_table:
-        return _write_table(entry, TABLES[entry.kind](entry, library), out)
+        return _write_table(TABLES[entry.kind](entry, library), out)
     files = [out / f"{entry.id}.{ending}" for ending in ("png", "pdf")]
     drawing = FIGURES[entry.kind](entry, library, files)
     write_file(out / f"{entry.id}.csv", to_csv(drawing.data))
     caption = escape_markdown(" ".join([f"{entry.heading}.", *drawing.caption]))
     links = f"[PDF]({entry.id}.pdf), [numbers]({entry.id}.csv)"
-    return Rendered(entry, f"## {_title(entry)}\n\n![{_title(entry)}]({entry.id}.png)\n\n{caption} {links}\n",
+    return Rendered(f"## {_title(entry)}\n\n![{_title(entry)}]({entry.id}.png)\n\n{caption} {links}\n",
                     [f"{entry.id}: {note}" for note in drawing.notes])  # fmt: skip
 
 
-def _write_table(entry: Entry, grid: Grid, out: Path) -> Rendered:
+def _write_table(grid: Grid, out: Path) -> Rendered:
     markdown = to_markdown(grid)
-    write_file(out / f"{entry.id}.csv", to_csv(grid.records))
-    write_file(out / f"{entry.id}.md", markdown)
-    write_file(out / f"{entry.id}.tex", to_latex(grid))
-    links = f"[CSV]({entry.id}.csv), [LaTeX]({entry.id}.tex)"
-    notes = [f"{entry.id}: {note}" for note in grid.notes]
-    return Rendered(entry, f"## {_title(entry)}\n\n{markdown}\n{links}\n", notes)
+    write_file(out / f"{grid.id}.csv", to_csv(grid.records))
+    write_file(out / f"{grid.id}.md", markdown)
+    write_file(out / f"{grid.id}.tex", to_latex(grid))
+    links = f"[CSV]({grid.id}.csv), [LaTeX]({grid.id}.tex)"
+    notes = [f"{grid.id}: {note}" for note in grid.notes]
+    return Rendered(f"## {_title(grid)}\n\n{markdown}\n{links}\n", notes)
 
 
-def _title(entry: Entry) -> str:
-    return entry.heading.partition(":")[0]
+def _title(shown: Entry | Grid) -> str:
+    return shown.heading.partition(":")[0]
 
 
 def _without(reason: str, path: Path) -> str:

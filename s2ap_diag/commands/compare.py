@@ -10,14 +10,9 @@ from rich.table import Table
 
 from s2ap_core.errors import InputError
 from s2ap_core.runs import course
-from s2ap_diag.comparison.arms import (
-    MetricComparison,
-    SettingComparison,
-    adjusted_p,
-    compare_arms,
-    flatten,
-    spanned,
-)
+from s2ap_core.runs.identity import flat
+from s2ap_diag.comparison.arms import SettingComparison, adjusted_p, compare_arms
+from s2ap_diag.comparison.metrics import MetricComparison, spanned
 from s2ap_diag.output import forest
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table
@@ -87,7 +82,7 @@ def finished(path: Path) -> list[Run]:
 
 def matches(run: Run, where: Sequence[str]) -> bool:
     """Tell whether a run has the settings asked for; those of a perturbation that it does not make are not asked."""
-    settings = {key: str(value) for key, value in flatten(run.config.model_dump(mode="json"))}
+    settings = {key: str(value) for key, value in flat(run.config.model_dump(mode="json")).items()}
     for wanted in where:
         key, equals, value = wanted.partition("=")
         if not equals or key not in settings:

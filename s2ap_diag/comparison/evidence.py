@@ -22,7 +22,8 @@ from s2ap_core.runs.course import Stage
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.runs.identity import flat
 from s2ap_core.training.evaluation import Evaluation
-from s2ap_diag.comparison.arms import Seed, seed_of
+from s2ap_diag.comparison.arms import seed_of
+from s2ap_diag.comparison.metrics import Seed
 from s2ap_diag.reading.results import SHARPNESS, Run
 from s2ap_diag.verification import wrong_counts
 

@@ -16,7 +16,8 @@ from scipy.stats import binomtest, nct, t
 from s2ap_core.errors import InputError
 from s2ap_core.training.evaluation import Evaluation
 
-Kind = Literal["clean", "robust"]
+Kind = Literal["clean", "robust", "gap"]
+"""Of an evaluation: right on the image, under the attack, or the one and not the other (Sect. 4.2)."""
 
 LEVEL = 0.95
 POWER = 0.8
@@ -145,9 +146,9 @@ def compare(
     tests = {}
     for seed in seeds:
         check_comparable(first[seed], second[seed], f"seed {seed}")
-        a, b = getattr(first[seed], kind), getattr(second[seed], kind)
-        by_images.setdefault(first[seed].images, []).append(np.subtract(b, a, dtype=int))
-        tests[seed] = mcnemar(a, b)
+        a, b = correctness(first[seed], kind), correctness(second[seed], kind)
+        by_images.setdefault(first[seed].images, []).append(b - a)
+        tests[seed] = mcnemar(a == 1, b == 1)
     splits = [images[:2] for images in by_images]
     if len(splits) > len(set(splits)):
         raise InputError("seeds were tested on different numbers of the same images; evaluate all with the same n")
@@ -157,6 +158,14 @@ def compare(
         return Comparison(paired_difference(shared.mean(axis=1).tolist(), shared), tests)
     units = [float(np.mean(differences)) for differences in by_images.values()]
     return Comparison(paired_difference(units), tests)
+
+
+def correctness(evaluation: Evaluation, kind: Kind) -> np.ndarray:
+    """Give what is averaged over images, [n] in {-1, 0, 1}; -1 only where an image is right under the attack alone."""
+    clean: np.ndarray = evaluation.clean.astype(int)
+    robust: np.ndarray = evaluation.robust.astype(int)
+    gap: np.ndarray = clean - robust
+    return {"clean": clean, "robust": robust, "gap": gap}[kind]
 
 
 def paired_difference(by_unit: Sequence[float], shared: np.ndarray | None = None) -> PairedDifference:

@@ -1,0 +1,260 @@
+"""The metrics that two arms are compared by: how each is read of paired runs, and what its difference says."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from s2ap_core.runs import course
+from s2ap_core.training.evaluation import Evaluation
+from s2ap_diag.comparison.statistics import LEVEL, Kind, PairedDifference, compare, correctness, paired_difference
+from s2ap_diag.reading.results import Run
+
+Unit = Literal["points", "log10", ""]
+
+Seed = tuple[int, int]
+"""Seed and fold of a run, fold -1 where the data have none."""
+
+Pairs = Mapping[Seed, tuple[Run, Run]]
+"""A run of each arm, by seed."""
+
+STAGES = {"pretrain": "dense", "prune": "mask", "finetune": "finetuned"}
+"""What a stage hands on, in words."""
+
+MEASURED_UNDER = ("batch_norm", "adversary", "batches", "batch_size", "n_scores")
+"""What two readings of sharpness must have in common."""
+
+
+@dataclass(frozen=True)
+class MetricComparison:
+    """A metric of both arms.
+
+    Attributes:
+        name: such as ``finetuned_robust``, ``lambda_max_live``, ``loss_difference``, ``h``.
+        unit: of the difference: percentage ``points``, ``log10`` for lambda_max, whose ratio is what compares, or that
+            of the metric.
+        first, second: the arms' means over the paired seeds, percent for accuracies.
+        difference: second minus first.
+        mcnemar: by seed, for accuracies.
+        condition: what it was measured under, in words; nothing where the name says all.
+    """
+
+    name: str
+    unit: Unit
+    lower_is_better: bool
+    first: float
+    second: float
+    difference: PairedDifference
+    mcnemar: Mapping[Seed, float]
+    condition: str = ""
+
+    @property
+    def better(self) -> int:
+        """Which arm has the better mean, 0 or 1, be it by chance."""
+        return int((self.difference.mean > 0) != self.lower_is_better)
+
+    def verdict(self, arms: tuple[str, str], adjusted_p: float | None) -> str:
+        """Say what the seeds allow to say.
+
+        Args:
+            arms: their names.
+            adjusted_p: the p-value corrected for the other settings of the table, None with fewer than three seeds.
+        """
+        seen = spanned(self.difference, self.unit)
+        units = len(self.difference.by_unit)
+        if adjusted_p is None:
+            differ = any(p < 1 - LEVEL for p in self.mcnemar.values())
+            networks = "; the two networks of a seed differ (McNemar)" if differ else ""
+            few = "one seed says" if units == 1 else "two seeds say"
+            return f"{self.name}: {seen}; {few} nothing of the arms{networks}"
+        if adjusted_p < 1 - LEVEL:
+            return f"{self.name}: {arms[self.better]} is better beyond chance, {seen}"
+        needed = [(self.difference.seeds_needed(), "such a difference")]
+        if self.unit == "points":
+            needed.append((self.difference.seeds_needed(1.0), "one point"))
+        said = [f"{many(seeds)} would resolve {what}" for seeds, what in needed]
+        return f"{self.name}: undecided with {units} seeds, {seen}; {', '.join(said)}"
+
+
+def many(seeds: int | None) -> str:
+    """Say a number of seeds, or that no number does."""
+    return "no number of seeds" if seeds is None else f"{seeds} seeds"
+
+
+def spanned(difference: PairedDifference, unit: Unit) -> str:
+    """Write a difference with its 95 % interval, where it has one; of logarithms as a ratio."""
+
+    def number(value: float) -> str:
+        if unit == "log10":
+            return f"{10**value:.3g}"
+        return f"{value:+.2f}" if unit == "points" else f"{value:+.3g}"
+
+    mean = ("×" if unit == "log10" else "") + number(difference.mean)
+    if difference.interval is None:
+        return mean
+    low, high = difference.interval
+    return f"{mean} [{number(low)}, {number(high)}]"
+
+
+class Unlike(Exception):
+    """Two runs were measured in different ways."""
+
+
+Reader = Callable[[str, Pairs], MetricComparison | None]
+"""Reads a metric, by its name, of paired runs; None where a run does not have it."""
+
+
+def _accuracy(name: str, pairs: Pairs) -> MetricComparison | None:
+    """Compare an accuracy, or the gap of two, image by image; None where a run has no evaluation of the stage."""
+    product, _, word = name.partition("_")
+    kinds: dict[str, Kind] = {"clean": "clean", "robust": "robust", "gap": "gap"}
+    kind = kinds[word]
+    stage = next(stage for stage, said in STAGES.items() if said == product)
+    arms: list[dict[Seed, Evaluation]] = [{}, {}]
+    for seed, pair in pairs.items():
+        evaluations = [_evaluation(run, stage) for run in pair]
+        if any(evaluation is None for evaluation in evaluations):
+            return None
+        for arm, evaluation in zip(arms, evaluations, strict=True):
+            assert evaluation is not None
+            if kind != "clean" and evaluation.about["attack"] == "none":
+                return None
+            arm[seed] = evaluation
+    found = compare(arms[0], arms[1], kind)
+    a, b = (100 * _mean([correctness(evaluation, kind).mean() for evaluation in arm.values()]) for arm in arms)
+    return MetricComparison(name, "points", kind == "gap", a, b, found.difference.scaled(100), found.mcnemar)
+
+
+def _evaluation(run: Run, stage: str) -> Evaluation | None:
+    return run.evaluation(stage) if f"evaluate-{stage}" in run.results else None
+
+
+def _sharpness(name: str, pairs: Pairs) -> MetricComparison | None:
+    """Compare lambda_max by its logarithm, whose difference is a ratio's; by itself where one is not positive."""
+    records = _records(pairs)
+    if records is None or any(record.get(name) is None for pair in records.values() for record in pair):
+        return None
+    values = {seed: (float(a[name]), float(b[name])) for seed, (a, b) in records.items()}
+    positive = min(itertools.chain(*values.values())) > 0
+    return _paired(name, values, "log10" if positive else "")
+
+
+def _loss_difference(name: str, pairs: Pairs) -> MetricComparison | None:
+    """Compare the loss difference at the largest radius that all runs have."""
+    records = _records(pairs)
+    if records is None:
+        return None
+    measured = [record.get("loss_difference") or {} for pair in records.values() for record in pair]
+    radii = set.intersection(*(set(by_rho) for by_rho in measured))
+    if not radii:
+        return None
+    rho = max(radii, key=float)
+    for option in ("ascent", "steps", "restarts", "norm", "scale"):
+        _check_alike(f"{option} of the ascent", [by_rho[rho].get(option) for by_rho in measured])
+    values = {
+        seed: (a["loss_difference"][rho]["mean"], b["loss_difference"][rho]["mean"]) for seed, (a, b) in records.items()
+    }
+    return replace(_paired(name, values, ""), condition=f"at rho = {rho}")
+
+
+def _h(name: str, pairs: Pairs) -> MetricComparison | None:
+    """Compare the Hamming distance of the last mask to the first (Eq. 13)."""
+    if any(run.config.prune.epochs == 0 or "prune" not in run.results for pair in pairs.values() for run in pair):
+        return None
+    return _paired(name, {seed: (_last_h(a), _last_h(b)) for seed, (a, b) in pairs.items()}, "")
+
+
+def _h_after_warmup(name: str, pairs: Pairs) -> MetricComparison | None:
+    """Compare the mean h to the first mask over the epochs after the warm-up (Figure 1b)."""
+    values = {}
+    for seed, (a, b) in pairs.items():
+        epochs = course.perturbed(b.config) or course.perturbed(a.config)
+        if not epochs or any("prune" not in run.results for run in (a, b)):
+            return None
+        values[seed] = (float(a.stability.loc[list(epochs)].mean()), float(b.stability.loc[list(epochs)].mean()))
+    return _paired(name, values, "")
+
+
+def _tracked(name: str, pairs: Pairs) -> MetricComparison | None:
+    """Compare the geometric mean of a tracked lambda_max over the epochs after the warm-up (Figures 1c, 8 to 17)."""
+    values = {}
+    for seed, (a, b) in pairs.items():
+        epochs = course.perturbed(b.config) or course.perturbed(a.config)
+        logs = [_mean_log(run, name.removeprefix("tracked_"), epochs) for run in (a, b)]
+        if any(math.isnan(log) for log in logs):
+            return None
+        values[seed] = (10 ** logs[0], 10 ** logs[1])
+    return _paired(name, values, "log10")
+
+
+def _mean_log(run: Run, metric: str, epochs: range) -> float:
+    """Average log10 of a metric over epochs; NaN where it was not tracked or is not positive."""
+    tracked = run.tracked(metric)
+    chosen = tracked[tracked.index.isin(list(epochs))]
+    return float(np.log10(chosen).mean()) if len(chosen) and (chosen > 0).all() else math.nan
+
+
+def _last_h(run: Run) -> float:
+    return float(run.stability.iloc[-1])
+
+
+def _records(pairs: Pairs) -> dict[Seed, tuple[dict[str, Any], dict[str, Any]]] | None:
+    """Read the sharpness of all runs; None where one was not measured.
+
+    Raises:
+        Unlike: if two were measured in different ways.
+    """
+    records = {}
+    for seed, (a, b) in pairs.items():
+        if a.sharpness is None or b.sharpness is None:
+            return None
+        records[seed] = (a.sharpness, b.sharpness)
+    for key in MEASURED_UNDER:
+        _check_alike(key, [record.get(key) for pair in records.values() for record in pair])
+    return records
+
+
+def _check_alike(what: str, values: Sequence[Any]) -> None:
+    different = list(dict.fromkeys(map(str, values)))
+    if len(different) > 1:
+        raise Unlike(f"{what} is {' and '.join(different)}; measure both alike")
+
+
+def _paired(name: str, values: Mapping[Seed, tuple[float, float]], unit: Unit) -> MetricComparison:
+    of_difference: Callable[[float], float] = math.log10 if unit == "log10" else float
+    differences = [of_difference(b) - of_difference(a) for a, b in values.values()]
+    first, second = (_mean(column) for column in zip(*values.values(), strict=True))
+    return MetricComparison(name, unit, True, first, second, paired_difference(differences), {})
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(sum(values) / len(values))
+
+
+METRICS: dict[str, Reader] = {
+    "dense_clean": _accuracy,
+    "dense_robust": _accuracy,
+    "mask_clean": _accuracy,
+    "mask_robust": _accuracy,
+    "finetuned_clean": _accuracy,
+    "finetuned_robust": _accuracy,
+    "lambda_max_live": _sharpness,
+    "lambda_max": _sharpness,
+    "loss_difference": _loss_difference,
+    "h": _h,
+}
+"""The metrics in the order in which they are shown; for each how it is read."""
+
+TRACKED: dict[str, Reader] = {
+    "finetuned_gap": _accuracy,
+    "h_after_warmup": _h_after_warmup,
+    **{
+        f"tracked_{spectrum}_{mode}": _tracked
+        for spectrum in ("lambda_max_live", "lambda_max")
+        for mode in ("running", "batch")
+    },
+}
+"""What the paper's claims are of besides: means over the search after its warm-up, and the gap of Sect. 4.2."""
