@@ -23,7 +23,7 @@ from s2ap_core.files.atomic import write_file
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; as many as torch takes by default.")
 def main(only: tuple[str, ...], quick: bool, json_file: Path | None, device: str, threads: int | None) -> None:
-    """Ratios of time and memory on this machine, beside their goals; benchmarks/README.md says how to read them."""
+    """Measure ratios of time and memory here, beside their goals; benchmarks/README.md says how to read them."""
     if device == "cuda" and not torch.cuda.is_available():
         raise click.BadParameter("torch finds no GPU here", param_hint="--device")
     if threads is not None:

@@ -43,7 +43,7 @@ class Seconds:
 
 
 def measure(case: Case, setting: Setting) -> Seconds:
-    """What each of the processes runs."""
+    """Run what each of the processes runs."""
     torch.set_num_threads(case.threads)
     with process_group():
         count = setting.batch(BATCH[setting.device])

@@ -65,7 +65,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def searched_networks(setting: Setting) -> Iterator[tuple[nn.Module, Loss, tuple[Tensor, Tensor, Tensor]]]:
-    """Networks of one hidden layer after four epochs of a search on digits, with a loss and an adversarial batch."""
+    """Search networks of one hidden layer for four epochs on digits; with a loss and an adversarial batch."""
     data = load("digits").to(setting.device)
     # Cross-entropy under PGD, which torch can take of many networks at once.
     objective = build_objective(ObjectiveSettings(name="pgd-at", eps="32/255", step="8/255"))
@@ -90,7 +90,7 @@ def searched_networks(setting: Setting) -> Iterator[tuple[nn.Module, Loss, tuple
 
 
 def reachable(scores: Tensor, n_keep: int, rho: float) -> Tensor:
-    """Every mask that a layer can have under |v| <= rho |s|, boolean [masks, *shape of the scores].
+    """List every mask that a layer can have under |v| <= rho |s|, boolean [masks, *shape of the scores].
 
     Wherever the threshold comes to lie, what cannot fall below it is kept, what cannot rise above it is not, and of
     the rest any may fill the places that are left. More than ``MOST`` are not counted out.

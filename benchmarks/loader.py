@@ -21,7 +21,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def _write(folder: Path, count: int) -> None:
-    """Photographs' size and detail: ImageNet's mean is 500 x 375 pixels and 110 kB."""
+    """Write photographs of real size and detail: ImageNet's mean is 500 x 375 pixels and 110 kB."""
     rng = np.random.default_rng(0)
     for split, images in (("train", count + CLASSES), ("val", CLASSES)):  # one of each class is held out
         for i in range(images):
@@ -34,7 +34,7 @@ def _write(folder: Path, count: int) -> None:
 
 
 def _read(data: Dataset, **options: object) -> int:
-    """Images of an epoch of training, augmented."""
+    """Read the images of an epoch of training, augmented."""
     return sum(len(batch.y) for batch in data.batches("train", BATCH, shuffle=1, augment=True, **options))  # type: ignore[arg-type]
 
 
@@ -61,7 +61,7 @@ def _by_workers(folder: Path, setting: Setting) -> list[Row]:
 
 
 def _half(folder: Path) -> Row:
-    """Of two processes, each decodes its own images alone."""
+    """Decode, as one of two processes, its own images alone."""
     data = load("imagenet", folder, workers=0)
     rounds = interleaved(
         {

@@ -44,7 +44,7 @@ class Row:
     detail: str = ""
 
     def record(self) -> dict[str, Any]:
-        """As it stands in the JSON."""
+        """Return it as it stands in the JSON."""
         return {
             "name": self.name,
             "value": self.value,
@@ -64,7 +64,7 @@ class Setting:
     quick: bool = False
 
     def batch(self, full: int) -> int:
-        """Batch size: a quarter of it in quick runs."""
+        """Choose the batch size: a quarter of it in quick runs."""
         return full // 4 if self.quick else full
 
     @property
@@ -83,7 +83,7 @@ class Rounds:
         return median(self.seconds[name])
 
     def ratio(self, name: str, base: str) -> float:
-        """Median over the rounds of the ratio within a round, which a slow drift of the machine spares."""
+        """Compute the median over the rounds of the ratio within a round, which a slow drift of the machine spares."""
         return median(self._ratios(name, base))
 
     def compare(self, name: str, base: str) -> str:
@@ -97,7 +97,7 @@ class Rounds:
 
 
 def timed(function: Callable[[], object], device: str) -> float:
-    """Seconds of one call, work queued on the device included."""
+    """Measure the seconds of one call, work queued on the device included."""
     _synchronize(device)
     started = time.perf_counter()
     function()

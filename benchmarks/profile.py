@@ -35,7 +35,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def _by_kind(function: Callable[[], object]) -> dict[str, float]:
-    """Seconds that the CPU spent in each kind of operation."""
+    """Sum the seconds that the CPU spent in each kind of operation."""
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         function()
     seconds: dict[str, float] = defaultdict(float)

@@ -66,7 +66,7 @@ class Trades:
 
 
 def attack(model: nn.Module, x: Tensor, trades: Trades, generator: torch.Generator) -> Tensor:
-    """Ascent on the KL divergence from the clean prediction, in eval mode."""
+    """Ascend the KL divergence from the clean prediction, in eval mode."""
     model.eval()
     noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     x_adv = x + 0.001 * noise
@@ -89,7 +89,7 @@ def step(
     generator: torch.Generator,
     trades: Trades,
 ) -> tuple[float, float]:
-    """One iteration of the search; returns the loss and the clean accuracy that it prints."""
+    """Run one iteration of the search; return the loss and the clean accuracy that it prints."""
     accuracy = (model(x).argmax(1) == y).float().mean().item()
     x_adv = attack(model, x, trades, generator)
     optimizer.zero_grad()

@@ -33,7 +33,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def _auto_pgd(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) -> Row:
-    """A step lasts from one evaluation of the loss to the next."""
+    """Time steps of Auto-PGD, each from one evaluation of the loss to the next."""
     plain = bare(model)
     weights = [m.weight for m in plain.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     for parameter in plain.parameters():
@@ -102,7 +102,7 @@ def _lambda_max(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) ->
 
 
 def pyhessian_peer(model: nn.Module, batch: Batch) -> PyHessian:
-    """PyHessian on the same loss and scores as its users call it: one batch, whose graph it keeps."""
+    """Set up PyHessian on the same loss and scores as its users call it: one batch, whose graph it keeps."""
     x, x_adv, y = batch
 
     class RobustLogits(nn.Module):

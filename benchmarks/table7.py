@@ -54,7 +54,7 @@ def _network(setting: Setting, name: str, paper: tuple[float, float], precision:
 
 
 def matrix_peak(device: str, precision: str) -> float:
-    """Floating-point operations per second of a large matrix product, the best of ten."""
+    """Measure the floating-point operations per second of a large matrix product, the best of ten."""
     n = 1024 if device == "cpu" else 8192
     a = torch.randn(n, n, device=device, dtype=getattr(torch, precision))
     best = float("inf")

@@ -40,12 +40,12 @@ LINKS = {8: Link(200e9, 20e-6), 64: Link(40e9, 50e-6)}
 
 
 def computing(images: float) -> float:
-    """Seconds of an iteration's arithmetic for so many images on one GPU."""
+    """Compute the seconds of an iteration's arithmetic for so many images on one GPU."""
     return images * FLOP_PER_IMAGE / FLOP_PER_SECOND
 
 
 def communicating(gpus: int) -> float:
-    """Seconds of an iteration's messages: a ring moves 2 (N - 1) / N times the gradient through each link."""
+    """Compute the seconds of an iteration's messages: a ring sends 2 (N - 1) / N of the gradient over each link."""
     if gpus == 1:
         return 0.0
     link = LINKS[gpus]
@@ -53,12 +53,12 @@ def communicating(gpus: int) -> float:
 
 
 def throughput(gpus: int, images: float) -> float:
-    """Images per second of all GPUs together with ``images`` on each."""
+    """Compute the images per second of all GPUs together with ``images`` on each."""
     return gpus * images / (computing(images) + communicating(gpus))
 
 
 def measured(rows: list[dict[str, object]]) -> dict[str, dict[int, float]]:
-    """Images per second by statistics and number of processes, one thread each."""
+    """Read the images per second by statistics and number of processes, one thread each."""
     found: dict[str, dict[int, float]] = {kind: {} for kind in KINDS}
     for row in rows:
         batch, case, *of = str(row["name"]).partition(", batch ")[2].split(", ")
@@ -70,7 +70,7 @@ def measured(rows: list[dict[str, object]]) -> dict[str, dict[int, float]]:
 
 
 def curve(axes: Axes, series: Mapping[str, Mapping[int, float]], xlabel: str) -> None:
-    """Throughput over processes, with N times that of one as a thin line."""
+    """Draw throughput over processes, with N times that of one as a thin line."""
     for i, (label, points) in enumerate(series.items()):
         axes.plot(list(points), list(points.values()), plots.LINES[i], marker=plots.MARKERS[i],
                   color=plots.COLORS[i], label=label)  # fmt: skip

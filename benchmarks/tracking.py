@@ -42,7 +42,7 @@ class Tracked:
 
 
 def paper_recipe(loop: Loop, batch: Batch) -> Reading:
-    """Ten HVPs from a random vector and one for the Rayleigh quotient, on one retained graph (App. C.1)."""
+    """Run ten HVPs from a random vector and one for the Rayleigh quotient, on one retained graph (App. C.1)."""
     found: Reading = {}
     for mode in MODES:
         with ScoreHessian(loop.model, batch_loss(loop.objective), [batch], batch_norm=mode) as hessian:
@@ -52,7 +52,7 @@ def paper_recipe(loop: Loop, batch: Batch) -> Reading:
 
 
 def converged(loop: Loop, batch: Batch) -> Reading:
-    """lambda_max to a residual of 1e-3, which bounds its relative error."""
+    """Compute lambda_max to a residual of 1e-3, which bounds its relative error."""
     found: Reading = {}
     for mode in MODES:
         with ScoreHessian(loop.model, batch_loss(loop.objective), [batch], batch_norm=mode) as hessian:
@@ -87,11 +87,11 @@ class Readings(Callback):
         self.mark = now
 
     def hvps(self, name: str) -> float:
-        """Mean HVPs per reading, its modes together."""
+        """Compute the mean HVPs per reading, its modes together."""
         return fmean(sum(hvps for _, hvps in reading.values()) for reading in self.read[name])
 
     def epoch_means(self, name: str, mode: str, per_epoch: int) -> list[float]:
-        """Mean lambda_max of each epoch."""
+        """Compute the mean lambda_max of each epoch."""
         values = [reading[mode][0] for reading in self.read[name]]
         return [fmean(values[i : i + per_epoch]) for i in range(0, len(values), per_epoch)]
 
@@ -149,7 +149,7 @@ def _digits(setting: Setting) -> list[Row]:
 
 
 def _search(world: Digits, epochs: int, readings: Readings) -> int:
-    """A few epochs of search; returns the iterations per epoch."""
+    """Search for a few epochs; return the iterations per epoch."""
     build_method(MethodSettings(keep=0.1)).attach(world.model, generator("cpu", 0, "scores"))
     loop = world.loop("prune", searched_parameters(world.model, PruneSettings()))
     loop.callbacks = [readings]

@@ -37,7 +37,7 @@ def network(name: str, setting: Setting) -> nn.Module:
 
 
 def images(count: int, setting: Setting) -> tuple[Tensor, Tensor]:
-    """Synthetic CIFAR images [count, 3, 32, 32] in [0, 1] and their labels [count]."""
+    """Draw synthetic CIFAR images [count, 3, 32, 32] in [0, 1] and their labels [count]."""
     rng = generator("cpu", 0, "images")
     x, y = torch.rand(count, 3, 32, 32, generator=rng), torch.randint(0, 10, (count,), generator=rng)
     return x.to(setting.device), y.to(setting.device)
@@ -95,7 +95,7 @@ def sgd(parameters: list[nn.Parameter]) -> torch.optim.SGD:
 
 
 def settle_statistics(model: nn.Module, x: Tensor) -> None:
-    """Running statistics that belong to these masks: without them activations die out in eval mode."""
+    """Estimate running statistics that belong to these masks: without them activations die out in eval mode."""
     with torch.no_grad():
         update_bn([x], model)
 

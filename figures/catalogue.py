@@ -119,7 +119,7 @@ class Entry:
 
 
 def load_catalogue(dataset: str | None = None) -> list[Entry]:
-    """All entries in the paper's order, on the paper's data sets, or on another that stands in for them."""
+    """Load all entries in the paper's order, on the paper's data sets, or on another that stands in for them."""
     text = Path(__file__).with_name("catalogue.toml").read_text(encoding="utf-8")
     entries = [_entry(written) for written in tomllib.loads(text)["entry"]]
     return entries if dataset is None else [_on(entry, dataset) for entry in entries]
@@ -165,7 +165,7 @@ def _cells(axes: dict[str, Any]) -> Iterable[Cell]:
 
 
 def _on(entry: Entry, dataset: str) -> Entry:
-    """Cells that become the same are one; of their printed numbers those of the data set itself come first."""
+    """Move an entry to a data set; cells that become the same are one, the data set's own numbers first."""
     own_first = sorted(entry.cells, key=lambda cell: cell.data != dataset)
     printed = {replace(cell, data=dataset): cell.printed for cell in reversed(own_first)}
     cells = dict.fromkeys(replace(cell, data=dataset) for cell in entry.cells)

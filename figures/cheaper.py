@@ -33,7 +33,7 @@ METRICS = {
 
 
 def perturbation_of(minimizer: MinimizerSettings) -> str:
-    """How z is made, in words."""
+    """Say in words how z is made."""
     if minimizer.name == "none":
         return "Orig."
     if minimizer.single_step:
@@ -50,7 +50,7 @@ def searched_alike(config: Config) -> str:
 
 
 def comparable(run: Run) -> bool:
-    """Whether a run has what is compared, and is Orig. or perturbs as S2AP does by default."""
+    """Return whether a run has what is compared, and is Orig. or perturbs as S2AP does by default."""
     minimizer = run.config.minimizer
     by_default = not minimizer.carry and minimizer.eta_z == math.inf and minimizer.update == "method"
     measured = "evaluate-prune" in run.results and "0.01" in (run.sharpness or {}).get("loss_difference", {})
@@ -71,13 +71,13 @@ def readings(run: Run, orig: Run) -> dict[str, float]:
 
 
 def _seconds(run: Run) -> float:
-    """Of the search's epochs after the warm-up, the median."""
+    """Compute the median seconds of the search's epochs after the warm-up."""
     rows = run.timing[(run.timing["stage"] == "prune") & (run.timing["epoch"] > run.config.minimizer.warmup)]
     return float(rows["seconds"].median())
 
 
 def table(runs: list[Run]) -> pd.DataFrame:
-    """One row for each perturbation, mean and standard deviation over the seeds that all of them have."""
+    """Build one row for each perturbation, mean and standard deviation over the seeds that all of them have."""
     by_setting: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         if comparable(run):
@@ -112,7 +112,7 @@ def _rows(runs: list[Run], gamma: float) -> list[dict[str, Any]]:
 
 
 def markdown(found: pd.DataFrame) -> str:
-    """As a Markdown table, spread beside the mean."""
+    """Render as a Markdown table, spread beside the mean."""
     lines = ["| perturbation | seeds | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 2) + "|"]
     for _, row in found.iterrows():
         cells = [f"{shape.format(row[m])} ± {shape.format(row[f'{m}, std'])}" for m, shape in METRICS.items()]

@@ -22,7 +22,7 @@ MODES: tuple[BatchNormMode, ...] = get_args(BatchNormMode)
 
 
 def read(path: Path, eps: float, mode: BatchNormMode, images: int) -> Curvature:
-    """Both readings of a checkpoint whose BatchNorm layers have this eps.
+    """Take both readings of a checkpoint whose BatchNorm layers have this eps.
 
     Raises:
         InputError: if the file is no checkpoint of a search.

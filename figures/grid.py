@@ -71,7 +71,7 @@ def to_markdown(grid: Grid) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escape text so that Markdown shows it as it is, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>#|~!$&])", r"\\\1", " ".join(text.split()))
 
 
@@ -83,7 +83,7 @@ def _markdown_cell(cell: Text) -> str:
 
 
 def to_latex(grid: Grid) -> str:
-    r"""LaTeX to be put in by ``\input``, for booktabs and graphicx: a ``table*`` made as narrow as the text.
+    r"""Render LaTeX to be put in by ``\input``, for booktabs and graphicx: a ``table*`` as narrow as the text.
 
     A table of more than `PAGE` rows is a ``longtable``, for a document of one column.
     """
@@ -136,7 +136,7 @@ def _joined(*lines: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX sets as it is."""
+    """Escape text so that LaTeX sets it as it is."""
     return "".join(LATEX.get(character, character) for character in text)
 
 

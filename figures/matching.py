@@ -35,7 +35,7 @@ class Place:
 
 
 def place_of(run: Run) -> Place | None:
-    """Where a run belongs, None if its perturbation is none of the paper's."""
+    """Find where a run belongs, None if its perturbation is none of the paper's."""
     config = run.config
     if not course.as_published(config):
         return None
@@ -90,7 +90,7 @@ class Library:
         self.places = [place for alike in map(self._alike, by_setting.values()) for place in alike]
 
     def _alike(self, places: Sequence[Place]) -> list[Place]:
-        """Those of a setting that were trained and evaluated as most of them are; the others are noted."""
+        """Select the runs of a setting that were trained and evaluated as most of them are; note the others."""
         under = {place.threat.attack for place in places if place.threat is not None}
         attack = self.attack if self.attack in under else "none"
         attacked = [place for place in places if place.threat is None or place.threat.attack == attack]
@@ -138,7 +138,11 @@ class Library:
         self.places = kept
 
     def holds(self, run: Run, need: str) -> bool:
-        """Whether a run has an evaluation (``evaluate-STAGE``), masks, times, curvature, sharpness or corruptions."""
+        """Return whether a run has what is needed.
+
+        Args:
+            need: an evaluation (``evaluate-STAGE``), masks, timing, curvature, sharpness or corruptions.
+        """
         searched = "prune" in run.results
         if need == "curvature":
             tracking = run.config.tracking
@@ -199,7 +203,7 @@ class Library:
         return [p for p in self.places if p.cell == cell and p.arm == arm and self.holds(p.run, need)]
 
     def _by_seed(self, places: Sequence[Place], need: str) -> dict[int, Run]:
-        """One run for each seed; of two that claim the same, none."""
+        """Select one run for each seed; of two that claim the same, none."""
         found = {}
         for seed in sorted({place.seed for place in places}):
             claims = [place for place in places if place.seed == seed]

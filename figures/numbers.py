@@ -76,7 +76,7 @@ class Line:
 
 
 def gap(clean_orig: float, robust_orig: float, clean_s2ap: float, robust_s2ap: float) -> float:
-    """Clean minus robust accuracy of Orig., minus that of S2AP (Sect. 4.2)."""
+    """Compute clean minus robust accuracy of Orig., minus that of S2AP (Sect. 4.2)."""
     return (clean_orig - robust_orig) - (clean_s2ap - robust_s2ap)
 
 
@@ -178,12 +178,12 @@ def printed(entry: Entry, cell: Cell, metric: str, arm: str | None, rho: float |
 
 
 def disagrees(entry: Entry, cell: Cell, metric: str) -> bool:
-    """Whether the paper's number contradicts its others."""
+    """Return whether the paper's number contradicts its others."""
     return any((*key, metric) in _contradictions(entry.id) for key in _keys(entry, cell, None))
 
 
 def _keys(entry: Entry, cell: Cell, rho: float | None) -> Iterator[Key]:
-    """How a reference table may name a setting: dense networks and times have no method there, times no sparsity."""
+    """List how a reference table may name a setting: dense networks and times lack the method, times the sparsity."""
     data = "cifar10c" if entry.kind == "corruptions" else cell.printed
     method = cell.method.removesuffix("-channels")
     yield data, cell.network, method, cell.sparsity, cell.flops_reduction, rho

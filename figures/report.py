@@ -65,7 +65,7 @@ def render_claims(library: Library, out: Path) -> Rendered:
 
 
 def warnings(rendered: Sequence[Rendered], library: Library) -> list[str]:
-    """One line for each run that was left out or is odd."""
+    """Return one line for each run that was left out or is odd."""
     skipped = [f"skipped: {entry.path}: {_without(entry.reason, entry.path)}" for entry in library.skipped]
     left_out = [f"left out: {line}" for line in library.left_out]
     conflicts = list(library.conflicts.values())
@@ -73,7 +73,7 @@ def warnings(rendered: Sequence[Rendered], library: Library) -> list[str]:
 
 
 def listing(entries: Sequence[Entry], library: Library) -> list[list[Any]]:
-    """For each entry: what it needs, and how many of its runs are there."""
+    """Say of each entry what it needs, and how many of its runs are there."""
     again = repeated(entries)
     rows: list[list[Any]] = []
     for entry in entries:
@@ -117,7 +117,7 @@ def _place_columns(place: Place) -> dict[str, Any]:
 
 
 def page(rendered: Sequence[Rendered], library: Library, command: Sequence[str]) -> str:
-    """``README.md``: what was rendered, from which code, and what was left out."""
+    """Compose the ``README.md``: what was rendered, from which code, and what was left out."""
     commits = sorted({str(place.run.environment.get("commit")) for place, _ in library.used.values()})
     parts = ["# Tables and figures from runs\n"]
     if command:
@@ -179,7 +179,7 @@ def _seeds(entry: Entry, library: Library, cell: Any, arm: str) -> int:
 
 
 def _results_of(run: Run, needs: set[str]) -> list[dict[str, Any]]:
-    """Stage, metric and value of what these needs read, and of an accuracy what it was measured under."""
+    """List stage, metric and value of what these needs read, and of an accuracy what it was measured under."""
     rows: list[dict[str, Any]] = []
     for stage in run.config.evaluation.stages:
         summary = run.results.get(f"evaluate-{stage}", {}) if f"evaluate-{stage}" in needs else {}

@@ -38,7 +38,7 @@ _LARGEST_EXPONENT = 308
 
 
 def _fraction(value: Any) -> Fraction:
-    """8/255 is no float: radii are kept exactly, as the field writes them."""
+    """Read an exact fraction: 8/255 is no float, and radii are kept as the field writes them."""
     exponent = re.search(r"e([+-]?\d+)", value.lower()) if isinstance(value, str) else None
     if isinstance(value, bool) or (exponent and abs(int(exponent[1])) > _LARGEST_EXPONENT):
         raise ValueError("not a number or a fraction such as 8/255")

@@ -21,7 +21,7 @@ def train_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm in train mode normalises with the batch's statistics, but its running ones stay."""
+    """Freeze BatchNorm's running statistics; in train mode it normalises with the batch's all the same."""
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False

@@ -18,7 +18,7 @@ AdversarialBatch = tuple[Tensor, Tensor, Tensor]
 
 
 def describe_adversary(settings: ObjectiveSettings, *, recrafted: bool = False) -> str:
-    """In words: what the adversarial examples were made by, and whether anew at each step."""
+    """Say in words what made the adversarial examples, and whether anew at each step."""
     if settings.name == "clean":
         return "none (clean cross-entropy)"
     made = "made anew at each step" if recrafted else "held fixed"
@@ -59,7 +59,7 @@ class Adversary:
         return x, self.objective.attack(model, x, y, rng), y
 
     def batches(self, model: nn.Module, data: Dataset, images: int, batch_size: int) -> list[AdversarialBatch]:
-        """Training images without augmentation, drawn by the seed, with their adversarial examples.
+        """Draw training images without augmentation by the seed, and make their adversarial examples.
 
         As in training, a last image alone joins the batch before it: see
         :func:`s2ap_core.data.base.without_lone_image`.
@@ -74,7 +74,7 @@ class Adversary:
 
 
 def needs_reestimation(checkpoint: Checkpoint, batch_norm: BatchNormMode) -> bool:
-    """Before the search its running statistics are still the dense network's; what it hands on has its own."""
+    """Return whether the running statistics are still the dense network's, as before the search."""
     header = checkpoint.header
     before_search = header.get("stage") == "prune" and header.get("epoch") == 0 and not header.get("at_budget")
     return batch_norm == "running" and before_search

@@ -80,7 +80,7 @@ class Sharpness:
     density: SpectralDensity | None
 
     def record(self) -> dict[str, Any]:
-        """The entry of ``sharpness --json``."""
+        """Return the entry of ``sharpness --json``."""
         density, n_scores = self.density, self.curvature.n_scores
         error = density.mean_standard_error if density else None
         return {
@@ -133,7 +133,7 @@ def measure_sharpness(
     settings: SharpnessSettings,
     on_step: Callable[[float], None] = lambda part: None,
 ) -> Sharpness:
-    """lambda_max and loss differences of a checkpoint with scores, on the same adversarial batches.
+    """Measure lambda_max and loss differences of a checkpoint with scores, on the same adversarial batches.
 
     Before the search (epoch 0) BatchNorm's running statistics are still the dense network's: in mode
     ``running`` they are first estimated anew on the measured images, and the record says so.

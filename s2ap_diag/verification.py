@@ -30,7 +30,7 @@ class Finding:
 
 
 def verify(checkpoint: Checkpoint, search: Checkpoint | None = None) -> list[Finding]:
-    """Every finding on a checkpoint's masks, scores and weights.
+    """List every finding on a checkpoint's masks, scores and weights.
 
     Args:
         checkpoint: with masks or without.

@@ -137,6 +137,6 @@ def s2ap_behind(table: str) -> pd.DataFrame:
 
 
 def _select(numbers: pd.DataFrame, metric: str, name: str, minimizer: str | None = None) -> pd.DataFrame:
-    """Values of a metric, of one arm or of none, as column `name` beside the columns of `CELL`."""
+    """Select the values of a metric, of one arm or of none, as column `name` beside the columns of `CELL`."""
     arm = numbers["minimizer"].isna() if minimizer is None else numbers["minimizer"] == minimizer
     return numbers.loc[(numbers["metric"] == metric) & arm, [*CELL, "value"]].rename(columns={"value": name})

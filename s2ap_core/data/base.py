@@ -35,17 +35,17 @@ class Dataset(Protocol):
     size: int  # height and width in pixels
 
     def count(self, split: Split) -> int:
-        """Images in ``split``.
+        """Count the images in ``split``.
 
         Raises:
             InputError: if the data set has no such split.
         """
 
     def labels(self, split: Split) -> Tensor:
-        """Classes of all images of ``split``, [N] int64, on the data set's device."""
+        """Return the classes of all images of ``split``, [N] int64, on the data set's device."""
 
     def checksum(self, split: Split) -> str:
-        """Of the images and classes of ``split`` and of their order: other images give another one.
+        """Hash the images and classes of ``split`` and their order: other images give another checksum.
 
         Raises:
             InputError: if the data set has no such split.
@@ -85,7 +85,7 @@ class Dataset(Protocol):
 
 
 def order(count: int, shuffle: int | None, limit: int | None, augment: bool) -> Tensor:
-    """Positions in a split in the order they are visited, [min(count, limit)] int64 on the CPU."""
+    """Return the positions in a split in the order they are visited, [min(count, limit)] int64 on the CPU."""
     if augment and shuffle is None:
         raise ValueError("augmentation needs a seed: pass shuffle")
     if shuffle is None:
@@ -139,7 +139,7 @@ def hold_out(labels: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray,
 
 
 def validation_count(name: str, val: int, available: int) -> int:
-    """Images to hold out: ``val``, but at most a tenth of the ``available`` training images.
+    """Count the images to hold out: ``val``, but at most a tenth of the ``available`` training images.
 
     Raises:
         InputError: if ``val`` is below one or there are not at least two images.
@@ -152,7 +152,7 @@ def validation_count(name: str, val: int, available: int) -> int:
 
 
 def folder(name: str, root: Path | None, inner: str) -> Path:
-    """``root / inner`` where it exists, otherwise ``root``: users have their data both ways.
+    """Return ``root / inner`` where it exists, otherwise ``root``: users have their data both ways.
 
     Raises:
         InputError: if ``root`` is None or no folder.
@@ -175,7 +175,7 @@ def reason(error: Exception) -> str:
 
 
 def check_images(name: str, path: Path, images: object, shape: tuple[int | None, ...]) -> np.ndarray:
-    """``images`` if it is a uint8 array of this shape, None standing for any length.
+    """Return ``images`` if it is a uint8 array of this shape, None standing for any length.
 
     Raises:
         InputError: naming ``path``.
@@ -189,7 +189,7 @@ def check_images(name: str, path: Path, images: object, shape: tuple[int | None,
 
 
 def check_labels(name: str, path: Path, labels: object, count: int, classes: range) -> np.ndarray:
-    """``labels`` as [count] int64 if they are that many integers within ``classes``.
+    """Return ``labels`` as [count] int64 if they are that many integers within ``classes``.
 
     Raises:
         InputError: naming ``path``.

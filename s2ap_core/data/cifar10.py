@@ -23,7 +23,7 @@ TRAIN, TEST = tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch"
 
 
 def load(root: Path | None = None, val: int = 1000, augment: bool = True) -> InMemory:
-    """CIFAR-10; padded by 4, cropped and flipped when augmented.
+    """Load CIFAR-10; padded by 4, cropped and flipped when augmented.
 
     The validation split is held out from the 50,000 training images, stratified by class and the same in
     every run: ``val`` images, at most a tenth of those that are there. It keeps the order of the files.
@@ -61,7 +61,7 @@ def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
 
 
 def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images, [N, 3, 32, 32] uint8, and labels, [N] int64, of one pickled batch.
+    """Read the images, [N, 3, 32, 32] uint8, and labels, [N] int64, of one pickled batch.
 
     Raises:
         InputError: if the file is missing, truncated, mislabelled or not a batch.

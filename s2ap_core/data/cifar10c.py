@@ -40,7 +40,7 @@ EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 
 
 def load(root: Path | None, corruption: str, severity: int = 3) -> InMemory:
-    """One corruption at one severity: a test split alone, 10,000 images in CIFAR-10's test order.
+    """Load one corruption at one severity: a test split alone, 10,000 images in CIFAR-10's test order.
 
     Args:
         root: the folder of the .npy files, or the one that holds ``CIFAR-10-C``.
@@ -88,7 +88,7 @@ def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
 
 
 def read_labels(path: Path, count: int | None = None) -> np.ndarray:
-    """Labels in 0..9, [N] int64, those of all five severities.
+    """Read the labels in 0..9, [N] int64, of all five severities.
 
     Args:
         path: the file.
@@ -102,7 +102,7 @@ def read_labels(path: Path, count: int | None = None) -> np.ndarray:
 
 
 def read_images(path: Path) -> np.ndarray:
-    """All five severities of a corruption, [5 n, 32, 32, 3] uint8, mapped from the file.
+    """Map all five severities of a corruption, [5 n, 32, 32, 3] uint8, from the file.
 
     Raises:
         InputError: if the file is missing, truncated or of another format.

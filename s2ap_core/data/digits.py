@@ -12,7 +12,7 @@ VAL, TEST = 200, 400
 
 
 def load(root: Path | None = None, augment: bool = False) -> InMemory:
-    """1,197 training, 200 validation and 400 test images, stratified by class.
+    """Load 1,197 training, 200 validation and 400 test images, stratified by class.
 
     The split is fixed: it does not depend on the seed of a run. Pixels are k / 16 for integer k.
 

@@ -156,7 +156,7 @@ def fetch(name: str, root: Path, progress: Progress | None = None) -> list[Part]
 
 
 def download(source: Source, folder: Path, progress: Progress | None = None) -> Path:
-    """Download one file into ``folder`` unless it is there with the right checksum; returns its path.
+    """Download one file into ``folder`` unless it is there with the right checksum; return its path.
 
     Raises:
         InputError: if pooch is not installed, the download fails or the checksum differs.

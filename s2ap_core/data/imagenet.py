@@ -36,7 +36,7 @@ SAMPLED = 1000
 
 
 def load(root: Path | None = None, size: int = 224, workers: int | None = None, augment: bool = True) -> ImageFolders:
-    """ImageNet, or any images in the same layout; the classes are the folder names in sorted order.
+    """Load ImageNet, or any images in the same layout; the classes are the folder names in sorted order.
 
     ``val/`` is published with labels and is the test split here. The validation split is held out from
     ``train/``: one percent, at least one image per class, the same in every run. ``train/`` is not
@@ -153,15 +153,15 @@ class ImageFolders:
         return self._splits[split]
 
     def count(self, split: Split) -> int:
-        """Images in ``split``."""
+        """Count the images in ``split``."""
         return len(self._split(split)[1])
 
     def labels(self, split: Split) -> Tensor:
-        """Classes of all images of ``split``, [N] int64."""
+        """Return the classes of all images of ``split``, [N] int64."""
         return torch.from_numpy(self._split(split)[2]).to(self.device)
 
     def checksum(self, split: Split) -> str:
-        """SHA-256, 16 digits of it, of the names in order, and of the sizes in bytes of some files evenly spread.
+        """Hash the names in order, and the sizes in bytes of some files evenly spread: 16 digits of SHA-256.
 
         Reading 150 GB would cost more than many an evaluation, and asking a network drive for the size of
         each of a million files minutes.
@@ -224,7 +224,7 @@ class Decoder(torch.utils.data.Dataset[Tensor | str]):
     seed: int | None
 
     def __getitem__(self, positions: list[int]) -> Tensor | str:
-        """[B, 3, size, size] uint8; where an image is broken, the line that says so.
+        """Read images [B, 3, size, size] uint8; where one is broken, return the line that says so.
 
         A string, because an exception would leave a worker with its traceback in its message.
         """

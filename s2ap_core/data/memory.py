@@ -57,15 +57,15 @@ class InMemory:
         return self._splits[split]
 
     def count(self, split: Split) -> int:
-        """Images in ``split``."""
+        """Count the images in ``split``."""
         return len(self._split(split)[1])
 
     def labels(self, split: Split) -> Tensor:
-        """Classes of all images of ``split``, [N] int64."""
+        """Return the classes of all images of ``split``, [N] int64."""
         return self._split(split)[1]
 
     def checksum(self, split: Split) -> str:
-        """SHA-256, 16 digits of it, of all bytes and classes of ``split``, and of how training augments them."""
+        """Hash all bytes and classes of ``split``, and how training augments them: 16 digits of SHA-256."""
         pad, flip = (self.pad, self.flip) if split == "train" else (0, False)
         digest = hashlib.sha256(f"{self.classes} {self.scale} {pad} {flip}".encode())
         for tensor in self._split(split):

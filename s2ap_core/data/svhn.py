@@ -22,7 +22,7 @@ TRAIN, TEST = "train_32x32.mat", "test_32x32.mat"
 
 
 def load(root: Path | None = None, val: int = 1000, augment: bool = True) -> InMemory:
-    """SVHN; a digit is its own class (the files write 10 for the digit 0).
+    """Load SVHN; a digit is its own class (the files write 10 for the digit 0).
 
     HYDRA and HARP train it padded by 4, cropped and flipped, as CIFAR-10, and so do we.
 
@@ -61,7 +61,7 @@ def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
 
 
 def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images, [N, 3, 32, 32] uint8, and labels in 0..9, [N] int64, of one file.
+    """Read the images, [N, 3, 32, 32] uint8, and labels in 0..9, [N] int64, of one file.
 
     Raises:
         InputError: if the file is missing, truncated, mislabelled or of another format.

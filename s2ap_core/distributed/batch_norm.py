@@ -17,7 +17,7 @@ Statistics = Literal["sync", "local"]
 
 @contextmanager
 def batch_statistics(model: nn.Module, mode: Statistics) -> Iterator[None]:
-    """For the block, let BatchNorm in train mode normalise by what several processes see.
+    """Let BatchNorm in train mode normalise, for the block, by what several processes see.
 
     Args:
         mode: ``sync`` takes mean and variance over all of them; ``local`` over each one's own images, and at

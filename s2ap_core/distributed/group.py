@@ -59,13 +59,13 @@ def processes_here() -> int:
 
 
 def restarted() -> bool:
-    """Whether torchrun has started this run again after a process ended."""
+    """Return whether torchrun has started this run again after a process ended."""
     # Of several machines, only those count it whose own processes ended.
     return any(gather(launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
 
 
 def launched() -> bool:
-    """Whether torchrun started this process."""
+    """Return whether torchrun started this process."""
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
@@ -131,7 +131,7 @@ def device_of(device: str) -> str:
 
 
 def speaks_first() -> bool:
-    """Whether no other process has asked this before: of an error that all of them meet, one tells."""
+    """Return whether no other process has asked this before: of an error that all of them meet, one tells."""
     try:
         return world() == 1 or _group.store.add("spoken", 1) == 1
     except dist.DistError:  # torchrun itself has ended
@@ -139,7 +139,7 @@ def speaks_first() -> bool:
 
 
 def lost_process(error: BaseException) -> bool:
-    """Whether an exception means that another process has ended or does not answer."""
+    """Return whether an exception means that another process has ended or does not answer."""
     return world() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
@@ -171,7 +171,7 @@ def add_up(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def add_up_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Sum the loss and the gradients ``.grad`` over all processes, by one all-reduce; returns the loss."""
+    """Sum the loss and the gradients ``.grad`` over all processes, by one all-reduce; return the loss."""
     differentiated = [p for p in parameters if p.grad is not None]
     total, *gradients = add_up([loss.detach(), *(p.grad for p in differentiated if p.grad is not None)])
     for parameter, gradient in zip(differentiated, gradients, strict=True):

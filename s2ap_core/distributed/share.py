@@ -41,7 +41,7 @@ class Share:
         return cls(count, rank(), world())
 
     def first(self, n: int) -> int:
-        """How many of the batch's first ``n`` images are here; they are the first ones here, too."""
+        """Count how many of the batch's first ``n`` images are here; they are the first ones here, too."""
         return len(range(self.rank, n, self.world))
 
     def of_mean(self, mean: Tensor, n: int) -> Tensor:
@@ -53,7 +53,7 @@ class Share:
         return term(mean, self.first(n) / n)
 
     def generator(self, device: torch.device | str, seed: int, *parts: str | int) -> torch.Generator:
-        """As :func:`s2ap_core.seeds.generator`; :func:`draw` draws this part of the whole batch's noise by it."""
+        """Seed a generator as :func:`s2ap_core.seeds.generator`, by which :func:`draw` draws this part of the noise."""
         batch_generator = _BatchGenerator(device=device)
         batch_generator.share = self
         return batch_generator.manual_seed(derive_seed(seed, *parts))
@@ -72,7 +72,7 @@ class _BatchGenerator(torch.Generator):
 
 
 def draw(sample: Callable[..., Tensor], x: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise for images ``x`` [B, C, H, W] that does not depend on how their batch is spread over processes.
+    """Draw noise for images ``x`` [B, C, H, W] that does not depend on how their batch is spread over processes.
 
     Args:
         sample: ``torch.rand`` or ``torch.randn``.
@@ -83,5 +83,5 @@ def draw(sample: Callable[..., Tensor], x: Tensor, generator: torch.Generator) -
 
 
 def rows(batches: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Of each batch, given by its images' positions, this process's :class:`Share`."""
+    """Return this process's :class:`Share` of each batch, given by its images' positions."""
     return [positions[rank() :: world()] for positions in batches]

@@ -28,7 +28,7 @@ class Content(NamedTuple):
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the file is a safetensors file by its name or by its first bytes.
+    """Return whether the file is a safetensors file by its name or by its first bytes.
 
     Raises:
         InputError: if it cannot be read.
@@ -62,7 +62,7 @@ def peek(path: Path) -> dict[str, Any] | None:
 
 
 def read(path: Path, framework: str, content: Callable[[T], Content]) -> tuple[dict[str, T], dict[str, Any]]:
-    """Tensors and header of a file of ours.
+    """Read the tensors and the header of a file of ours.
 
     Args:
         framework: whose tensors to return, ``numpy`` or ``pt``.
@@ -89,7 +89,7 @@ def read(path: Path, framework: str, content: Callable[[T], Content]) -> tuple[d
 
 
 def checksum(contents: Mapping[str, Content], header: Mapping[str, Any]) -> str:
-    """SHA-256 of the header, but for its own entry of the checksum, and of the tensors in the order of their names."""
+    """Hash the header, but for its own entry of the checksum, and the tensors in the order of their names (SHA-256)."""
     described = {name: entry for name, entry in header.items() if name != "sha256"}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(contents):

@@ -63,7 +63,7 @@ def hold(run: Path) -> Iterator[None]:
 
 
 def in_use(run: Path) -> bool:
-    """Whether a process holds the directory, as far as can be known from here."""
+    """Return whether a process holds the directory, as far as can be known from here."""
     path = run / NAME
     if not path.exists():
         return False
@@ -200,7 +200,7 @@ def _refuse_living(path: Path, owner: dict[str, Any]) -> None:
 
 
 def _lives(pid: int, started: float | None) -> bool:
-    """Whether that very process runs: its number may have gone to another one since."""
+    """Return whether that very process runs: its number may have gone to another one since."""
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:

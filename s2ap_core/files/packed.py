@@ -27,7 +27,7 @@ class PackedMask:
 
     @classmethod
     def from_bytes(cls, packed: np.ndarray, shape: Sequence[int]) -> "PackedMask":
-        """From what ``numpy.packbits`` gives for a mask of this shape: uint8, eight entries to a byte.
+        """Build a mask of this shape from what ``numpy.packbits`` gives for it: uint8, eight entries to a byte.
 
         Raises:
             InputError: if it has another number of bytes, or bits behind the last entry.

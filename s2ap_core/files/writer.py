@@ -7,7 +7,7 @@ _first = True
 
 
 def writes_files() -> bool:
-    """Whether this process is the one that writes."""
+    """Return whether this process is the one that writes."""
     return _first
 
 

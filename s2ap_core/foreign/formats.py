@@ -114,7 +114,7 @@ def _pruned(raw: Mapping[str, Tensor], parameter: str) -> dict[str, Tensor]:
 
 
 def is_binary(tensor: Tensor) -> bool:
-    """Whether all entries are 0 or 1."""
+    """Return whether all entries are 0 or 1."""
     return tensor.dtype == torch.bool or bool(((tensor == 0) | (tensor == 1)).all())
 
 

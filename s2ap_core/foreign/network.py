@@ -64,7 +64,7 @@ def foreign_checkpoint(
 def foreign_masks(
     source: StateDict, *, network: str | None = None, keep: float | None = None, width: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Boolean masks by weight name (``conv1.weight``) and the header, without building the network.
+    """Read boolean masks by weight name (``conv1.weight``) and the header, without building the network.
 
     Where no network is named and none is recognised, every layer with scores or a mask counts.
 
@@ -120,7 +120,7 @@ def _cached_on_meta(name: str, factory: object, options: tuple[tuple[str, Any], 
 
 
 def _unknown_layers(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Layers within the network's own parts that it lacks. Parts it has not at all (``sub_block1``) are extras."""
+    """List layers within the network's own parts that it lacks. Whole parts it lacks (``sub_block1``) are extras."""
     parts = {name for name, _ in model.named_children()}
     known = {name for name, _ in model.named_modules()}
     layers = (key.removesuffix(".weight") for key in tensors if key.endswith(".weight"))
@@ -222,7 +222,7 @@ def _head(model: nn.Module) -> str:
 
 
 def _with_linear_head(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """RLTH's code ends its networks in a 1x1 convolution ``fc`` without bias: the same as a Linear layer."""
+    """Turn the 1x1 convolution ``fc`` without bias, in which RLTH's code ends its networks, into a Linear layer."""
     weight = tensors.get("fc.weight")
     if weight is None or weight.shape[2:] != (1, 1):
         return dict(tensors)

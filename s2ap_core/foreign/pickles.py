@@ -18,7 +18,7 @@ from s2ap_core.files.arrays import check_unpacked_size
 
 
 def _number_type(name: object, *_: object) -> np.dtype[Any]:
-    """``numpy.dtype`` for numbers alone: ``V2000000000`` would be a type of two gigabytes."""
+    """Return ``numpy.dtype`` for numbers alone: ``V2000000000`` would be a type of two gigabytes."""
     if not (isinstance(name, str) and re.fullmatch(r"[<>|=]?[biuf]\d", name)):
         raise pickle.UnpicklingError(f"a numpy type that is no number: {name!r:.40}")
     return np.dtype(name)
@@ -72,7 +72,7 @@ def unpickle(path: Path) -> object:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is dense, real, in memory, and of no more entries than its file has numbers for."""
+    """Return whether a tensor is dense, real, in memory, and of no more entries than its file has numbers for."""
     return (
         tensor.layout == torch.strided
         and tensor.device.type == "cpu"

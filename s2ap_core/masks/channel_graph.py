@@ -129,7 +129,7 @@ class ChannelGraph:
         return self.trace.get_submodule(str(node.target))
 
     def flops(self, kept: Mapping[str, Tensor]) -> Tensor:
-        """Multiply-accumulates of the network without the channels that nobody needs, a float64 scalar.
+        """Count the multiply-accumulates of the network without the channels that nobody needs, a float64 scalar.
 
         Args:
             kept: for each layer that drops input channels, which it keeps, [C_in] of 0 and 1.
@@ -149,7 +149,7 @@ class ChannelGraph:
         return total
 
     def needed(self, kept: Mapping[str, Tensor]) -> dict[fx.Node, Tensor]:
-        """Which channels of each traced tensor some consumer needs, [C] float64 of 0 and 1.
+        """Find which channels of each traced tensor some consumer needs, [C] float64 of 0 and 1.
 
         Args:
             kept: as for :meth:`flops`, float64.
@@ -209,7 +209,7 @@ class ChannelGraph:
 
 
 def uses(nodes: Iterable[fx.Node]) -> Counter[str]:
-    """How often each module of a trace is called, or one of its tensors read, by its name."""
+    """Count how often each module of a trace is called, or one of its tensors read, by its name."""
     called = [str(node.target) for node in nodes if node.op == "call_module"]
     read = [str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"]
     return Counter([*called, *read])
@@ -232,12 +232,12 @@ def _is_tensor(node: fx.Node) -> bool:
 
 
 def _is_call(node: fx.Node, targets: Container[object]) -> bool:
-    """Whether a node calls one of these functions or methods; a module may have a method's name."""
+    """Return whether a node calls one of these functions or methods; a module may have a method's name."""
     return node.op in ("call_function", "call_method") and node.target in targets
 
 
 def _makes_rows(node: fx.Node) -> bool:
-    """Whether a node that keeps the order of entries makes [1, F] of a tensor; sizes may be among its inputs."""
+    """Return whether a node that keeps the order of entries makes [1, F] of a tensor; its inputs may include sizes."""
     source, *sizes = node.all_input_nodes
     width = channels(source)
     if width is None or any(map(_is_tensor, sizes)):
@@ -246,12 +246,12 @@ def _makes_rows(node: fx.Node) -> bool:
 
 
 def _reads_shape(node: fx.Node) -> bool:
-    """Whether a node asks a tensor for its shape: ``x.shape``, ``x.size()``, ``x.size(dim)``."""
+    """Return whether a node asks a tensor for its shape: ``x.shape``, ``x.size()``, ``x.size(dim)``."""
     return _is_call(node, {"size"}) or (_is_call(node, {getattr}) and node.args[1] == "shape")
 
 
 def _serves_flattening(size: fx.Node) -> bool:
-    """Whether a shape, or what is computed of it, is the number of images, or is used to flatten and nothing else."""
+    """Return whether a shape, or what is computed of it, is the number of images or only serves to flatten."""
     if _is_call(size, {"size"}) and size.args[1:] == (0,):
         return True
     if _is_call(size, {operator.getitem}) and size.args[1] == 0 and _reads_shape(size.all_input_nodes[0]):

@@ -41,7 +41,7 @@ def register(layer: nn.Module, mask: Mask) -> nn.Module:
 
 
 def _reduce_masked(layer: nn.Module, protocol: int) -> tuple[Any, ...]:
-    """How a masked layer is pickled and deep-copied: as its plain layer and its mask, joined again.
+    """Pickle and deep-copy a masked layer as its plain layer and its mask, joined again.
 
     torch refuses to pickle a parametrized layer, and its deepcopy shares one class between the copies,
     so that removing the mask from one of them would break the other.
@@ -67,12 +67,12 @@ def unmask(layer: nn.Module) -> None:
 
 
 def is_parametrized(layer: nn.Module) -> bool:
-    """Whether the layer's weight has a parametrization, a mask of ours or not."""
+    """Return whether the layer's weight has a parametrization, a mask of ours or not."""
     return parametrize.is_parametrized(layer, "weight")
 
 
 def is_masked(layer: nn.Module) -> TypeGuard[Layer]:
-    """Whether this layer itself carries a mask of ours."""
+    """Return whether this layer itself carries a mask of ours."""
     return (
         isinstance(layer, MASKABLE)
         and is_parametrized(layer)
@@ -100,7 +100,7 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 
 def maskable_layers(model: nn.Module) -> dict[str, Layer]:
-    """Every Conv2d and Linear by name, except those that the network declares in ``dense_layers``."""
+    """List every Conv2d and Linear by name, except those that the network declares in ``dense_layers``."""
     dense = getattr(model, "dense_layers", ())
     return {n: m for n, m in model.named_modules() if isinstance(m, MASKABLE) and n not in dense}
 
@@ -111,7 +111,7 @@ def masked_layers(model: nn.Module) -> dict[str, Mask]:
 
 
 def score_masks(model: nn.Module) -> dict[str, ScoreMask]:
-    """As :func:`masked_layers`, those with scores alone."""
+    """List, as :func:`masked_layers` does, the masks that have scores."""
     return {name: mask for name, mask in masked_layers(model).items() if isinstance(mask, ScoreMask)}
 
 

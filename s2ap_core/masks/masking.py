@@ -61,7 +61,7 @@ def attach(model: nn.Module, keep: float) -> nn.Module:
 
 
 def scaled_scores(weight: Tensor) -> Tensor:
-    """Scores of HYDRA and HARP at the start: ``sqrt(6 / fan_in) * w / max|w|``, of the weight's shape."""
+    """Compute the first scores of HYDRA and HARP: ``sqrt(6 / fan_in) * w / max|w|``, of the weight's shape."""
     fan_in = weight[0].numel()
     largest = weight.detach().abs().max().clamp_min(torch.finfo(weight.dtype).tiny)
     bound: float = (6 / fan_in) ** 0.5
@@ -90,7 +90,7 @@ def scores(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def density(model: nn.Module) -> float:
-    """Kept weights over maskable weights, in [0, 1]."""
+    """Compute kept weights over maskable weights, in [0, 1]."""
     found = masks(model)
     return sum(int(m.sum()) for m in found.values()) / sum(m.numel() for m in found.values())
 

@@ -26,7 +26,7 @@ class ScoreMask(nn.Module):
         self.register_parameter("rate", rate)
 
     def keep_rate(self) -> Tensor | None:
-        """HARP's differentiable k, a float64 scalar; None where k is fixed."""
+        """Return HARP's differentiable k, a float64 scalar; None where k is fixed."""
         if self.rate is None:
             return None
         return self.keep_min + (1 - self.keep_min) * self.rate.double().sigmoid()

@@ -42,7 +42,7 @@ def blind_taps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 
 def _seen(layer: nn.Conv2d, axis: int, size: int) -> Tensor:
-    """Which taps of one axis of a kernel see data on a map of this size, boolean [kernel size]."""
+    """Find which taps of one axis of a kernel see data on a map of this size, boolean [kernel size]."""
     if layer.padding_mode != "zeros":
         return torch.ones(layer.kernel_size[axis], dtype=torch.bool)
     padding = layer.padding if isinstance(layer.padding, str) else layer.padding[axis]

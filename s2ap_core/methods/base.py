@@ -43,10 +43,10 @@ class Method(ABC):
         return torch.zeros(())
 
     def end_epoch(self, model: nn.Module, epoch: int) -> None:
-        """Called once after each epoch of the search."""
+        """Update what depends on the epoch; the search calls it once after each epoch."""
 
     def cut_to_budget(self, model: nn.Module) -> bool:
-        """Make the mask keep exactly the budget, in place, by its keep rates alone; returns whether that changed it."""
+        """Make the mask keep exactly the budget, in place, by its keep rates alone; return whether that changed it."""
         del model
         return False
 

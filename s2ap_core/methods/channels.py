@@ -22,7 +22,7 @@ from s2ap_core.methods.harp import LARGEST_START, Harp, keep_floor, rate_of
 
 
 def channel_scores(weight: Tensor) -> Tensor:
-    """Scores at the start: ``sqrt(6) * a / max(a)``, a the sum of ``|w|`` over each input channel.
+    """Compute the first scores: ``sqrt(6) * a / max(a)``, a the sum of ``|w|`` over each input channel.
 
     HYDRA's and HARP's formula with a fan-in of 1, which the published code takes from a placeholder. Its
     reshape then sums over the output channels' entries instead of the input channels'; this does not.
@@ -84,7 +84,7 @@ class ChannelMethod(Method):
         )
 
     def flops(self, model: nn.Module) -> Tensor:
-        """FLOPs that remain under the masks: the exact number, differentiable in HARP's rates alone.
+        """Compute the FLOPs that remain under the masks: the exact number, differentiable in HARP's rates alone.
 
         Its derivative in a rate is that of the number of channels, ``C dk/dr``, times what a channel costs.
         """
@@ -97,7 +97,7 @@ class ChannelMethod(Method):
         return self.graph.flops(kept)
 
     def _flops_at(self, model: nn.Module) -> Callable[[Mapping[str, int]], float]:
-        """FLOPs as a function of how many channels each layer keeps, the best by its scores."""
+        """Compute the FLOPs as a function of how many channels each layer keeps, the best by its scores."""
         magnitudes = {name: mask.scores.detach().abs().flatten().cpu() for name, mask in channel_masks(model).items()}
 
         def flops_at(counts: Mapping[str, int]) -> float:
@@ -174,7 +174,7 @@ class HarpChannels(ChannelMethod, Harp):
         self._attach(model, make)
 
     def excess(self, model: nn.Module) -> Tensor:
-        """``FLOPs / target - 1``, differentiable in the rates."""
+        """Compute ``FLOPs / target - 1``, differentiable in the rates."""
         return self.flops(model) / self.target - 1
 
     @torch.no_grad()

@@ -62,7 +62,7 @@ class Harp(Method):
         return keep_floor(self.settings.keep)
 
     def excess(self, model: nn.Module) -> Tensor:
-        """``kept / target - 1`` over all masked layers, differentiable in the rates."""
+        """Compute ``kept / target - 1`` over all masked layers, differentiable in the rates."""
         layers = list(score_masks(model).values())
         kept = torch.stack([k * mask.scores.numel() for mask in layers if (k := mask.keep_rate()) is not None]).sum()
         return kept / (self.settings.keep * sum(mask.scores.numel() for mask in layers)) - 1
@@ -102,7 +102,7 @@ class Harp(Method):
 
 
 def keep_floor(target: float) -> float:
-    """HARP's k_min, the least that any layer keeps."""
+    """Return HARP's k_min, the least that any layer keeps."""
     return 0.1 * target
 
 
@@ -113,7 +113,7 @@ def rate_of(keep: float, keep_min: float) -> Tensor:
 
 
 def scaled_counts(keeps: list[float], sizes: list[int], target: float, keep_min: float) -> list[int]:
-    """Entries each layer keeps when all keep rates are scaled by one factor to the exact budget.
+    """Count the entries each layer keeps when all keep rates are scaled by one factor to the exact budget.
 
     Args:
         keeps, sizes: keep rate and number of entries of each layer.

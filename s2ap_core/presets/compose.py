@@ -57,7 +57,7 @@ class Preset:
         return f"{self.what} ({named if self.tables else f'beside {named}'})"
 
     def matches(self, pattern: str) -> bool:
-        """Whether ``pattern`` is its name, a shell pattern of it, or a table that prints it (``table9``)."""
+        """Return whether ``pattern`` is its name, a shell pattern of it, or a table that prints it (``table9``)."""
         return fnmatchcase(self.name, pattern) or pattern in {f"table{number}" for number in self.tables}
 
     @property
@@ -95,7 +95,7 @@ class Group:
 
 @cache
 def presets() -> Mapping[str, Preset]:
-    """Every preset by name: the plain files first, then the tables' runs in the order of the tables."""
+    """List every preset by name: the plain files first, then the tables' runs in the order of the tables."""
     found: dict[str, Preset] = {}
     for file in sorted(file.name for file in resources.files(__package__).iterdir()):
         if file.endswith(".toml") and file not in PAPER:

@@ -66,7 +66,7 @@ def _link(source: str, target: str) -> str:
 
 
 def _relabel(file: Path, minimizer: str) -> None:
-    """The warm-up is the same for all minimizers; its files name the run's own."""
+    """Name the run's own minimizer in the files of the warm-up, which is the same for all minimizers."""
     tensors, header = load_tensors(file)
     if header.get("minimizer") not in (None, minimizer):
         save_tensors(file, tensors, {**header, "minimizer": minimizer})

@@ -47,7 +47,7 @@ def expected(config: Config) -> list[str]:
 
 
 def epochs(config: Config, stage: Stage, since: Until | None = None, until: Until = "end") -> range:
-    """Number the epochs, from 1, that a run trains of a stage between the beginning it goes on from and its end."""
+    """Return the epochs, from 1, that a run trains of a stage between the beginning it goes on from and its end."""
     if stage not in trained(config, until):
         return range(1, 1)
     match stage:
@@ -69,7 +69,7 @@ def warmup(config: Config) -> int:
 
 
 def perturbed(config: Config) -> range:
-    """Number the epochs of the search, from 1, that are perturbed."""
+    """Return the epochs of the search, from 1, that are perturbed."""
     last = 0 if config.minimizer.name == "none" else config.prune.epochs
     return range(warmup(config) + 1, last + 1)
 
@@ -89,7 +89,7 @@ def arm(config: Config) -> str:
 
 
 def as_published(config: Config) -> bool:
-    """Whether the search steps as the paper's experiments do, which its tables are of.
+    """Return whether the search steps as the paper's experiments do, which its tables are of.
 
     Cheaper perturbations, those carried on or of another step, and the update as it is printed are not.
     """
@@ -160,7 +160,7 @@ def beginning(config: Config, until: Until, *, defaults: bool = True) -> dict[st
 
 
 def fingerprint(config: Config, until: Until = "end") -> str:
-    """Eight hexadecimal digits of :func:`beginning`: the same for runs that share that part.
+    """Hash :func:`beginning` to eight hexadecimal digits: the same for runs that share that part.
 
     A setting that a later version adds changes nothing as long as it is left at its default.
     """

@@ -76,7 +76,7 @@ def _names(statement: ast.stmt) -> Iterator[str]:
 
 
 def _is_silent(statement: object) -> bool:
-    """Whether a statement computes nothing: an import, a docstring, ``__all__``."""
+    """Return whether a statement computes nothing: an import, a docstring, ``__all__``."""
     match statement:
         case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant(value=str())):
             return True

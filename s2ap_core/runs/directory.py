@@ -74,23 +74,23 @@ class RunDirectory:
 
     @staticmethod
     def begun(path: Path) -> bool:
-        """Whether there is a run in this folder that can be opened."""
+        """Return whether there is a run in this folder that can be opened."""
         return (path / "config.toml").is_file()
 
     def checkpoint(self, name: str) -> Path:
-        """Where the checkpoint of this name lies, such as ``prune-best``."""
+        """Return where the checkpoint of this name lies, such as ``prune-best``."""
         return self.path / "ckpt" / f"{name}.safetensors"
 
     def result(self, stage: str) -> Path:
-        """Where the checkpoint lies that a stage hands on."""
+        """Return where the checkpoint lies that a stage hands on."""
         return self.checkpoint("pretrain" if stage == "pretrain" else f"{stage}-best")
 
     def masks(self, epoch: int) -> Path:
-        """Where the mask after this epoch of the search lies; 0 is before it."""
+        """Return where the mask after this epoch of the search lies; 0 is before it."""
         return self.path / "masks" / f"epoch-{epoch:03d}.safetensors"
 
     def state(self, stage: str) -> Path:
-        """Where a stage's state lies, from which it goes on."""
+        """Return where a stage's state lies, from which it goes on."""
         return self.checkpoint(f"state-{stage}")
 
     def append(self, file: str, columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> int:

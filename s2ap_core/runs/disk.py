@@ -113,7 +113,7 @@ def files_of_run(
 
 
 def _moments(settings: StageSettings) -> int:
-    """Numbers that the optimizer keeps of each trained parameter: its momentum, and AdamW its second moment, too."""
+    """Count the numbers that the optimizer keeps of each trained parameter: its momentum, for AdamW two moments."""
     return 2 if settings.optimizer == "adamw" else 1
 
 
@@ -164,10 +164,10 @@ def _count(network: str, method: str, factories: object) -> _Bytes:
 
 
 def size(tensors: Iterable[Tensor]) -> int:
-    """Their bytes."""
+    """Count the bytes of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def megabytes(count: int) -> str:
-    """Bytes as people read them."""
+    """Write bytes as people read them."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

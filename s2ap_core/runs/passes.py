@@ -55,24 +55,24 @@ def image_passes(
 
 
 def passes_of_a_step(objective: ObjectiveSettings) -> float:
-    """Of the attack and the loss, for each image of an iteration."""
+    """Count the passes of the attack and the loss, for each image of an iteration."""
     attack = {"clean": 0.0, "fast-at": 1.0}.get(objective.name, float(objective.steps))
     return attack + passes_of_a_loss(objective)
 
 
 def passes_of_a_loss(objective: ObjectiveSettings) -> int:
-    """Of the clean and the adversarial images, or of one of them."""
+    """Count the passes of the loss: of the clean and the adversarial images, or of one of them."""
     return 1 if objective.name in ("clean", "fast-at", "pgd-at") else 2
 
 
 def _passes_of_a_perturbation(config: Config) -> float:
-    """The extra loss for z."""
+    """Count the passes of the extra loss for z."""
     minimizer = config.minimizer
     return 0.0 if minimizer.single_step else passes_of_a_loss(config.objective) * minimizer.subset / minimizer.every
 
 
 def _tracked(config: Config, train: int) -> float:
-    """Of an epoch's readings."""
+    """Count the passes of an epoch's readings."""
     tracking = config.tracking
     if not tracking.every:
         return 0.0

@@ -30,7 +30,7 @@ def pgd(
     step: float,
     steps: int,
 ) -> Tensor:
-    """Projected gradient ascent in the l-inf ball (Madry et al. 2018).
+    """Ascend the loss by projected gradients in the l-inf ball (PGD, Madry et al. 2018).
 
     One mask serves all steps; the model is attacked in eval mode and left in the mode it was in.
 
@@ -54,12 +54,12 @@ def pgd(
 
 
 def uniform_start(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
-    """``x`` plus uniform noise in [-eps, eps], clipped to [0, 1]."""
+    """Add uniform noise in [-eps, eps] to ``x``, clipped to [0, 1]."""
     return (x + eps * (2 * draw(torch.rand, x, generator) - 1)).clamp(0, 1)
 
 
 def normal_start(x: Tensor, scale: float, generator: torch.Generator) -> Tensor:
-    """``x`` plus normal noise of standard deviation ``scale``: where TRADES and MART start from."""
+    """Add normal noise of standard deviation ``scale`` to ``x``: where TRADES and MART start from."""
     return x + scale * draw(torch.randn, x, generator)
 
 
@@ -73,7 +73,7 @@ def autoattack(
     attacks: Sequence[str] = AUTOATTACK,
     seed: int = 0,
 ) -> Tensor:
-    """Which images a network classifies correctly under AutoAttack (Croce & Hein 2020, the authors' code).
+    """Find which images a network classifies correctly under AutoAttack (Croce & Hein 2020, the authors' code).
 
     Args:
         model: a plain network; attacked in eval mode.

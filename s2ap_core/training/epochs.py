@@ -29,7 +29,7 @@ class Epochs:
         self.selection = Selection(loop.settings.select)
 
     def resume(self) -> bool:
-        """Go back to the last epoch on disk, metrics included; returns whether there is one.
+        """Go back to the last epoch on disk, metrics included; return whether there is one.
 
         Raises:
             InputError: if the state is damaged, or of another stage.
@@ -69,7 +69,7 @@ class Epochs:
             self.run.append("timing.csv", TIMING, [(loop.stage, loop.epoch, round(seconds, 3))])
 
     def _append_metrics(self, validation: dict[str, float]) -> int:
-        """Append the epoch's rows to ``metrics.csv``; returns its length in bytes afterwards."""
+        """Append the epoch's rows to ``metrics.csv``; return its length in bytes afterwards."""
         loop = self.loop
         rows: list[tuple[Any, ...]] = [("", name, value) for name, value in validation.items()]
         if loop.epoch:
@@ -81,7 +81,7 @@ class Epochs:
         return self.run.append("metrics.csv", METRICS, [(loop.stage, loop.epoch, *row) for row in rows])
 
     def _metrics_of_earlier_stages(self) -> int:
-        """Bytes of ``metrics.csv`` that belong to the stages before this one."""
+        """Count the bytes of ``metrics.csv`` that belong to the stages before this one."""
         before = TRAINED_STAGES[: TRAINED_STAGES.index(self.loop.stage)]
         states = [path for path in map(self.run.state, before) if path.exists()]
         return max(map(read_metrics_bytes, states), default=0)

@@ -41,7 +41,7 @@ def iterate(
     clip: float | None = None,
     on_attacked: Callable[[Tensor], None] | None = None,
 ) -> Step:
-    """Lines 3 to 11 of Algorithm 1 (S2AP); without ``perturbation`` those outside its orange box (Orig.).
+    """Run lines 3 to 11 of Algorithm 1 (S2AP); without ``perturbation`` those outside its orange box (Orig.).
 
     Args:
         generator: of the attack's noise; the seed that it began with is dropout's, too.

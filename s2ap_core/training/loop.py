@@ -48,23 +48,23 @@ class Callback:
     """What may listen to a stage. All hooks do nothing by default."""
 
     def on_stage(self, loop: "Loop") -> None:
-        """Before the first epoch of a stage, or the first after a resume."""
+        """Handle the beginning of a stage, before its first epoch or the first after a resume."""
 
     def on_attacked(self, loop: "Loop", x: Tensor, x_adv: Tensor, y: Tensor) -> None:
-        """The adversarial images [B, C, H, W] of an iteration are made, nothing has changed yet."""
+        """Handle the adversarial images [B, C, H, W] of an iteration: they are made, nothing has changed yet."""
 
     def on_iteration(self, loop: "Loop", step: Step) -> None:
-        """An iteration has ended."""
+        """Handle the end of an iteration."""
 
     def on_epoch(self, loop: "Loop") -> Sequence[tuple[int | str, str, float]]:
-        """An epoch has ended; what is returned, (iteration or "", metric, value), goes into metrics.csv."""
+        """Handle the end of an epoch; return rows (iteration or "", metric, value) for metrics.csv."""
         return ()
 
     def on_evaluated(self, done: int, total: int) -> None:
-        """Part of an evaluation is done; in images."""
+        """Handle the progress of an evaluation, in images."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors from which :meth:`load_state_dict` goes on after an epoch."""
+        """Return the tensors from which :meth:`load_state_dict` goes on after an epoch."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -80,7 +80,7 @@ class Selection:
     epoch: int | None = None
 
     def offer(self, epoch: int, loss: float, robust_accuracy: float) -> bool:
-        """Whether this epoch is the best so far."""
+        """Hold this epoch against the best so far, and return whether it is the best now."""
         criterion = {"robust-loss": loss, "robust-accuracy": -robust_accuracy, "last": -float(epoch)}[self.rule]
         if criterion < self.best:
             self.best, self.epoch = criterion, epoch
@@ -133,7 +133,7 @@ class Loop:
         return build_schedule(self.optimizer, self.settings, self.iterations_per_epoch)
 
     def train_epoch(self) -> None:
-        """One pass over the training images: Algorithm 1 or 2, iteration by iteration."""
+        """Pass once over the training images: Algorithm 1 or 2, iteration by iteration."""
         self.perturbation = self.perturb(self.epoch)
         if self.perturbation is not None:
             self.perturbation.begin_epoch()
@@ -216,12 +216,12 @@ class Loop:
         return cut
 
     def validate(self, candidate: nn.Module) -> dict[str, float]:
-        """Robust loss, clean and robust accuracy of a network on the validation split, in eval mode."""
+        """Measure a network's robust loss, clean and robust accuracy on the validation split, in eval mode."""
         return robust_validation(candidate, self.objective, self.data, self.settings.batch_size, self.seed)
 
 
 def shared_batches(data: Dataset, split: Split, batch_size: int, **options: Any) -> Iterator[tuple[Batch, Share]]:
-    """Of each batch what belongs to this process; ``options`` are those of :meth:`s2ap_core.data.Dataset.batches`.
+    """Yield this process's part of each batch; ``options`` are those of :meth:`s2ap_core.data.Dataset.batches`.
 
     Of the training images no last batch is one image alone, see :func:`s2ap_core.data.base.without_lone_image`.
     """

@@ -58,13 +58,13 @@ class Objective:
 
 
 def clean(threat: Threat, beta: float) -> Objective:
-    """Cross-entropy on clean images: no adversary."""
+    """Build the cross-entropy on clean images: no adversary."""
     del threat, beta
     return Objective("clean", lambda model, x, y, g: x, lambda model, x, x_adv, y: F.cross_entropy(model(x), y))
 
 
 def pgd_at(threat: Threat, beta: float) -> Objective:
-    """Adversarial training with PGD on the cross-entropy, uniform start (Madry et al. 2018)."""
+    """Build adversarial training with PGD on the cross-entropy, uniform start (Madry et al. 2018)."""
     del beta
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
@@ -74,7 +74,7 @@ def pgd_at(threat: Threat, beta: float) -> Objective:
 
 
 def fast_at(threat: Threat, beta: float) -> Objective:
-    """Fast adversarial training: FGSM, one step of 1.25 eps, from a uniform start (Wong et al. 2020)."""
+    """Build fast adversarial training: FGSM, one step of 1.25 eps, from a uniform start (Wong et al. 2020)."""
     del beta
     fgsm = Threat(threat.eps, 1.25 * threat.eps, steps=1)
 
@@ -85,7 +85,7 @@ def fast_at(threat: Threat, beta: float) -> Objective:
 
 
 def trades(threat: Threat, beta: float) -> Objective:
-    """TRADES (Zhang et al. 2019): ``CE(f(x), y) + beta KL(f(x) || f(x_adv))``, x_adv maximising the KL.
+    """Build TRADES (Zhang et al. 2019): ``CE(f(x), y) + beta KL(f(x) || f(x_adv))``, x_adv maximising the KL.
 
     Two passes through the network; the published code makes four in train mode, so that its running
     statistics see three clean batches for each adversarial one, here one of each. The loss, its
@@ -113,7 +113,7 @@ def trades(threat: Threat, beta: float) -> Objective:
 
 
 def mart(threat: Threat, beta: float) -> Objective:
-    """MART (Wang et al. 2020): boosted cross-entropy on x_adv plus a KL weighted by misclassification."""
+    """Build MART (Wang et al. 2020): boosted cross-entropy on x_adv plus a KL weighted by misclassification."""
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         return _cross_entropy_pgd(model, x, y, normal_start(x, 0.001, generator), threat)

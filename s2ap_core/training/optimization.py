@@ -70,12 +70,12 @@ def _norms_and_biases(model: nn.Module) -> list[nn.Parameter]:
 
 
 def is_finite(model: nn.Module) -> bool:
-    """Whether there is no NaN or infinity in a network's parameters and buffers."""
+    """Return whether there is no NaN or infinity in a network's parameters and buffers."""
     return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
 
 
 def normalize_score_gradient(optimizer: torch.optim.Optimizer, tensors: Sequence[Tensor]) -> None:
-    """Line 10 as printed: scores step along their gradient's direction, without momentum or decay."""
+    """Normalise as line 10 is printed: scores step along their gradient's direction, without momentum or decay."""
     ours = {id(tensor) for tensor in tensors}
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) not in ours]

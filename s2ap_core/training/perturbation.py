@@ -140,7 +140,7 @@ class Perturbation:
 def ascend_and_project(
     z: Sequence[Tensor], gradient: Sequence[Tensor], radii: Sequence[Tensor], eta: float
 ) -> list[Tensor]:
-    """Lines 6-9 of Algorithm 1: ``z + eta g / |g|``, then each layer back into its ball.
+    """Run lines 6-9 of Algorithm 1: ``z + eta g / |g|``, then each layer back into its ball.
 
     The norm of line 6 runs over all layers. With infinite ``eta`` the ascent direction alone counts, and
     z_l is ``radius_l * g_l / |g_l|``, 0 where the gradient is 0. A gradient that is not finite gives 0 too: the
@@ -156,7 +156,7 @@ def ascend_and_project(
 
 
 def _along(g: Tensor, norm: Tensor, length: Tensor | float) -> Tensor:
-    """``length * g / norm``; 0 where the norm is 0 or not finite."""
+    """Compute ``length * g / norm``; 0 where the norm is 0 or not finite."""
     return torch.where((norm > 0) & norm.isfinite(), length / norm * g, 0.0)
 
 

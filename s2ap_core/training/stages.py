@@ -58,7 +58,7 @@ class Stages:
         self.method.image_shape = (data.channels, data.size, data.size)
 
     def all(self, until: Until = "end") -> None:
-        """Every stage of the method, each continued where it stopped; what is done is not repeated.
+        """Run every stage of the method, each continued where it stopped; what is done is not repeated.
 
         The last stage to be evaluated is the last to be trained; where none is, all are trained.
 

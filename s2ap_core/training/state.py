@@ -37,7 +37,7 @@ def save_state(path: Path, loop: Loop, selection: Selection, header: Mapping[str
 
 
 def load_state(path: Path, loop: Loop, selection: Selection) -> int:
-    """Put a stage back, in place, to where :func:`save_state` was called; returns ``metrics_bytes``.
+    """Put a stage back, in place, to where :func:`save_state` was called; return ``metrics_bytes``.
 
     Raises:
         InputError: if the file is damaged, or not a state of this stage.

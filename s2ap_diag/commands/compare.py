@@ -81,7 +81,7 @@ def finished(path: Path) -> list[Run]:
 
 
 def matches(run: Run, where: Sequence[str]) -> bool:
-    """Tell whether a run has the settings asked for; those of a perturbation that it does not make are not asked."""
+    """Return whether a run has the settings asked for; those of a perturbation that it does not make are not asked."""
     settings = {key: str(value) for key, value in flat(run.config.model_dump(mode="json")).items()}
     for wanted in where:
         key, equals, value = wanted.partition("=")

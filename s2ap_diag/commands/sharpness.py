@@ -113,7 +113,7 @@ def solver_of(method: str, iterations: int | None, tolerance: float | None) -> S
 
 
 def over_seeds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard error over seeds, where several runs that differ in their seed alone were given."""
+    """Compute mean and standard error over seeds, where several runs that differ in their seed alone were given."""
     arms: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in records:
         keys = ("method", "minimizer", "epoch", "n_scores", "batch_norm")
@@ -148,7 +148,7 @@ def _mean_over_seeds(values: list[float]) -> dict[str, float | None]:
 
 
 def table_of(records: list[dict[str, Any]], skipped: int) -> Any:
-    """One row for each checkpoint."""
+    """Build one row for each checkpoint."""
     rhos = list(records[0]["loss_difference"])
     several_modes = len(set(map(mode_of, records))) > 1
     rows = [
@@ -184,7 +184,7 @@ def table_of(records: list[dict[str, Any]], skipped: int) -> Any:
 
 
 def layer_table(records: list[dict[str, Any]]) -> Any:
-    """One row for each layer or block of each checkpoint, the sharpest first."""
+    """Build one row for each layer or block of each checkpoint, the sharpest first."""
     rows = [
         [
             _path(record),
@@ -206,7 +206,7 @@ def _path(record: dict[str, Any]) -> str:
 
 
 def _with_error(record: dict[str, Any], name: str) -> float | str:
-    """An eigenvalue, with its standard error where it has one."""
+    """Show an eigenvalue, with its standard error where it has one."""
     error = record[f"{name}_standard_error"]
     return record[name] if error is None else f"{show(record[name])} ± {float(f'{error:.2g}'):g}"
 

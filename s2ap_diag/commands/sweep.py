@@ -34,7 +34,7 @@ def run_command(
     device: str,
     quiet: bool,
 ) -> int | None:
-    """Run a grid, or show how it stands; returns the exit status."""
+    """Run a grid, or show how it stands; return the exit status."""
     if list_grids:
         show_table(make_table("grids", ["grid", "what it is"], [list(item) for item in grids().items()]))
         return None

@@ -26,7 +26,7 @@ def run_command(
     searches: dict[Path, Checkpoint] = {}
 
     def opened(path: Path) -> Checkpoint:
-        """A search's result is kept: it is checked itself, and a finetuned network is held against it."""
+        """Open a checkpoint; keep a search's result, against which a finetuned network is held, too."""
         if path.name != SEARCHED:
             return source.open(path)
         if path not in searches:

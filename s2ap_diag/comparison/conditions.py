@@ -75,7 +75,7 @@ def _of_evaluation(
 
 
 def flips(run: Evidence) -> Iterator[Finding]:
-    """S2AP's z has to flip mask bits once it is on: what flips none leaves the loss as it was."""
+    """Check that S2AP's z flips mask bits once it is on: what flips none leaves the loss as it was."""
     if run.config.minimizer.name != "s2ap" or run.budget is None:
         return
     perturbed = course.perturbed(run.config)
@@ -91,7 +91,7 @@ def flips(run: Evidence) -> Iterator[Finding]:
 
 
 def eigenvalue(run: Evidence) -> Iterator[Finding]:
-    """An eigenvalue has to have converged."""
+    """Check that an eigenvalue has converged."""
     found = run.sharpness
     if found is None:
         return
@@ -105,7 +105,7 @@ def eigenvalue(run: Evidence) -> Iterator[Finding]:
 
 
 def dead_share(run: Evidence) -> Iterator[Finding]:
-    """Beside an eigenvalue that lies on dead channels, 1/eps of BatchNorm, has to stand the one of live channels."""
+    """Check that beside an eigenvalue on dead channels, 1/eps of BatchNorm, stands the one of live channels."""
     found = run.sharpness
     if found is None or found.dead_share is None:
         return
@@ -119,7 +119,7 @@ def dead_share(run: Evidence) -> Iterator[Finding]:
 
 
 def budget(run: Evidence) -> Iterator[Finding]:
-    """A mask keeps what the config says, and no more."""
+    """Check that a mask keeps what the config says, and no more."""
     found = run.budget
     if found is not None:
         remedy = f"{found.violation}; see `s2ap-diag verify {quoted(run.run.path / 'ckpt')}`, then {remedies.anew(run)}"
@@ -127,7 +127,7 @@ def budget(run: Evidence) -> Iterator[Finding]:
 
 
 def classes(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]:
-    """A network that has collapsed to few classes is right in those alone.
+    """Check for a network that has collapsed to few classes: it is right in those alone.
 
     The limit is half the classes in which a network equally good at all of them is expected to be right at least once.
     """
@@ -139,7 +139,7 @@ def classes(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]
 
 
 def chance(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]:
-    """The clean accuracy's interval lies above what always naming the commonest class gives."""
+    """Check that the clean accuracy's interval lies above what always naming the commonest class gives."""
     commonest = float(np.unique(found.label, return_counts=True)[1].max() / len(found.label))
     low, _ = wilson(int(found.clean.sum()), len(found.clean))
     remedy = (
@@ -149,14 +149,14 @@ def chance(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]:
 
 
 def noise(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]:
-    """An attack does more harm than noise of its radius."""
+    """Check that an attack does more harm than noise of its radius."""
     robust, noisy = float(found.robust.mean()), float(found.noise.mean())
     remedy = f"noise does more harm than the attack: {remedies.attack(run, stage, found)}"
     yield Finding.of(_name(run), f"noise ({stage})", robust <= noisy, robust, noisy, remedy)
 
 
 def gradient(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]:
-    """Few images have no gradient; attacks that follow it are blind there, all but AutoAttack's Square."""
+    """Check that few images have no gradient; there all attacks are blind that follow it, not AutoAttack's Square."""
     share = float(found.zero_gradient.mean())
     remedy = f"a gradient attack sees nothing there: {remedies.attack(run, stage, found)}"
     if share > ZERO_GRADIENT and found.about["attack"] == "autoattack":
@@ -168,7 +168,7 @@ def gradient(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding
 
 
 def robust(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]:
-    """No image is robust that is not correct as it is."""
+    """Check that no image is robust that is not correct as it is."""
     clean, share = float(found.clean.mean()), float((found.robust | found.clean).mean())
     passed = not (found.robust & ~found.clean).any()
     remedy = f"images count as robust that are wrong without an attack: {remedies.again(run, stage)}"
@@ -176,7 +176,7 @@ def robust(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]:
 
 
 def summary(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]:
-    """What ``results.json`` says is what was found image by image."""
+    """Check that ``results.json`` says what was found image by image."""
     said, counted = run.run.results[f"evaluate-{stage}"], found.summary()
     accuracies = {key: value for key, value in counted.items() if key.endswith("_accuracy")}
     unlike = {key: value for key, value in accuracies.items() if not _alike(_get(said, key), value)}
@@ -186,7 +186,7 @@ def summary(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]
 
 
 def batch_norm(arms: dict[str, list[Evidence]]) -> Iterator[Finding]:
-    """Both modes of BatchNorm order two arms alike, as far as three seeds or more can tell."""
+    """Check that both modes of BatchNorm order two arms the same way, as far as three seeds or more can tell."""
     for first, second in combinations(arms.values(), 2):
         a, b = ({run.unit: run for run in runs} for runs in (first, second))
         pairs = [(a[unit], b[unit]) for unit in sorted(a.keys() & b.keys())]
@@ -207,7 +207,7 @@ def batch_norm(arms: dict[str, list[Evidence]]) -> Iterator[Finding]:
 
 
 def seeds(material: Material) -> Iterator[Finding]:
-    """Seeds are what statistics count, and fewer than three have no interval; a run alone is compared with nothing."""
+    """Check for three seeds, with fewer of which statistics have no interval; a run alone is compared with nothing."""
     for arms in by_setting(material.runs):
         for runs in arms.values():
             units = {run.unit for run in runs}
@@ -220,7 +220,7 @@ def seeds(material: Material) -> Iterator[Finding]:
 
 
 def alike(arms: dict[str, list[Evidence]]) -> Iterator[Finding]:
-    """Arms are evaluated on the same images under the same attack, and so are their seeds under the attack."""
+    """Check that arms are evaluated on the same images under the same attack, and each arm's seeds under one attack."""
     runs = [run for arm in arms.values() for run in arm]
     for stage in course.TRAINED_STAGES:
         evaluated = [run for run in runs if stage in run.evaluations]
@@ -253,7 +253,7 @@ def _unlike(stage: Stage, first: Evidence, second: Evidence) -> str:
 
 
 def winners(material: Material) -> Iterator[Finding]:
-    """A table calls an arm best only where the difference's interval excludes 0."""
+    """Check that a table calls an arm best only where the difference's interval excludes 0."""
     for table in material.tables:
         yield from claims(table)
 

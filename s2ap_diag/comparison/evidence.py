@@ -111,7 +111,7 @@ class Evidence:
         return _numbers(self.run, metric) if "prune" in self.run.results else {}
 
     def result(self, stage: Stage) -> Path:
-        """Where the network lies that a stage handed on."""
+        """Return where the network lies that a stage handed on."""
         return RunDirectory(self.run.path, self.config).result(stage)
 
 

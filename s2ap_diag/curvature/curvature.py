@@ -179,7 +179,7 @@ def _groups(layers: list[str], by: ByLayer) -> dict[str, list[str]]:
 
 
 def spread(model: nn.Module, loss: Loss, batches: Sequence[Any], batch_norm: BatchNormMode) -> ScoreHessian:
-    """The Hessian of all ``batches``, of which the processes of a run, if there are several, take turns."""
+    """Build the Hessian of all ``batches``, of which the processes of a run, if there are several, take turns."""
     if distributed.world() == 1:
         return ScoreHessian(model, loss, batches, batch_norm=batch_norm)
     own, images = distributed.own_items(batches), sum(map(samples_in, batches))

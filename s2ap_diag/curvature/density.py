@@ -60,7 +60,7 @@ def spectral_density(
     broadening: float | None = None,
     points: int = 2048,
 ) -> SpectralDensity:
-    """The eigenvalue density by stochastic Lanczos quadrature (Lin, Saad & Yang 2016; Ghorbani et al. 2019).
+    """Estimate the eigenvalue density by stochastic Lanczos quadrature (Lin, Saad & Yang 2016; Ghorbani et al. 2019).
 
     Each probe z of random signs gives the nodes and weights of a Gauss quadrature for z'f(H)z / n; the
     density is the mean over the probes, each node being a normal distribution of width ``broadening``

@@ -16,7 +16,7 @@ def standard_deviation(values: Sequence[float], counts: Sequence[int] | None = N
 
 
 def standard_error(values: Sequence[float], counts: Sequence[int] | None = None) -> float | None:
-    """Standard error of the mean of B values, ``sqrt(B / (B - 1) sum w^2 (x - mean)^2)``; None of fewer than two.
+    """Compute the standard error of the mean of B values, ``sqrt(B / (B - 1) sum w^2 (x - mean)^2)``; None of B < 2.
 
     With weights that is the ratio estimator's (Cochran 1977), without the deviation over the root of B.
 

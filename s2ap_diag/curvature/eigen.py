@@ -269,5 +269,5 @@ def lambda_max(op: SymmetricOperator, solver: Solver = Lanczos(), *, seed: int =
 
 
 def relative(error: float, value: float) -> float:
-    """``error / |value|``, 0 / 0 being exact."""
+    """Compute ``error / |value|``, 0 / 0 being exact."""
     return float(error) / abs(value) if value else (math.inf if error else 0.0)

@@ -40,7 +40,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 @contextmanager
 def batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
-    """Evaluation mode, with BatchNorm normalising by its running statistics or by the batch's.
+    """Set evaluation mode, with BatchNorm normalising by its running statistics or by the batch's.
 
     ``batch`` is what the search minimises, ``running`` what is deployed; the two can move in opposite
     directions. The running statistics stay as they are, and each module gets its own mode back.
@@ -63,7 +63,7 @@ def _check_batch_norm(mode: str) -> None:
 
 
 def chosen_masks(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, ScoreMask]:
-    """The score masks of the named layers, in the order named; all of them for None.
+    """Return the score masks of the named layers, in the order named; all of them for None.
 
     Raises:
         InputError: if the model has no scores, or none in a layer of that name.
@@ -101,7 +101,7 @@ def scores_at(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[list[n
 
 
 def finite_loss(model: nn.Module, loss: Loss, batch: Any) -> Tensor:
-    """``loss(model, batch)`` with every mask selected once.
+    """Compute ``loss(model, batch)`` with every mask selected once.
 
     Raises:
         InputError: if it is NaN or infinite.
@@ -116,7 +116,7 @@ def finite_loss(model: nn.Module, loss: Loss, batch: Any) -> Tensor:
 def score_gradient(
     value: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False, allow_unused: bool = False
 ) -> list[Tensor]:
-    """The gradient of ``value`` in each leaf; zero where it does not depend on that leaf.
+    """Compute the gradient of ``value`` in each leaf; zero where it does not depend on that leaf.
 
     Raises:
         InputError: if it depends on no leaf at all, unless ``allow_unused``.
@@ -149,13 +149,13 @@ class DeadScores:
     where: Tensor = field(repr=False)
 
     def share(self, vector: Tensor) -> float:
-        """The part of a vector's [n] squared norm, which is 1, that lies on dead scores."""
+        """Compute the part of a vector's [n] squared norm, which is 1, that lies on dead scores."""
         return float(vector[self.where].square().sum())
 
 
 @torch.no_grad()
 def dead_scores(model: nn.Module, layers: Sequence[str] | None = None) -> DeadScores:
-    """The scores that are dead under the masks in force, of the named layers or of all.
+    """Find the scores that are dead under the masks in force, of the named layers or of all.
 
     Raises:
         InputError: as :func:`chosen_masks`.
@@ -169,18 +169,18 @@ def dead_scores(model: nn.Module, layers: Sequence[str] | None = None) -> DeadSc
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """One vector [n] of all entries, row-major per tensor whatever the memory layout."""
+    """Join all entries to one vector [n], row-major per tensor whatever the memory layout."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Inverse of :func:`flatten`: views of ``vector`` [n] in the shapes of ``like``."""
+    """Invert :func:`flatten`: views of ``vector`` [n] in the shapes of ``like``."""
     parts = vector.split([tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
 def samples_in(batch: Any) -> int:
-    """Number of samples in a batch: the length of its first tensor."""
+    """Count the samples in a batch: the length of its first tensor."""
     return len(batch[0])
 
 
@@ -254,7 +254,7 @@ class ScoreHessian:
 
     @contextmanager
     def surrogate(self) -> Iterator[tuple[list[nn.Parameter], Callable[..., Tensor]]]:
-        """What is differentiated: leaves that stand for the scores, and the loss of a batch at them, weighted."""
+        """Give what is differentiated: leaves that stand for the scores, and the loss of a batch at them, weighted."""
 
         def loss_of(batch: Any, weight: float = 1.0) -> Tensor:
             return finite_loss(self.model, lambda *given: distributed.term(self.loss(*given), weight), batch)
@@ -268,7 +268,7 @@ class ScoreHessian:
             yield leaves, loss_of
 
     def matvec(self, v: Tensor) -> Tensor:
-        """H v for a vector [n] of the operator's dtype and device."""
+        """Compute H v for a vector [n] of the operator's dtype and device."""
         self.hvps += len(self.batches)
         product = self._own_product(v)
         return product if self.weights is None else distributed.add_up([product])[0]
@@ -298,12 +298,12 @@ class ScoreHessian:
             return leaves, score_gradient(loss_of(batch, weight), leaves, create_graph=True, allow_unused=part)
 
     def restricted(self, layers: Sequence[str]) -> "ScoreHessian":
-        """The diagonal block of these layers, as an operator of its own."""
+        """Return the diagonal block of these layers, as an operator of its own."""
         options: dict[str, Any] = {"batch_norm": self.batch_norm, "weights": self.weights}
         return ScoreHessian(self.model, self.loss, self.batches, layers=layers, **options)
 
     def symmetry_defect(self, seed: int = 0) -> float:
-        """``|u'Hv - v'Hu| / (|u||Hv| + |v||Hu|)`` for two normal draws u, v; at two products.
+        """Compute ``|u'Hv - v'Hu| / (|u||Hv| + |v||Hu|)`` for two normal draws u, v; at two products.
 
         0 in exact arithmetic, of the order of the dtype's rounding error in practice; more than that
         means that the loss is not the same function each time it is evaluated (dropout, a random attack).
@@ -319,7 +319,7 @@ class ScoreHessian:
         return abs(float(u @ hv) - float(v @ hu)) / scale if scale else 0.0
 
     def as_linear_operator(self) -> LinearOperator:
-        """As a ``scipy.sparse.linalg.LinearOperator`` of NumPy vectors, for eigsh and its like."""
+        """Wrap it as a ``scipy.sparse.linalg.LinearOperator`` of NumPy vectors, for eigsh and its like."""
 
         def matvec(v: np.ndarray) -> np.ndarray:
             vector = torch.from_numpy(np.ascontiguousarray(v.reshape(-1), dtype=dtype)).to(self.device)

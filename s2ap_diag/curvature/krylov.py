@@ -26,7 +26,7 @@ class Krylov:
     basis: Tensor
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues of T ascending [m], and its eigenvectors [m, m] in columns."""
+        """Compute the eigenvalues of T ascending [m], and its eigenvectors [m, m] in columns."""
         theta, vectors = eigh_tridiagonal(self.alphas, self.betas[:-1])
         return theta, vectors
 

@@ -39,20 +39,20 @@ class Projected:
         self.n, self.dtype, self.device = len(self.index), op.dtype, op.device
 
     def restrict(self, v: Tensor) -> Tensor:
-        """P'v: of a vector [m] the entries that stay, [n]."""
+        """Compute P'v: of a vector [m] the entries that stay, [n]."""
         return v[self.index]
 
     def expand(self, v: Tensor) -> Tensor:
-        """Pv: a vector [n] with 0 in the other places, [m]."""
+        """Compute Pv: a vector [n] with 0 in the other places, [m]."""
         return v.new_zeros(self.op.n).index_copy_(0, self.index, v)
 
     def matvec(self, v: Tensor) -> Tensor:
-        """P'HPv for a vector [n], at one product of H."""
+        """Compute P'HPv for a vector [n], at one product of H."""
         return self.restrict(self.op.matvec(self.expand(v)))
 
 
 def finite_product(op: SymmetricOperator, v: Tensor) -> Tensor:
-    """Hv for a vector [n].
+    """Compute Hv for a vector [n].
 
     Raises:
         InputError: if an entry is NaN or infinite.

@@ -21,7 +21,7 @@ from s2ap_diag.curvature.operators import Projected
 
 
 def batch_loss(objective: Objective) -> Loss:
-    """An objective's loss as a function of a model and a batch (x, x_adv, y), the examples held fixed."""
+    """Make an objective's loss a function of a model and a batch (x, x_adv, y), the examples held fixed."""
     return lambda model, batch: objective.loss(model, *batch)
 
 
@@ -120,7 +120,7 @@ class CurvatureTracker(Callback):
             loop.perturbation.on_perturbed = None
 
     def on_epoch(self, loop: Loop) -> Sequence[tuple[int | str, str, float]]:
-        """Every reading of the epoch, then the mean of each metric over them."""
+        """Return every reading of the epoch, then the mean of each metric over them."""
         by_metric: dict[str, list[float]] = defaultdict(list)
         for _, metric, value in self.rows:
             by_metric[metric].append(value)
@@ -139,7 +139,7 @@ TRACKERS: dict[str, Callable[[TrackingSettings], Callback]] = {"curvature": Curv
 
 
 def build_trackers(settings: TrackingSettings) -> list[Callback]:
-    """The trackers that settings name; none where nothing is to be read.
+    """Build the trackers that settings name; none where nothing is to be read.
 
     Raises:
         InputError: if there is none of a name.

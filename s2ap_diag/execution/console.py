@@ -16,7 +16,7 @@ class Once:
         self.seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether the record is shown."""
+        """Return whether the record is shown."""
         what = str(record.args[-1] if isinstance(record.args, tuple) and record.args else record.msg)
         new = what not in self.seen
         self.seen.add(what)

@@ -36,7 +36,7 @@ def leave(status: int) -> NoReturn:
 
 
 def under_torchrun() -> bool:
-    """Tell whether torchrun started this process."""
+    """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
@@ -50,7 +50,7 @@ def joined_processes() -> AbstractContextManager[None]:
 
 
 def speaks_first() -> bool:
-    """Tell whether this process is to report an error that several may meet."""
+    """Return whether this process is to report an error that several may meet."""
     if not under_torchrun():
         return True
     from s2ap_core import distributed  # brings torch
@@ -59,7 +59,7 @@ def speaks_first() -> bool:
 
 
 def lost_process(error: RuntimeError) -> bool:
-    """Tell whether an error means that another process of the run has ended or does not answer."""
+    """Return whether an error means that another process of the run has ended or does not answer."""
     if not under_torchrun():
         return False
     from s2ap_core import distributed  # brings torch

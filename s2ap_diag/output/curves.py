@@ -71,7 +71,7 @@ class Drawn:
 
 
 def names_of(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Names that tell records apart: a curve's where there are several, and the epoch."""
+    """Name records so that they can be told apart: by their curve where there are several, and the epoch."""
     drawn = arrange(records)
     names = {id(point.record): drawn.name_of(curve, point) for curve in drawn.curves for point in curve.points}
     return [names[id(record)] for record in records]
@@ -110,12 +110,12 @@ def _key(record: dict[str, Any]) -> _Key:
 
 
 def mode_of(record: dict[str, Any]) -> str:
-    """BatchNorm's mode, without what the record says of how its statistics came about."""
+    """Return BatchNorm's mode, without what the record says of how its statistics came about."""
     return str(record["batch_norm"]).partition(" ")[0]
 
 
 def _names(keys: Iterable[_Key]) -> dict[_Key, str]:
-    """Names that tell curves apart, and no longer than that takes: of a run the end of its path."""
+    """Name curves so that they can be told apart, as short as that allows: by the end of a run's path."""
     keys = list(keys)
     runs = {key.run for key in keys}
     depth = 1

@@ -164,7 +164,7 @@ def curves(
     log: bool = False,
     thin: Mapping[str, pd.Series] | None = None,
 ) -> None:
-    """One line for each series over its index; the warm-up epochs shaded.
+    """Draw one line for each series over its index; shade the warm-up epochs.
 
     Args:
         thin: by the same names, what is drawn thin in the same look.
@@ -186,7 +186,7 @@ def curves(
 
 
 def band_curves(axes: Axes, arms: Mapping[str, pd.DataFrame], *, xlabel: str, ylabel: str) -> None:
-    """One line for each arm over the index, the mean over its columns (seeds), with a band of one std."""
+    """Draw one line for each arm over the index, the mean over its columns (seeds), with a band of one std."""
     for index, (name, by_seed) in enumerate(arms.items()):
         style = look(index)
         mean, std = by_seed.mean(axis=1), by_seed.std(axis=1)
@@ -202,7 +202,7 @@ def band_curves(axes: Axes, arms: Mapping[str, pd.DataFrame], *, xlabel: str, yl
 
 
 def difference_area(axes: Axes, difference: pd.Series, *, first: str, second: str) -> None:
-    """first - second over epochs: green where the second is the more stable, else red and hatched."""
+    """Draw first - second over epochs: green where the second is the more stable, else red and hatched."""
     x, y = difference.index.to_numpy(float), difference.to_numpy(float)
     axes.plot(x, y, color="0.2", marker="o", markersize=2.5)
     axes.axhline(0, color="0.4", linewidth=0.8)
@@ -259,13 +259,13 @@ def bars(
 
 
 def reaches(values: ArrayLike, intervals: ArrayLike) -> np.ndarray:
-    """How far intervals [n, 2] reach below and above values [n], as :func:`bars` takes it: [2, n], at least 0."""
+    """Compute how far intervals [n, 2] reach below and above values [n], as :func:`bars` takes it: [2, n], >= 0."""
     low, high = np.asarray(intervals, float).T
     return np.maximum([np.subtract(values, low), np.subtract(high, values)], 0)
 
 
 def spectral_densities(axes: Axes, densities: Mapping[str, SpectralDensity], *, xlabel: str) -> None:
-    """Eigenvalue densities on a logarithmic scale, where the few large eigenvalues can be seen."""
+    """Draw eigenvalue densities on a logarithmic scale, where the few large eigenvalues can be seen."""
     for index, (name, found) in enumerate(densities.items()):
         style = {k: v for k, v in look(index).items() if k != "marker"}
         axes.semilogy(found.grid, np.maximum(found.density, 1e-12), label=name, **style)
@@ -276,7 +276,7 @@ def spectral_densities(axes: Axes, densities: Mapping[str, SpectralDensity], *, 
 
 
 def layer_bars(axes: Axes, values: Mapping[str, float], *, xlabel: str) -> None:
-    """One horizontal bar for each layer, the largest on top."""
+    """Draw one horizontal bar for each layer, the largest on top."""
     names = sorted(values, key=lambda name: values[name])
     axes.barh(names, [values[name] for name in names], color=COLORS[0])
     axes.grid(visible=False, axis="y")
@@ -285,7 +285,7 @@ def layer_bars(axes: Axes, values: Mapping[str, float], *, xlabel: str) -> None:
 
 
 def layer_heat_map(axes: Axes, table: pd.DataFrame, *, label: str, norm: mpl.colors.Normalize | None = None) -> None:
-    """Layers down, epochs across; cividis reads the same in grey.
+    """Draw layers down, epochs across; cividis reads the same in grey.
 
     Args:
         norm: the scale of the colours, by default from the least to the largest value.

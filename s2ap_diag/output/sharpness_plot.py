@@ -65,7 +65,7 @@ def draw(records: Sequence[dict[str, Any]], file: Path) -> None:
 
 
 def _layers_height(drawn: Drawn) -> float:
-    """Of a panel of layers, in inches: where marks stand one above the other in a layer's row, it is the taller."""
+    """Give a panel of layers its height in inches: taller where marks stand one above the other in a layer's row."""
     row = 0.13 if drawn.over_epochs else 0.09 + 0.04 * len(drawn.points)
     return max(2.4, row * len(drawn.points[0].record["layers"]) + 0.8)
 
@@ -112,7 +112,7 @@ def _marks(
 
 
 def _size(marker: str, *, thin: bool) -> float:
-    """Of a marker, in points."""
+    """Give a marker its size in points."""
     return (7 if marker == BEST else 3.5) * (0.6 if thin else 1)
 
 
@@ -143,7 +143,7 @@ def _decades(axes: Axes, drawn: Drawn, *reads: Read) -> None:
 
 
 def _loss_difference_panels(drawn: Drawn) -> list[Panel]:
-    """Over the radii where checkpoints are few and stand by themselves, else at the largest one."""
+    """Draw over the radii where checkpoints are few and stand by themselves, else at the largest one."""
     rhos = list(drawn.points[0].record["loss_difference"])
     if not rhos:
         return []
@@ -181,7 +181,7 @@ def _x_axis(axes: Axes, drawn: Drawn) -> None:
 
 
 def _layer_panels(drawn: Drawn) -> list[Panel]:
-    """A heat map for each curve of several checkpoints; the other curves' checkpoints as marks in one panel."""
+    """Lay out a heat map for each curve of several checkpoints, and one panel of marks for the other checkpoints."""
     records = [point.record for point in drawn.points]
     if not records[0]["layers"]:
         return []
@@ -195,7 +195,7 @@ def _layer_panels(drawn: Drawn) -> list[Panel]:
 
 
 def _layer_map(axes: Axes, curve: Curve, layers: list[str], norm: mpl.colors.Normalize) -> None:
-    """Layers down, epochs across and the best last; open circles where a reading has not converged."""
+    """Draw layers down, epochs across and the best last; open circles where a reading has not converged."""
     points = [*curve.epochs, *curve.best]
     columns = [[point.record["layers_live"][name] for name in layers] for point in points]
     names = ["best" if point.best else str(point.record["epoch"]) for point in points]
@@ -208,7 +208,7 @@ def _layer_map(axes: Axes, curve: Curve, layers: list[str], norm: mpl.colors.Nor
 
 
 def _colors(values: np.ndarray) -> mpl.colors.Normalize:
-    """The scale of colours of all maps, logarithmic over more than a decade."""
+    """Choose the scale of colours of all maps, logarithmic over more than a decade."""
     low, high = float(values.min()), float(values.max())
     if low > 0 and high > 10 * low:
         return mpl.colors.LogNorm(low, high)
@@ -218,7 +218,7 @@ def _colors(values: np.ndarray) -> mpl.colors.Normalize:
 
 
 def _layer_marks(axes: Axes, shown: Sequence[tuple[Curve, Point]], layers: list[str]) -> None:
-    """A row for each layer, the sharpest on top; in it a mark for each checkpoint, one below the other."""
+    """Draw a row for each layer, the sharpest on top; in it a mark for each checkpoint, one below the other."""
     values: list[float] = []
     for index, (curve, point) in enumerate(shown):
         rows = np.arange(len(layers)) + (index - (len(shown) - 1) / 2) * 0.7 / len(shown)
@@ -234,7 +234,7 @@ def _layer_marks(axes: Axes, shown: Sequence[tuple[Curve, Point]], layers: list[
 
 
 def _legend(drawn: Drawn) -> list[Line2D]:
-    """Entries for the curves, and for those of the marks that are there."""
+    """Make entries for the curves, and for those of the marks that are there."""
     entries: list[Line2D] = []
 
     def add(label: str, **look: Any) -> None:

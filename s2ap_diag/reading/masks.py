@@ -104,6 +104,6 @@ def plain_masks(path: Path, arrays: Mapping[str, np.ndarray], epoch: int | None 
 
 
 def _weight_name(name: str) -> str:
-    """``conv1``, ``conv1.mask`` and ``conv1.weight_mask`` as ``conv1.weight``."""
+    """Turn ``conv1``, ``conv1.mask`` and ``conv1.weight_mask`` into ``conv1.weight``."""
     layer = re.sub(r"(^|\.)(weight|mask|weight_mask)$", "", name)
     return f"{layer}.weight".removeprefix(".")

@@ -83,7 +83,7 @@ class Run:
         return pd.Series(found, index=pd.RangeIndex(1, len(found) + 1, name="epoch"), dtype=float)
 
     def evaluation(self, stage: str) -> Evaluation | None:
-        """Correctness image by image, None where the config asks for no evaluation of this stage.
+        """Read the correctness image by image, None where the config asks for no evaluation of this stage.
 
         Raises:
             InputError: if the file is missing or damaged.

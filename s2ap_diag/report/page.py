@@ -101,7 +101,7 @@ def _own_file(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Nothing is loaded or run but this style, this script and images that the page itself holds."""
+    """Allow nothing to be loaded or run but this style, this script and images that the page itself holds."""
 
     def source(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

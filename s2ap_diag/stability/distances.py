@@ -45,7 +45,7 @@ class Hamming:
 
 
 def hamming(a: Masks, b: Masks) -> Hamming:
-    """Hamming distance between two masks of one network (Eq. 13).
+    """Compute the Hamming distance between two masks of one network (Eq. 13).
 
     Raises:
         InputError: if the two are not masks of one network, naming the first layer that differs.

@@ -70,7 +70,7 @@ class Size:
 
 @cache
 def size_of(name: str, width: int | None, dataset: str) -> Size:
-    """Counted on the meta device, where nothing is computed."""
+    """Count a network's multiply-accumulates and parameters on the meta device, where nothing is computed."""
     images = IMAGES[dataset]
     with torch.device("meta"):
         model = build(
@@ -82,7 +82,7 @@ def size_of(name: str, width: int | None, dataset: str) -> Size:
 
 
 def images_of(config: Config) -> Images:
-    """Those of its data set; one that is not in :data:`IMAGES` counts as CIFAR-10."""
+    """Return the images of the config's data set; one that is not in :data:`IMAGES` counts as CIFAR-10."""
     return IMAGES.get(config.data.name, IMAGES["cifar10"])
 
 
@@ -100,14 +100,14 @@ def passes(task: Task) -> float:
 
 
 def work(task: Task) -> float:
-    """Multiply-accumulates of a task: those of its passes, a backward pass counted as two forward ones."""
+    """Count the multiply-accumulates of a task's passes, a backward pass counted as two forward ones."""
     name = task.config.data.name if task.config.data.name in IMAGES else "cifar10"
     network = task.config.network
     return 3 * size_of(network.name, network.width, name).macs * passes(task)
 
 
 def disk(task: Task) -> int:
-    """Bytes of the tensor files that a task leaves, besides those that its run has from its beginning."""
+    """Count the bytes of the tensor files that a task leaves, besides those that its run has from its beginning."""
     images = images_of(task.config)
     files = files_of_run(task.config, images, until=task.until)
     if task.before is not None:
@@ -118,7 +118,7 @@ def disk(task: Task) -> int:
 
 
 def seconds_per_mac(benchmark: Path | None) -> Mapping[str, float]:
-    """By network, from a JSON file of ``python -m benchmarks --only table7 --json FILE``, or from Table 7.
+    """Read it by network from a JSON file of ``python -m benchmarks --only table7 --json FILE``, or from Table 7.
 
     Networks that are not in it take the slowest one's.
 
@@ -136,7 +136,7 @@ def seconds_per_mac(benchmark: Path | None) -> Mapping[str, float]:
 
 
 def _benchmarked(file: Path, network: str) -> float:
-    """Seconds of an iteration of Orig. at batch 128, ten steps."""
+    """Return the seconds of an iteration of Orig. at batch 128, ten steps."""
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
         names = (f"iteration, {network}, Orig., batch 128, {kind}" for kind in ("float32", "bfloat16"))
@@ -150,12 +150,12 @@ def _benchmarked(file: Path, network: str) -> float:
 
 
 def seconds(task: Task, rates: Mapping[str, float]) -> float:
-    """Of a task on one device that it has for itself."""
+    """Estimate the seconds of a task on one device that it has for itself."""
     return work(task) * rates.get(task.config.network.name, max(rates.values()))
 
 
 def wall(tasks: Sequence[Task], cost: Mapping[str, float], devices: int) -> float:
-    """Seconds until the last task ends when each device takes the next one whose beginning is done.
+    """Estimate the seconds until the last task ends when each device takes the next one whose beginning is done.
 
     Args:
         tasks: each behind the one that it waits for.

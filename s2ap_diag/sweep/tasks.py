@@ -61,7 +61,7 @@ def log_file(name: str) -> str:
 
 
 def is_done(task: Task, root: str) -> bool:
-    """Tell whether this task's run went as far as it should."""
+    """Return whether this task's run went as far as it should."""
     filesystem, path = fsspec.core.url_to_fs(root)
     return bool(filesystem.exists(f"{path}/{task.name}/{DONE}"))
 

@@ -20,7 +20,7 @@ from s2ap_diag.commands.options.shared import EXISTING, scale_option, set_option
 @set_option
 @table_options
 def command(**options: Any) -> None:
-    """Hours of a device, wall time and disk space of GRID, a TOML file or one of `sweep --list`."""
+    """Estimate hours of a device, wall time and disk space of GRID, a TOML file or one of `sweep --list`."""
     from s2ap_diag.commands.estimate import run_command  # slow, and --help needs none of it
 
     run_command(**options)
