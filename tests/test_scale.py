@@ -34,7 +34,7 @@ def density(out, epoch):
 
 
 def test_what_a_run_is_about_stays_and_only_its_size_changes():
-    sizes = {"epochs", "batch_size", "warmup", "width", "n", "penalty", "eps", "step", "steps", "checkpoint"}
+    sizes = {"epochs", "batch_size", "warmup", "width", "n", "penalty", "attack", "eps", "step", "steps", "checkpoint"}
     for full in map(read_config, presets()):
         small = scale_to_digits(full)
         assert small == parse_config(tomllib.loads(small.to_toml()), "scaled")  # what a resumed run reads
@@ -45,7 +45,8 @@ def test_what_a_run_is_about_stays_and_only_its_size_changes():
         assert small.data.name == "digits"
         assert (small.objective.eps, small.objective.step) == (Fraction(32, 255), Fraction(8, 255))
         assert small.objective.steps * small.objective.step > small.objective.eps
-        assert small.evaluation.n <= 128
+        assert small.evaluation.n == full.evaluation.n
+        assert small.evaluation.attack == {"autoattack": "apgd"}.get(full.evaluation.attack, full.evaluation.attack)
         assert small.minimizer.warmup < small.prune.epochs < full.prune.epochs
         assert small.pretrain.checkpoint is None
         assert small.title.startswith(full.title)

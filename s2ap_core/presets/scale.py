@@ -21,8 +21,8 @@ TRANSFORMER_EPOCHS: dict[str, dict[str, Any]] = {
 }
 """Without convolutions' locality it takes more steps and, at this width, larger ones."""
 
-IMAGES = 64
-"""Test images at most: AutoAttack on more takes longer than all the training."""
+BATCH = 400
+"""Test images that are attacked at once: the whole test split, of a fold or of all, and fewer where n says so."""
 
 TRACKED = 32
 """Images that lambda_max is read of, in one of an epoch's ten iterations; a whole batch would double its time."""
@@ -40,13 +40,14 @@ CHANNEL_PENALTY = 5.0
 
 
 def scale_to_digits(config: Config) -> Config:
-    """Scale a run to the embedded digits: a narrow network, few epochs, an evaluation of 64 images at most.
+    """Scale a run to the embedded digits: a narrow network, few epochs, APGD on all test images.
 
     Method, minimizer, gamma, keep rate and optimizers stay as they are. Networks that are not in :data:`WIDTHS` keep
     their width.
     """
     epochs = TRANSFORMER_EPOCHS if config.network.name == "vit" else EPOCHS
-    images = min(config.evaluation.n or IMAGES, IMAGES)
+    # All of AutoAttack on a test split takes longer than all the training; its first two leave little to the others.
+    attack = "apgd" if config.evaluation.attack == "autoattack" else config.evaluation.attack
     changes: dict[str, dict[str, Any]] = {
         "data": {"name": "digits", "root": None, "options": {}},
         "network": {"width": WIDTHS.get(config.network.name, config.network.width)},
@@ -58,9 +59,9 @@ def scale_to_digits(config: Config) -> Config:
         "prune": epochs["prune"],
         "finetune": epochs["finetune"],
         "tracking": {"images": TRACKED},
-        "evaluation": {"n": images, "eps": None, "batch_size": IMAGES},
+        "evaluation": {"attack": attack, "eps": None, "batch_size": BATCH},
     }
     sections = {name: getattr(config, name).model_copy(update=change) for name, change in changes.items()}
     what = config.title or f"{config.method.name} on {config.network.name}"
-    title = f"{what}; scaled: {sections['network'].width} wide, on digits, {images} test images"
+    title = f"{what}; scaled: {sections['network'].width} wide, on digits"
     return config.model_copy(update={"title": title, **sections})

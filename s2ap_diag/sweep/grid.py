@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
@@ -50,6 +50,8 @@ class Combinations(_Settings):
         scale: ``digits`` makes each small, as ``s2ap-diag run --scale`` does.
         set: values by dotted key, for every run of the group.
         values: lists of values by dotted key, each combined with each.
+        zip: lists of one length that go in step, first with first, such as a seed and the fold it is tested on; each
+            such row is combined with ``values``.
         sharpness: how the selected scores are measured after the run, or false.
     """
 
@@ -58,7 +60,23 @@ class Combinations(_Settings):
     scale: Literal["digits"] | None = None
     set: dict[str, Any] = {}
     values: dict[str, list[Any]] = {}
+    zip: dict[str, list[Any]] = {}
     sharpness: Measurement | Literal[False] = Measurement()
+
+    @model_validator(mode="after")
+    def _zip_goes_in_step(self) -> Self:
+        if len({len(values) for values in self.zip.values()}) > 1:
+            raise ValueError("the lists of zip go in step: give them one length")
+        if both := self.zip.keys() & self.values.keys():
+            raise ValueError(f"{min(both)} is in zip and in values: leave it out of one")
+        return self
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the values of each run of a preset, by dotted key."""
+        steps = [dict(zip(self.zip, row, strict=True)) for row in zip(*self.zip.values(), strict=True)]
+        for values in product(*self.values.values()):
+            for step in steps if self.zip else [{}]:
+                yield dict(zip(self.values, values, strict=True)) | step
 
 
 class Grid(_Settings):
@@ -131,7 +149,7 @@ def expand(grid: Grid, *, scale: str | None = None, overrides: tuple[str, ...] =
             void = refusals(config, said, preset)
             for key in said:
                 # A group's own value is for its runs, all others are for those of all groups.
-                place = (number if key in group.set | group.values else None, key)
+                place = (number if key in keys_of(_assignments(group.set | group.values | group.zip)) else None, key)
                 if key in void:
                     unused.setdefault(place, void[key])
                 else:
@@ -152,13 +170,12 @@ def _configs(
     grid: Grid, group: Combinations, scaled: bool, overrides: tuple[str, ...]
 ) -> Iterator[tuple[str, dict[str, Any], set[str], Config]]:
     """Yield each run of a group: preset, values of the lists, all keys that the grid sets, config with these."""
-    shared = tuple(_assignment(*item) for item in (grid.set | group.set).items())
+    shared = _assignments(grid.set | group.set)
     for preset in _presets(group.presets):
         base, own = read_source(preset)
         base = overridden(scale_to_digits(base) if scaled else base, shared, preset)
-        for values in product(*group.values.values()):
-            chosen = dict(zip(group.values, values, strict=True))
-            assignments = (*(_assignment(*item) for item in chosen.items()), *overrides)
+        for chosen in group.rows():
+            assignments = (*_assignments(chosen), *overrides)
             config = overridden(base, assignments, preset)
             check_effect(config, own, preset)
             yield preset, chosen, keys_of((*shared, *assignments)), config
@@ -189,8 +206,8 @@ def _name(preset: str, chosen: dict[str, Any], config: Config) -> str:
     return f"{safe[:120].lstrip('.')}-{fingerprint(config)}"
 
 
-def _assignment(key: str, value: Any) -> str:
-    return f"{key}={tomli_w.dumps({'v': value}).partition('=')[2].strip()}"
+def _assignments(values: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{key}={tomli_w.dumps({'v': value}).partition('=')[2].strip()}" for key, value in values.items())
 
 
 def _folder() -> Any:
@@ -206,5 +223,5 @@ def _parse(text: str, source: str) -> Grid:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"{source}: {where}: {first['msg']}; a grid has [[group]] with presets, set, values"
+            f"{source}: {where}: {first['msg']}; a grid has [[group]] with presets, set, values, zip"
         ) from error

@@ -40,6 +40,30 @@ def test_digits_are_scikit_learns_digits_each_in_exactly_one_split():
     assert sorted(rows) == sorted(expected)
 
 
+def test_each_digit_is_in_one_folds_test_split_and_in_one_split_of_each_fold():
+    everything = sorted((*image, label) for image, label in zip(*load_digits(return_X_y=True), strict=True))
+    tested = []
+    for fold in range(5):
+        data = load("digits", fold=fold)
+        rows = {}
+        for split in ("train", "val", "test"):
+            x, y, _ = gather(data.batches(split, 512))
+            rows[split] = [(*i, n) for i, n in zip((x * 16).flatten(1).tolist(), y.tolist(), strict=True)]
+            share = np.bincount(y, minlength=10) / len(y)
+            assert np.abs(share - np.bincount(load_digits().target) / 1797).max() < 1.5 / len(y)
+        assert sorted(rows["train"] + rows["val"] + rows["test"]) == everything
+        assert len(rows["val"]) == 200
+        tested += rows["test"]
+    assert sorted(tested) == everything
+    assert load("digits", fold=3).checksum("test") == load("digits", fold=3).checksum("test")
+
+
+@pytest.mark.parametrize("fold", [5, -1, 1.5, "2", True])
+def test_a_fold_that_there_is_not_is_refused(fold):
+    with pytest.raises(InputError, match=r"digits: fold = .*: give one of 0 to 4, or leave it out"):
+        load("digits", fold=fold)
+
+
 def test_digits_split_does_not_depend_on_global_generators():
     first = load("digits")
     np.random.seed(99)  # noqa: NPY002

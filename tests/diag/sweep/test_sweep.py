@@ -87,6 +87,27 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- what is run ---
 
 
+def test_what_is_zipped_goes_in_step_and_meets_each_combination_of_the_values():
+    group = Combinations(
+        presets=["digits"],
+        values={"method.keep": [0.3, 0.25]},
+        zip={"seed": [4, 5], "data.options.fold": [2, 0]},
+        set={"data.options.fold": 1},
+    )
+    runs = [planned.config for planned in expand(Grid(group=[group]))]
+    found = [(c.method.keep, c.seed, c.data.options["fold"]) for c in runs]
+    assert found == [(0.3, 4, 2), (0.3, 5, 0), (0.25, 4, 2), (0.25, 5, 0)]
+    assert "fold2" in expand(Grid(group=[group]))[0].name
+
+
+def test_the_galleries_test_each_seed_on_the_fold_of_its_number():
+    for name in ("gallery", "gallery-full"):
+        runs = [planned.config for planned in expand(read_grid(name))]
+        assert {c.data.options["fold"] - c.seed for c in runs} == {0}
+        assert {c.evaluation.n for c in runs} == {None}
+        assert {c.seed for c in runs} == {0, 1, 2}
+
+
 def test_a_grid_is_each_preset_with_each_combination_of_values():
     group = Combinations(
         presets=["cifar10-resnet18-hydra-orig-9?"],
@@ -129,6 +150,14 @@ def test_names_lead_nowhere_else():
     [
         ("[[group]]\npresets = ['nothing']", "presets = nothing: no such preset or file"),
         ("[[group]]\nvalues = {}", r"group.0.presets: Field required"),
+        (
+            "[[group]]\npresets = ['digits']\nzip = { seed = [1, 2], 'method.keep' = [0.1] }",
+            r"the lists of zip go in step: give them one length",
+        ),
+        (
+            "[[group]]\npresets = ['digits']\nzip = { seed = [1] }\nvalues = { seed = [1, 2] }",
+            r"seed is in zip and in values: leave it out of one",
+        ),
         ("group = 3", "group: "),
         ("[[group", "not valid TOML"),
         (

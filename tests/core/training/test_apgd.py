@@ -1,0 +1,31 @@
+"""``evaluation.attack = "apgd"``: its two attacks, the second on what the first has left."""
+
+import torch
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+
+from s2ap_core.training.attacks import AUTOATTACK, autoattack
+
+
+def test_images_that_fell_to_the_first_attack_are_not_attacked_again(narrow, data, monkeypatch):
+    model, attacked = narrow().eval(), {}
+
+    def watched(kind):
+        perturb = kind.perturb
+
+        def counted(self, x, *rest, **options):
+            attacked.setdefault(kind.__name__, []).append(len(x))
+            return perturb(self, x, *rest, **options)
+
+        monkeypatch.setattr(kind, "perturb", counted)
+
+    batch = next(data.batches("test", 30))
+    with torch.no_grad():
+        labels = model(batch.x).argmax(1)  # an untrained network, right about all images
+    first = autoattack(model, batch.x, labels, eps=0.02, attacks=AUTOATTACK[:1])
+    watched(APGDAttack)
+    watched(APGDAttack_targeted)
+    both = autoattack(model, batch.x, labels, eps=0.02, attacks=AUTOATTACK[:2])
+    assert 0 < first.sum() < 30
+    assert attacked["APGDAttack"][0] == 30
+    assert attacked["APGDAttack_targeted"] == [int(first.sum())]
+    assert not (both & ~first).any()
