@@ -48,8 +48,8 @@ def _run(names: Sequence[str], setting: Setting, json_file: Path | None) -> None
         console.print(_table(name, rows))
         records += [{"benchmark": name, **row.record()} for row in rows]
         if json_file is not None:  # after each, so that an interrupted suite leaves what it measured
-            found = {"machine": facts, "quick": setting.quick, "rows": records}
-            write_file(json_file, json.dumps(found, indent=2) + "\n")
+            report = {"machine": facts, "quick": setting.quick, "rows": records}
+            write_file(json_file, json.dumps(report, indent=2) + "\n")
 
 
 def _table(name: str, rows: list[Row]) -> Table:

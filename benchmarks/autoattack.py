@@ -16,11 +16,11 @@ def run(setting: Setting) -> list[Row]:
     settings = EvaluationSettings(n=n, batch_size=n)
     (batch,) = world.data.batches("test", n, limit=n)
     model = world.model.eval().requires_grad_(False)
-    found: dict[str, Evaluation] = {}
+    evaluations: dict[str, Evaluation] = {}
     robust: dict[str, np.ndarray] = {}
 
     def ours() -> None:
-        found["ours"] = evaluate(model, world.data, settings, eps=eps, seed=0)
+        evaluations["ours"] = evaluate(model, world.data, settings, eps=eps, seed=0)
 
     def direct() -> None:
         # The seed that evaluate() derives for its first batch, so that both make the same attacks.
@@ -30,7 +30,7 @@ def run(setting: Setting) -> list[Row]:
         robust["direct"] = (predicted == batch.y).cpu().numpy()
 
     rounds = interleaved({"direct": direct, "ours": ours}, rounds=1 if setting.quick else 2, device=setting.device)
-    agree = "the same" if np.array_equal(found["ours"].robust, robust["direct"]) else "OTHER"
+    agree = "the same" if np.array_equal(evaluations["ours"].robust, robust["direct"]) else "OTHER"
     detail = f"{rounds.compare('ours', 'direct')}; {robust['direct'].sum()} of {n} robust, {agree} images in both"
     return [
         Row(

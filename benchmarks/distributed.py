@@ -83,10 +83,10 @@ def run(setting: Setting) -> list[Row]:
     cases = [alone, Case(1, setting.threads), Case(many, 1), Case(many, 1, "local")]
     if setting.device == "cuda" and devices == 1:
         cases = [alone]
-    found = {case: _launch(case, setting) for case in dict.fromkeys(cases)}
+    measured = {case: _launch(case, setting) for case in dict.fromkeys(cases)}
     rows = []
-    for case, seconds in found.items():
-        detail = f"{seconds.iteration / found[alone].iteration:.2f} of {alone}"
+    for case, seconds in measured.items():
+        detail = f"{seconds.iteration / measured[alone].iteration:.2f} of {alone}"
         if case.processes > 1:
             detail += f"; the sum of a gradient of {seconds.size / 1e6:.1f} MB takes {seconds.summing:.3g} s, twice"
         name = f"S2AP iteration, resnet18, batch {setting.batch(BATCH[setting.device])}, {case}"
@@ -105,5 +105,5 @@ def _launch(case: Case, setting: Setting) -> Seconds:
         local_addr="127.0.0.1",
         max_restarts=0,
     )
-    found: dict[int, Seconds] = elastic_launch(config, measure)(case, setting)
-    return max(found.values(), key=lambda seconds: seconds.iteration)
+    by_rank: dict[int, Seconds] = elastic_launch(config, measure)(case, setting)
+    return max(by_rank.values(), key=lambda seconds: seconds.iteration)

@@ -48,9 +48,9 @@ def run(setting: Setting) -> list[Row]:
             if largest < 1e-6:  # nothing but rounding
                 continue
             for name, options in ASCENTS.items():
-                (found,) = loss_differences(model, loss, [batch], (rho,), **options)
-                shares[name].append(found.mean / largest)
-                passes[name].append((found.forward_passes, found.backward_passes))
+                (difference,) = loss_differences(model, loss, [batch], (rho,), **options)
+                shares[name].append(difference.mean / largest)
+                passes[name].append((difference.forward_passes, difference.backward_passes))
     return [
         Row(
             f"share of the largest loss difference that is found: {name}",
@@ -101,19 +101,19 @@ def reachable(scores: Tensor, n_keep: int, rho: float) -> Tensor:
     lowest = min(down[i] for i in kept)
     dropped = set(range(len(up))) - set(kept)
     highest = max((up[i] for i in dropped), default=lowest)
-    found = {frozenset(kept)}
+    selections = {frozenset(kept)}
     for threshold in sorted({t for t in (*up, *down) if lowest <= t <= highest}):
         certain = [i for i in range(len(up)) if down[i] > threshold]
         open_ = [i for i in range(len(up)) if down[i] <= threshold <= up[i]]
         if 0 <= n_keep - len(certain) <= len(open_):
             some = itertools.combinations(open_, n_keep - len(certain))
-            found.update(frozenset(certain + list(entries)) for entries in itertools.islice(some, MOST + 1))
-        if len(found) > MOST:
+            selections.update(frozenset(certain + list(entries)) for entries in itertools.islice(some, MOST + 1))
+        if len(selections) > MOST:
             break
-    bits = torch.zeros(len(found), magnitude.numel(), dtype=torch.bool)
-    for row, entries in enumerate(found):
+    bits = torch.zeros(len(selections), magnitude.numel(), dtype=torch.bool)
+    for row, entries in enumerate(selections):
         bits[row, list(entries)] = True
-    return bits.view(len(found), *scores.shape).to(scores.device)
+    return bits.view(len(selections), *scores.shape).to(scores.device)
 
 
 @torch.no_grad()
@@ -126,9 +126,9 @@ def losses_under(model: nn.Module, loss: Loss, batch: Any, choices: Mapping[str,
     def loss_of(changed: dict[str, Tensor]) -> Tensor:
         return loss(lambda x: functional_call(plain, changed, (x,)), batch)  # type: ignore[arg-type]
 
-    found = []
+    losses = []
     for rows in torch.arange(math.prod(counts)).split(chunk):
         each = dict(zip(choices, np.unravel_index(rows.numpy(), counts), strict=True))
         changed = {f"{name}.weight": weights[name] * choices[name][torch.from_numpy(each[name])] for name in choices}
-        found.append(vmap(loss_of)(changed))
-    return torch.cat(found)
+        losses.append(vmap(loss_of)(changed))
+    return torch.cat(losses)

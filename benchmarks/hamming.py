@@ -39,7 +39,9 @@ def _measure(packed: list[Path], plain: list[Path], entries: int) -> list[Row]:
     flipped: dict[str, list[int]] = {}
 
     def ours() -> None:
-        flipped["ours"] = [found.flipped for found in trajectory([read(path).as_masks().masks for path in packed])]
+        flipped["ours"] = [
+            distance.flipped for distance in trajectory([read(path).as_masks().masks for path in packed])
+        ]
 
     def boolean() -> None:
         masks = [torch.load(path) for path in plain]

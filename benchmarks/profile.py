@@ -25,10 +25,13 @@ def run(setting: Setting) -> list[Row]:
     published_step = published_search("resnet18", x, y, setting)
     ours.iterate(x, y)
     seconds = {"ours": _by_kind(lambda: ours.iterate(x, y)), "published": _by_kind(published_step)}
-    whole = {who: sum(found.values()) for who, found in seconds.items()}
+    whole = {who: sum(by_kind.values()) for who, by_kind in seconds.items()}
     rows = []
     for kind in (*KINDS, "other"):
-        told = (f"{who} {found[kind]:.3g} s ({100 * found[kind] / whole[who]:.1f} %)" for who, found in seconds.items())
+        told = (
+            f"{who} {by_kind[kind]:.3g} s ({100 * by_kind[kind] / whole[who]:.1f} %)"
+            for who, by_kind in seconds.items()
+        )
         share = 100 * seconds["ours"][kind] / whole["ours"]
         rows.append(Row(f"of our iteration, resnet18, batch {len(x)}: {kind}", share, "%", None, ", ".join(told)))
     return rows

@@ -69,17 +69,17 @@ def _auto_pgd(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) -> R
 
 
 def _lambda_max(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) -> list[Row]:
-    found: dict[str, float] = {}
+    eigenvalues: dict[str, float] = {}
     cost = 0
 
     def ours() -> None:
         nonlocal cost
         with ScoreHessian(model, loss, [batch]) as hessian:
             reading = lambda_max(hessian, Lanczos(tolerance=1e-3))
-        found["ours"], cost = reading.lambda_max, reading.hvps
+        eigenvalues["ours"], cost = reading.lambda_max, reading.hvps
 
     def theirs() -> None:
-        found["PyHessian"] = pyhessian_peer(model, batch).eigenvalues(tol=1e-3)[0][0]
+        eigenvalues["PyHessian"] = pyhessian_peer(model, batch).eigenvalues(tol=1e-3)[0][0]
         for parameter in model.parameters():
             parameter.grad = None  # PyHessian leaves its graph there
 
@@ -89,7 +89,7 @@ def _lambda_max(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) ->
         device=setting.device,
     )
     ratio, detail = rounds.ratio("ours", "PyHessian"), rounds.compare("ours", "PyHessian")
-    values = ", ".join(f"{name} {value:.5g}" for name, value in found.items())
+    values = ", ".join(f"{name} {value:.5g}" for name, value in eigenvalues.items())
     return [
         Row(
             f"lambda_max to residual 1e-3 over PyHessian to tolerance 1e-3, resnet18, batch {len(batch[0])}",

@@ -59,14 +59,14 @@ def throughput(gpus: int, images: float) -> float:
 
 def measured(rows: list[dict[str, object]]) -> dict[str, dict[int, float]]:
     """Read the images per second by statistics and number of processes, one thread each."""
-    found: dict[str, dict[int, float]] = {kind: {} for kind in KINDS}
+    rates: dict[str, dict[int, float]] = {kind: {} for kind in KINDS}
     for row in rows:
         batch, case, *of = str(row["name"]).partition(", batch ")[2].split(", ")
         statistics = of[0].split()[0] if of else ""
         for kind in KINDS:
             if not of or statistics == kind:
-                found[kind][int(case.split()[0])] = int(batch) / float(str(row["value"]))
-    return found
+                rates[kind][int(case.split()[0])] = int(batch) / float(str(row["value"]))
+    return rates
 
 
 def curve(axes: Axes, series: Mapping[str, Mapping[int, float]], xlabel: str) -> None:
@@ -88,13 +88,13 @@ def curve(axes: Axes, series: Mapping[str, Mapping[int, float]], xlabel: str) ->
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 def main(json_file: Path, out: Path) -> None:
     """Draw what `python -m benchmarks --only distributed --threads 1 --json JSON_FILE` found to OUT."""
-    found = json.loads(json_file.read_text())
-    device = "GPUs" if found["machine"]["device"] == "cuda" else "processes of one thread"
+    report = json.loads(json_file.read_text())
+    device = "GPUs" if report["machine"]["device"] == "cuda" else "processes of one thread"
     growing = {n: throughput(n, BATCH) for n in (1, *LINKS)}
     fixed = {n: throughput(n, BATCH / n) for n in (1, *LINKS)}
     with plots.picture(out, 2 * plots.COLUMN, 2.4, 2) as (here, there):
         names = {"sync": "synced statistics", "local": "local statistics"}
-        curve(here, {names[kind]: points for kind, points in measured(found["rows"]).items()}, f"{device} (measured)")
+        curve(here, {names[kind]: points for kind, points in measured(report["rows"]).items()}, f"{device} (measured)")
         here.set_ylim(bottom=0)
         curve(there, {f"{BATCH} images per GPU": growing, f"{BATCH} images in all": fixed}, "GPUs (arithmetic)")
         there.set_yscale("log")

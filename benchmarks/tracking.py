@@ -36,29 +36,29 @@ class Tracked:
 
     def __call__(self, loop: Loop, batch: Batch) -> Reading:
         self.tracker.on_attacked(loop, *batch)
-        found = {metric: value for iteration, metric, value in self.tracker.rows if iteration == loop.iteration}
+        metrics = {metric: value for iteration, metric, value in self.tracker.rows if iteration == loop.iteration}
         self.tracker.rows = []
-        return {mode: (found[f"lambda_max_{mode}"], int(found[f"hvps_{mode}"])) for mode in self.modes}
+        return {mode: (metrics[f"lambda_max_{mode}"], int(metrics[f"hvps_{mode}"])) for mode in self.modes}
 
 
 def paper_recipe(loop: Loop, batch: Batch) -> Reading:
     """Run ten HVPs from a random vector and one for the Rayleigh quotient, on one retained graph (App. C.1)."""
-    found: Reading = {}
+    readings: Reading = {}
     for mode in MODES:
         with ScoreHessian(loop.model, batch_loss(loop.objective), [batch], batch_norm=mode) as hessian:
             pair = PowerIteration(iterations=10).dominant(hessian, seed=loop.seed)
-        found[mode] = (pair.value, pair.hvps)
-    return found
+        readings[mode] = (pair.value, pair.hvps)
+    return readings
 
 
 def converged(loop: Loop, batch: Batch) -> Reading:
     """Compute lambda_max to a residual of 1e-3, which bounds its relative error."""
-    found: Reading = {}
+    readings: Reading = {}
     for mode in MODES:
         with ScoreHessian(loop.model, batch_loss(loop.objective), [batch], batch_norm=mode) as hessian:
             reading = lambda_max(hessian, Lanczos(iterations=128, tolerance=1e-3), seed=loop.seed)
-        found[mode] = (reading.lambda_max, reading.hvps)
-    return found
+        readings[mode] = (reading.lambda_max, reading.hvps)
+    return readings
 
 
 class Readings(Callback):

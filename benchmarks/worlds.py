@@ -139,8 +139,8 @@ def digits(setting: Setting, *, epochs: int) -> Digits:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = build("resnet18", width=config.network.width, input_size=data.size, input_channels=data.channels)
-    found = Digits(model.to(setting.device), data, config.objective, settings)
-    loop = found.loop("pretrain", list(model.parameters()))
+    world = Digits(model.to(setting.device), data, config.objective, settings)
+    loop = world.loop("pretrain", list(model.parameters()))
     for loop.epoch in range(1, epochs + 1):
         loop.train_epoch()
-    return found
+    return world

@@ -17,7 +17,10 @@ def loss_differences(run: Run) -> dict[float, float]:
         InputError: if the record is damaged.
     """
     try:
-        return {float(rho): float(found["mean"]) for rho, found in (run.sharpness or {})["loss_difference"].items()}
+        return {
+            float(rho): float(difference["mean"])
+            for rho, difference in (run.sharpness or {})["loss_difference"].items()
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{run.path / SHARPNESS}: no loss differences by rho; measure it again") from error
 
@@ -29,12 +32,12 @@ def corrupted(run: Run) -> Iterator[Evaluation]:
         InputError: if one is damaged.
     """
     for file in sorted((run.path / "evals").glob("finetune-best-*.npz")):
-        found = load_evaluation(file)
-        if found.about.get("corruption") is not None and found.about.get("attack") == "none":
-            yield found
+        evaluation = load_evaluation(file)
+        if evaluation.about.get("corruption") is not None and evaluation.about.get("attack") == "none":
+            yield evaluation
 
 
 def corruption_accuracy(run: Run, severity: int) -> float | None:
     """Compute the mean accuracy over the fifteen corruptions in [0, 1], None unless all of them were evaluated."""
-    found = {e.about["corruption"]: e.clean.mean() for e in corrupted(run) if e.about.get("severity") == severity}
-    return float(np.mean([found[name] for name in CORRUPTIONS])) if found.keys() >= set(CORRUPTIONS) else None
+    accuracies = {e.about["corruption"]: e.clean.mean() for e in corrupted(run) if e.about.get("severity") == severity}
+    return float(np.mean([accuracies[name] for name in CORRUPTIONS])) if accuracies.keys() >= set(CORRUPTIONS) else None

@@ -45,22 +45,22 @@ def caption_of(entry: Entry, lines: Sequence[Line], library: Library) -> list[st
 
 def trainings(runs: Iterable[Run]) -> list[str]:
     """Say what the runs were trained on."""
-    found = sorted({str(training_of(run.config)) for run in runs})
-    return [f"Trained with {'; with '.join(found)}."] if found else []
+    named = sorted({str(training_of(run.config)) for run in runs})
+    return [f"Trained with {'; with '.join(named)}."] if named else []
 
 
 def attacks(entry: Entry, lines: Iterable[Line]) -> list[str]:
     """Say attack, radius and number of images of the evaluations."""
-    found = Counter(
+    evaluations = Counter(
         _attack(evaluation.about, len(evaluation.label))
         for line in lines
         for by_seed in line.evaluations.values()
         for evaluation in by_seed.values()
     )
-    if not found:
+    if not evaluations:
         return []
-    said = f"Accuracy in %: {'; '.join(sorted(found))}."
-    return [said if len(found) == 1 else f"{said} Not all numbers are of the same evaluation."]
+    said = f"Accuracy in %: {'; '.join(sorted(evaluations))}."
+    return [said if len(evaluations) == 1 else f"{said} Not all numbers are of the same evaluation."]
 
 
 def _attack(about: dict[str, Any], n: int) -> str:
@@ -70,12 +70,12 @@ def _attack(about: dict[str, Any], n: int) -> str:
 
 
 def _sharpness_conditions(runs: Iterable[Run]) -> list[str]:
-    found = set()
+    conditions = set()
     for run in runs:
         record = run.sharpness or {}
         images = f"{record.get('batches')} batches of {record.get('batch_size')}"
-        found.add(f"BatchNorm: {record.get('batch_norm')}; {record.get('adversary')}; {images}")
-    return [f"Loss difference of the selected scores (Eq. 12): {' | '.join(sorted(found))}."] if found else []
+        conditions.add(f"BatchNorm: {record.get('batch_norm')}; {record.get('adversary')}; {images}")
+    return [f"Loss difference of the selected scores (Eq. 12): {' | '.join(sorted(conditions))}."] if conditions else []
 
 
 def substituted(entry: Entry) -> list[str]:
@@ -89,13 +89,13 @@ def substituted(entry: Entry) -> list[str]:
 
 def gammas(entry: Entry, library: Library) -> list[str]:
     """Say the gamma of settings that the paper has none for."""
-    found: dict[float, list[str]] = {}
+    by_gamma: dict[float, list[str]] = {}
     for cell in dict.fromkeys(entry.cells):
         gamma = library.gamma(cell)
         if gamma is not None and paper_gamma(cell) is None and cell.method != "dense":
-            names = found.setdefault(gamma, [])
+            names = by_gamma.setdefault(gamma, [])
             name = f"{NETWORKS[cell.network]} {METHODS[cell.method]}"
             if name not in names:
                 names.append(name)
-    said = [f"{gamma:g} ({', '.join(names)})" for gamma, names in sorted(found.items())]
+    said = [f"{gamma:g} ({', '.join(names)})" for gamma, names in sorted(by_gamma.items())]
     return [f"γ: {'; '.join(said)}, the commonest among the runs."] if said else []

@@ -95,13 +95,13 @@ def _rows(runs: list[Run], gamma: float) -> list[dict[str, Any]]:
     for run in runs:
         # Of runs that differ in their finetuning alone, any: the search is the same.
         arms[perturbation_of(run.config.minimizer)].setdefault(run.config.seed, run)
-    seeds = sorted(set.intersection(*(set(found) for found in arms.values())))
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in arms.values())))
     if "Orig." not in arms or not seeds:
         return []
     rows = []
-    for arm, found in arms.items():
-        values = pd.DataFrame([readings(found[seed], arms["Orig."][seed]) for seed in seeds])
-        cell = cell_of(found[seeds[0]].config)
+    for arm, by_seed in arms.items():
+        values = pd.DataFrame([readings(by_seed[seed], arms["Orig."][seed]) for seed in seeds])
+        cell = cell_of(by_seed[seeds[0]].config)
         row = {"network": cell.network, "method": cell.method, "sparsity": cell.sparsity, "perturbation": arm}
         row |= {"gamma": None if arm == "Orig." else gamma, "seeds": len(seeds)}
         for metric in METRICS:
@@ -111,10 +111,10 @@ def _rows(runs: list[Run], gamma: float) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(found: pd.DataFrame) -> str:
+def markdown(means: pd.DataFrame) -> str:
     """Render as a Markdown table, spread beside the mean."""
     lines = ["| perturbation | seeds | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 2) + "|"]
-    for _, row in found.iterrows():
+    for _, row in means.iterrows():
         cells = [f"{shape.format(row[m])} ± {shape.format(row[f'{m}, std'])}" for m, shape in METRICS.items()]
         lines.append(f"| {row['perturbation']} | {row['seeds']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -126,10 +126,10 @@ def markdown(found: pd.DataFrame) -> str:
 def command(runs: Path, out: Path) -> None:
     """Compare cheaper perturbations with Orig. and S2AP."""
     attack = Library.open(runs).attack
-    found = table([run for run in collect(runs)[0] if run.config.evaluation.attack == attack])
-    write_file(out / "cheaper.csv", to_csv(found))
-    write_file(out / "cheaper.md", markdown(found))
-    click.echo(markdown(found))
+    means = table([run for run in collect(runs)[0] if run.config.evaluation.attack == attack])
+    write_file(out / "cheaper.csv", to_csv(means))
+    write_file(out / "cheaper.md", markdown(means))
+    click.echo(markdown(means))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def test_claims(library: Library) -> tuple[list[Test], list[str]]:
     tests, notes = [], []
     cells = sorted({place.cell for place in library.places}, key=lambda cell: cell.name)
     for claim in CLAIMS:
-        found: list[tuple[Cell, SettingComparison]] = []
+        settings: list[tuple[Cell, SettingComparison]] = []
         for cell in cells:
             first, second = (list(library.find(cell, arm, claim.need).values()) for arm in (claim.first, claim.second))
             if not first or not second:
@@ -97,18 +97,18 @@ def test_claims(library: Library) -> tuple[list[Test], list[str]]:
                 continue
             notes += [f"{claim.statement}: {cell.name}: {note}" for note in compared.notes]
             if compared.metrics:
-                found.append((cell, compared))
-        tests += _judged(claim, found)
+                settings.append((cell, compared))
+        tests += _judged(claim, settings)
     return tests, notes
 
 
-def _judged(claim: Claim, found: Sequence[tuple[Cell, SettingComparison]]) -> list[Test]:
-    metrics = [compared.metrics[claim.metric] for _, compared in found]
+def _judged(claim: Claim, settings: Sequence[tuple[Cell, SettingComparison]]) -> list[Test]:
+    metrics = [compared.metrics[claim.metric] for _, compared in settings]
     p_values = {i: p for i, metric in enumerate(metrics) if (p := metric.difference.p) is not None}
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return [
         Test(claim, cell, metric, len(compared.seeds), adjusted.get(i))
-        for i, ((cell, compared), metric) in enumerate(zip(found, metrics, strict=True))
+        for i, ((cell, compared), metric) in enumerate(zip(settings, metrics, strict=True))
     ]
 
 

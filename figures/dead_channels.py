@@ -42,9 +42,9 @@ def markdown(path: Path, many_eps: Sequence[float], images: int) -> str:
     heads = [f"{what}, {mode}" for mode in MODES for what in ("λ_max", "live λ_max", "dead share")]
     lines = ["| eps | dead channels | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
     for eps in many_eps:
-        found = [read(path, eps, mode, images) for mode in MODES]
-        cells = [f"{one.lambda_max:.4g} | {one.lambda_max_live:.4g} | {one.dead_share:.4f}" for one in found]
-        lines.append(f"| {eps:g} | {found[0].dead_channels} | " + " | ".join(cells) + " |")
+        readings = [read(path, eps, mode, images) for mode in MODES]
+        cells = [f"{one.lambda_max:.4g} | {one.lambda_max_live:.4g} | {one.dead_share:.4f}" for one in readings]
+        lines.append(f"| {eps:g} | {readings[0].dead_channels} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -56,11 +56,11 @@ def draw_hamming(entry: Entry, library: Library, files: Sequence[Path]) -> Drawi
 def draw_hamming_both(entry: Entry, library: Library, files: Sequence[Path]) -> Drawing:
     """Draw (a) h of both arms after the warm-up, a panel for each sparsity; (b) their differences."""
     drawing = _drawing(entry, library, "(a) from the last warm-up epoch on; (b) positive where S2AP is more stable.")
-    found = {cell: stability_of(entry, library, cell, drawing) for cell in entry.cells}
+    curves_of = {cell: stability_of(entry, library, cell, drawing) for cell in entry.cells}
     with plots.canvas(files, TEXT_WIDTH, 3.2) as figure:
         left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.1, 1))[0]
-        axes = panels.grid(left, 2, -(-len(found) // 2))
-        for panel, (cell, curves) in zip(axes, found.items(), strict=False):
+        axes = panels.grid(left, 2, -(-len(curves_of) // 2))
+        for panel, (cell, curves) in zip(axes, curves_of.items(), strict=False):
             panel.set_title(f"{cell.budget} sparsity")
             panels.stability(panel, curves, drawing, cell.budget)
         left.suptitle("(a)", fontsize=8)
@@ -69,7 +69,7 @@ def draw_hamming_both(entry: Entry, library: Library, files: Sequence[Path]) -> 
         left.supylabel(H, fontsize=8)
         panels.shared_legend(left, axes, where="outside lower center")
         right.suptitle("(b)", fontsize=8)
-        panels.differences(right.add_subplot(), found, drawing)
+        panels.differences(right.add_subplot(), curves_of, drawing)
     return drawing
 
 
@@ -81,9 +81,9 @@ def draw_hamming_difference(entry: Entry, library: Library, files: Sequence[Path
         axes = panels.grid(figure, len(networks), 1)
         for letter, panel, network in zip(ascii_lowercase, axes, networks, strict=False):
             cells = [cell for cell in entry.cells if cell.network == network]
-            found = {cell: stability_of(entry, library, cell, drawing) for cell in cells}
+            curves_of = {cell: stability_of(entry, library, cell, drawing) for cell in cells}
             panel.set_title(f"({letter}) {NETWORKS[network]}")
-            panels.differences(panel, found, drawing, f"{NETWORKS[network]}, ")
+            panels.differences(panel, curves_of, drawing, f"{NETWORKS[network]}, ")
     return drawing
 
 
@@ -156,7 +156,7 @@ def draw_gammas(entry: Entry, library: Library, files: Sequence[Path]) -> Drawin
             by_gamma = {}
             for gamma, runs in library.find_gammas(cell, arm, f"evaluate-{stage}").items():
                 read = {seed: run.evaluation(stage) for seed, run in runs.items()}
-                evaluations = {seed: found for seed, found in read.items() if found is not None}
+                evaluations = {seed: evaluation for seed, evaluation in read.items() if evaluation is not None}
                 lines.append(Line(cell, {}, {}, {arm: evaluations}))
                 if evaluations:
                     by_gamma[gamma] = accuracy(evaluations, metric)

@@ -39,8 +39,8 @@ def place_of(run: Run) -> Place | None:
     config = run.config
     if not course.as_published(config):
         return None
-    found = cell_of(config), course.arm(config), course.gamma(config), config.seed
-    return Place(run, *found, training_of(config), threat_of(config))
+    described = cell_of(config), course.arm(config), course.gamma(config), config.seed
+    return Place(run, *described, training_of(config), threat_of(config))
 
 
 class Library:
@@ -204,7 +204,7 @@ class Library:
 
     def _by_seed(self, places: Sequence[Place], need: str) -> dict[int, Run]:
         """Select one run for each seed; of two that claim the same, none."""
-        found = {}
+        by_seed = {}
         for seed in sorted({place.seed for place in places}):
             claims = [place for place in places if place.seed == seed]
             if len(claims) > 1:
@@ -214,16 +214,16 @@ class Library:
                     "move all but one away"
                 )
                 continue
-            found[seed] = claims[0].run
+            by_seed[seed] = claims[0].run
             self._use(claims[0], need)
-        return found
+        return by_seed
 
     def _use(self, place: Place, need: str) -> None:
         self.used.setdefault(place.run.path, (place, set()))[1].add(need)
 
     def _dense(self, cell: Cell, need: str) -> dict[int, Run]:
         """Find the dense network of each seed: the same in many runs, so any of them, unless they differ."""
-        found: dict[int, Run] = {}
+        by_seed: dict[int, Run] = {}
         for place in self.places:
             dense = (place.cell.data, place.cell.network, place.cell.training) == (
                 cell.data,
@@ -232,7 +232,7 @@ class Library:
             )
             if not dense or not self.holds(place.run, need):
                 continue
-            first = found.setdefault(place.seed, place.run)
+            first = by_seed.setdefault(place.seed, place.run)
             if _outcome(first, need) != _outcome(place.run, need):
                 self.conflicts[first.path, place.run.path] = (
                     f"{first.path} and {place.run.path}: their dense {cell.network} on {cell.data}, seed {place.seed}, "
@@ -240,7 +240,7 @@ class Library:
                 )
             elif first is place.run:
                 self._use(place, need)
-        return found
+        return by_seed
 
 
 def _commonest(values: Iterable[Any]) -> Any:
@@ -256,8 +256,8 @@ def in_words(place: Place) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _same_gamma(found: float | None, wanted: float | None) -> bool:
-    return found is None or (wanted is not None and math.isclose(found, wanted, rel_tol=1e-6))
+def _same_gamma(own: float | None, wanted: float | None) -> bool:
+    return own is None or (wanted is not None and math.isclose(own, wanted, rel_tol=1e-6))
 
 
 def _outcome(run: Run, need: str) -> tuple[Any, ...]:

@@ -105,76 +105,76 @@ def lines_of(entry: Entry, library: Library) -> Iterator[Line]:
 def accuracy(evaluations: Mapping[int, Evaluation], metric: str) -> Reading:
     """Compute a metric such as ``robust_accuracy`` in percent."""
     kind = metric.removesuffix("_accuracy")
-    correct = {seed: getattr(found, kind) for seed, found in evaluations.items()}
-    ends = {seed: wilson(int(found.sum()), len(found)) for seed, found in correct.items()}
+    correct = {seed: getattr(evaluation, kind) for seed, evaluation in evaluations.items()}
+    ends = {seed: wilson(int(images.sum()), len(images)) for seed, images in correct.items()}
     return Reading(
-        {seed: 100 * float(found.mean()) for seed, found in correct.items()},
+        {seed: 100 * float(images.mean()) for seed, images in correct.items()},
         {seed: (100 * low, 100 * high) for seed, (low, high) in ends.items()},
     )
 
 
 def evaluations_of(library: Library, cell: Cell, arm: str, stage: str) -> dict[int, tuple[Run, Evaluation]]:
     """Read the run and the evaluation of each seed."""
-    found = {}
+    by_seed = {}
     for seed, run in library.find(cell, arm, f"evaluate-{stage}").items():
         evaluation = run.evaluation(stage)
         if evaluation is not None:
-            found[seed] = (run, evaluation)
-    return found
+            by_seed[seed] = (run, evaluation)
+    return by_seed
 
 
 def _accuracy(entry: Entry, library: Library, cell: Cell) -> Iterator[Line]:
-    found = {arm: evaluations_of(library, cell, arm, str(entry.stage)) for arm in entry.arms}
-    evaluations = {arm: {s: evaluation for s, (_, evaluation) in by_seed.items()} for arm, by_seed in found.items()}
+    by_arm = {arm: evaluations_of(library, cell, arm, str(entry.stage)) for arm in entry.arms}
+    evaluations = {arm: {s: evaluation for s, (_, evaluation) in by_seed.items()} for arm, by_seed in by_arm.items()}
     readings = {
         arm: {metric: accuracy(by_seed, metric) for metric in entry.metrics}
         for arm, by_seed in evaluations.items()
         if by_seed
     }
-    runs = {arm: [run for run, _ in by_seed.values()] for arm, by_seed in found.items()}
+    runs = {arm: [run for run, _ in by_seed.values()] for arm, by_seed in by_arm.items()}
     yield Line(cell, readings, runs, evaluations)
 
 
 def _corruptions(entry: Entry, library: Library, cell: Cell) -> Iterator[Line]:
     readings, runs = {}, {}
     for arm in entry.arms if cell.comparable else ():
-        found = library.find(cell, arm, "corruptions")
-        accuracies = {seed: corruption_accuracy(run, entry.severity or 3) for seed, run in found.items()}
+        by_seed = library.find(cell, arm, "corruptions")
+        accuracies = {seed: corruption_accuracy(run, entry.severity or 3) for seed, run in by_seed.items()}
         complete = {seed: 100 * value for seed, value in accuracies.items() if value is not None}
-        runs[arm] = [found[seed] for seed in complete]
+        runs[arm] = [by_seed[seed] for seed in complete]
         if complete:
             readings[arm] = {entry.metrics[-1]: Reading(complete)}
     yield Line(cell, readings, runs)
 
 
 def _sharpness(entry: Entry, library: Library, cell: Cell) -> Iterator[Line]:
-    found = {arm: library.find(cell, arm, "sharpness") for arm in entry.arms}
+    by_arm = {arm: library.find(cell, arm, "sharpness") for arm in entry.arms}
     for rho in entry.rho:
         readings = {}
-        for arm, runs in found.items():
+        for arm, runs in by_arm.items():
             values = loss_difference_at(runs, rho)
             if values.by_seed:
                 readings[arm] = {entry.metrics[-1]: values}
-        measured = {arm: [runs[s] for s in readings[arm][entry.metrics[-1]].by_seed] for arm, runs in found.items()
+        measured = {arm: [runs[s] for s in readings[arm][entry.metrics[-1]].by_seed] for arm, runs in by_arm.items()
                     if arm in readings}  # fmt: skip
         yield Line(cell, readings, measured, rho=rho)
 
 
 def loss_difference_at(runs: Mapping[int, Run], rho: float) -> Reading:
     """Read the loss difference at a radius, of the seeds that it was measured for."""
-    found = {}
+    by_seed = {}
     for seed, run in runs.items():
         for radius, value in loss_differences(run).items():
             if math.isclose(radius, rho, rel_tol=1e-6):
-                found[seed] = value
-    return Reading(found)
+                by_seed[seed] = value
+    return Reading(by_seed)
 
 
 def printed(entry: Entry, cell: Cell, metric: str, arm: str | None, rho: float | None = None) -> tuple[float, float]:
     """Read what the paper printed and its std, NaN where it printed or the text kept nothing."""
     numbers = _printed(entry.id)
-    found = (numbers.get((*key, metric, arm)) for key in _keys(entry, cell, rho))
-    return next((number for number in found if number is not None), (math.nan, math.nan))
+    candidates = (numbers.get((*key, metric, arm)) for key in _keys(entry, cell, rho))
+    return next((number for number in candidates if number is not None), (math.nan, math.nan))
 
 
 def disagrees(entry: Entry, cell: Cell, metric: str) -> bool:

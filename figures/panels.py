@@ -30,13 +30,13 @@ def _integer_epochs(panel: Axes) -> None:
     panel.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=5))
 
 
-def eigenvalues(panel: Axes, found: Sequence[Spectrum], drawing: Drawing, name: str) -> None:
+def eigenvalues(panel: Axes, spectra: Sequence[Spectrum], drawing: Drawing, name: str) -> None:
     """Draw lambda_max of both arms over epochs, at a setting."""
-    if not _drawn(found):
+    if not _drawn(spectra):
         plots.blank(panel, NOT_RUN)
         return
-    plots.shade_warmup(panel, found[0].curves.warmup)
-    for spectrum in found:
+    plots.shade_warmup(panel, spectra[0].curves.warmup)
+    for spectrum in spectra:
         look, said = ({}, "") if spectrum.live else (THIN, ", all scores")
         for arm, by_seed in spectrum.curves.arms.items():
             style = {**SERIES[arm], **look}
@@ -44,7 +44,7 @@ def eigenvalues(panel: Axes, found: Sequence[Spectrum], drawing: Drawing, name: 
             drawing.add(name, arm, spectrum.metric, by_seed)
             _open_marks(panel, by_seed.mean(axis=1).reindex(spectrum.unconverged(arm)).dropna(), spectrum, SERIES[arm])
     _integer_epochs(panel)
-    _decades(panel, _drawn(found))
+    _decades(panel, _drawn(spectra))
 
 
 def _open_marks(panel: Axes, means: pd.Series, spectrum: Spectrum, look: Mapping[str, str]) -> None:
@@ -59,29 +59,29 @@ def _open_marks(panel: Axes, means: pd.Series, spectrum: Spectrum, look: Mapping
     panel.plot([], [], color="0.3", linestyle="", marker="o", markerfacecolor="white", label=UNCONVERGED)
 
 
-def stability(panel: Axes, found: Curves, drawing: Drawing, name: str) -> None:
+def stability(panel: Axes, curves: Curves, drawing: Drawing, name: str) -> None:
     """Draw h of both arms over epochs, from the last warm-up epoch on."""
-    if not found.arms:
+    if not curves.arms:
         plots.blank(panel, NOT_RUN)
         return
-    for arm, by_seed in found.arms.items():
-        later = by_seed[by_seed.index >= found.warmup]
+    for arm, by_seed in curves.arms.items():
+        later = by_seed[by_seed.index >= curves.warmup]
         plots.seed_curves(panel, later, label=ARMS[arm], style=SERIES[arm])
         drawing.add(name, arm, "h", later)
     _integer_epochs(panel)
 
 
-def differences(panel: Axes, found: Mapping[Cell, Curves], drawing: Drawing, where: str = "") -> None:
+def differences(panel: Axes, curves_of: Mapping[Cell, Curves], drawing: Drawing, where: str = "") -> None:
     """Draw h of Orig. minus that of S2AP over epochs, a curve for each sparsity; the legend stands below."""
-    drawn = {cell: curves.difference for cell, curves in found.items() if not curves.difference.empty}
+    drawn = {cell: curves.difference for cell, curves in curves_of.items() if not curves.difference.empty}
     if not drawn:
         plots.blank(panel, NOT_RUN)
         return
-    for index, cell in enumerate(found):
+    for index, cell in enumerate(curves_of):
         if cell in drawn:
             plots.seed_curves(panel, drawn[cell], label=cell.budget, style=plots.look(index))
             drawing.add(f"{where}{cell.budget}", "orig - s2ap", "h", drawn[cell])
-    warmup = max(curves.warmup for curves in found.values())
+    warmup = max(curves.warmup for curves in curves_of.values())
     if warmup:
         panel.axvline(warmup, color="0.3", linestyle=":", linewidth=1, label="end of warm-up")
     plots.stability_halves(panel, first="Orig.", second="S2AP")
@@ -90,14 +90,14 @@ def differences(panel: Axes, found: Mapping[Cell, Curves], drawing: Drawing, whe
     legend_below(panel)
 
 
-def all_eigenvalues(panel: Axes, found: Mapping[Cell, Sequence[Spectrum]], drawing: Drawing) -> None:
+def all_eigenvalues(panel: Axes, spectra_of: Mapping[Cell, Sequence[Spectrum]], drawing: Drawing) -> None:
     """Draw lambda_max of every sparsity in one panel: told apart by colour and marker, the arms by line and filling."""
-    spectra = [spectrum for of_cell in found.values() for spectrum in of_cell]
+    spectra = [spectrum for of_cell in spectra_of.values() for spectrum in of_cell]
     if not _drawn(spectra):
         plots.blank(panel, NOT_RUN)
         return
     plots.shade_warmup(panel, max(spectrum.curves.warmup for spectrum in spectra))
-    for index, (cell, of_cell) in enumerate(found.items()):
+    for index, (cell, of_cell) in enumerate(spectra_of.items()):
         first = next((spectrum for spectrum in of_cell if spectrum.curves.arms), None)
         for spectrum in of_cell:
             for arm, by_seed in spectrum.curves.arms.items():
@@ -139,20 +139,20 @@ def bars(
         plots.blank(panel, NOT_RUN)
         return
     arms = ("orig", "s2ap")
-    means = [[found[arm].mean if arm in found else np.nan for arm in arms] for found in measured.values()]
+    means = [[by_arm[arm].mean if arm in by_arm else np.nan for arm in arms] for by_arm in measured.values()]
     table = pd.DataFrame(means, [cell.budget for cell in measured], [ARMS[arm] for arm in arms], dtype=float)
     unknown = (np.nan, np.nan)
     errors = {
-        ARMS[arm]: np.array([found[arm].error if arm in found else unknown for found in measured.values()]).T
+        ARMS[arm]: np.array([by_arm[arm].error if arm in by_arm else unknown for by_arm in measured.values()]).T
         for arm in arms
     }
     plots.bars(panel, table, ylabel=ylabel, errors=errors, numbers=numbers, numbers_size=numbers_size)
     panel.legend().remove()
-    for position, (cell, found) in enumerate(measured.items()):
-        if not found:
+    for position, (cell, by_arm) in enumerate(measured.items()):
+        if not by_arm:
             panel.text(position, 0, NOT_RUN, rotation=90, ha="center", va="bottom", color="0.4",
                        transform=panel.get_xaxis_transform())  # fmt: skip
-        for arm, reading in found.items():
+        for arm, reading in by_arm.items():
             drawing.add_reading(name, arm, metric, cell.budget, reading)
 
 

@@ -77,12 +77,12 @@ def listing(entries: Sequence[Entry], library: Library) -> list[list[Any]]:
     again = repeated(entries)
     rows: list[list[Any]] = []
     for entry in entries:
-        found = [_seeds(entry, library, cell, arm) for cell in entry.cells for arm in entry.arms]
-        there = [seeds for seeds in found if seeds]
+        counts = [_seeds(entry, library, cell, arm) for cell in entry.cells for arm in entry.arms]
+        there = [seeds for seeds in counts if seeds]
         span = sorted({min(there), max(there)}) if there else []
         note = f"as {again[entry.id]}" if entry.id in again else ""
         shown = "–".join(map(str, span))
-        count, title = f"{len(there)} of {len(found)}", entry.heading.partition(": ")[2]
+        count, title = f"{len(there)} of {len(counts)}", entry.heading.partition(": ")[2]
         rows.append([entry.id, title, ", ".join(entry.needs), count, shown, note])
     return rows
 

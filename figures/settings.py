@@ -95,11 +95,11 @@ def paper_gamma(cell: Cell) -> float | None:
 def mixed_settings(arms: Mapping[str, Iterable[Run]]) -> list[str]:
     """Find in what the runs of a cell differ, apart from seed, arm and what has no influence."""
     by_arm = {arm: [flat(run.config.model_dump()) for run in runs] for arm, runs in arms.items()}
-    found = set()
+    differing = set()
     for arm, configs in by_arm.items():
-        found |= _differing(configs, (*FREE, *ARM) if arm == "orig" else FREE)  # Orig. reads none of ARM
-    found |= _differing([config for configs in by_arm.values() for config in configs], (*FREE, *ARM))
-    return sorted(found)
+        differing |= _differing(configs, (*FREE, *ARM) if arm == "orig" else FREE)  # Orig. reads none of ARM
+    differing |= _differing([config for configs in by_arm.values() for config in configs], (*FREE, *ARM))
+    return sorted(differing)
 
 
 def _differing(configs: Sequence[Mapping[str, Any]], free: Sequence[str]) -> set[str]:

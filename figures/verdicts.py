@@ -54,10 +54,10 @@ def _compared(entry: Entry, line: Line) -> Verdict:
         kind: Kind = "clean" if metric == "clean_accuracy" else "robust"
         first, second = (line.evaluations[arm] for arm in entry.arms)
         try:
-            found = compare(first, second, kind)
+            comparison = compare(first, second, kind)
         except InputError as error:
             return Verdict(reason=str(error))
-        return Verdict(found.difference.scaled(100), mcnemar=found.mcnemar)
+        return Verdict(comparison.difference.scaled(100), mcnemar=comparison.mcnemar)
     before, after = (line.readings[arm][metric].by_seed for arm in entry.arms)
     seeds = sorted(before.keys() & after.keys())
     return Verdict(paired_difference([after[seed] - before[seed] for seed in seeds])) if seeds else Verdict()

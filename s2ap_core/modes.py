@@ -10,12 +10,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 @contextmanager
 def train_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Put every module into train or eval mode, and each back into its own mode afterwards."""
-    found = {module: module.training for module in model.modules()}
+    before = {module: module.training for module in model.modules()}
     model.train(training)
     try:
         yield
     finally:
-        for module, mode in found.items():
+        for module, mode in before.items():
             module.training = mode
 
 

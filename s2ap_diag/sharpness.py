@@ -100,24 +100,24 @@ class Sharpness:
         }
 
 
-def _loss_difference_record(found: LossDifference, margins: ScoreMargins) -> dict[str, Any]:
-    entries = asdict(found)
+def _loss_difference_record(difference: LossDifference, margins: ScoreMargins) -> dict[str, Any]:
+    entries = asdict(difference)
     errors = ("standard_error", "average_case_standard_error", "average_case_monte_carlo_error", "flips_standard_error")
     options = ("ascent", "steps", "restarts", "norm", "scale", "recrafted")
     return {
         **{name: entries[name] for name in ("mean", "std", "average_case", *errors, *options)},
-        "flips": found.flips_mean,
-        "flips_share": found.flips_mean / found.n_scores,
+        "flips": difference.flips_mean,
+        "flips_share": difference.flips_mean / difference.n_scores,
         # What the scores' margins predict: at most so many can flip, so many lie within rho c of the threshold.
         "flippable_share": margins.flippable,
         "within_share": margins.within,
     }
 
 
-def _warn_of_residuals(found: Curvature, where: str) -> None:
-    residuals = {"lambda_max": found.residual, "lambda_max_live": found.residual_live}
-    residuals |= {f"lambda_max of {name}": residual for name, residual in found.layer_residuals.items()}
-    residuals |= {f"lambda_max_live of {name}": residual for name, residual in found.layer_residuals_live.items()}
+def _warn_of_residuals(measured: Curvature, where: str) -> None:
+    residuals = {"lambda_max": measured.residual, "lambda_max_live": measured.residual_live}
+    residuals |= {f"lambda_max of {name}": residual for name, residual in measured.layer_residuals.items()}
+    residuals |= {f"lambda_max_live of {name}": residual for name, residual in measured.layer_residuals_live.items()}
     name = max(residuals, key=lambda name: residuals[name])
     if residuals[name] > UNRELIABLE:
         log.warning(
@@ -151,7 +151,7 @@ def measure_sharpness(
     model = checkpoint.model
     batches, batch_norm = _batches(checkpoint, adversary, data, settings)
     loss = batch_loss(adversary.objective)
-    found = curvature(
+    measured = curvature(
         model,
         loss,
         batches,
@@ -160,7 +160,7 @@ def measure_sharpness(
         seed=settings.seed,
         by_layer=settings.by_layer,
     )
-    _warn_of_residuals(found, str(checkpoint.path))
+    _warn_of_residuals(measured, str(checkpoint.path))
     density = None
     if settings.spectrum:
         with spread(model, loss, batches, settings.batch_norm) as hessian:
@@ -171,7 +171,7 @@ def measure_sharpness(
     return Sharpness(
         checkpoint=checkpoint,
         keep=kept_fraction(model),
-        curvature=found,
+        curvature=measured,
         loss_differences=differences,
         batch_norm=batch_norm,
         adversary=describe_adversary(objective, recrafted=settings.recraft),

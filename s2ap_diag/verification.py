@@ -136,9 +136,9 @@ def blind_scores(checkpoint: Checkpoint) -> BlindScores | None:
         taps = blind_taps(model, image)
     except RuntimeError:
         return None
-    found = masked_layers(checkpoint.model)
-    layers = {name: count_blind(mask, taps[name]) if name in taps else 0 for name, mask in found.items()}
-    scores = sum(m.scores.numel() if isinstance(m, ScoreMask) else m.mask_bits.numel() for m in found.values())
+    of_layer = masked_layers(checkpoint.model)
+    layers = {name: count_blind(mask, taps[name]) if name in taps else 0 for name, mask in of_layer.items()}
+    scores = sum(m.scores.numel() if isinstance(m, ScoreMask) else m.mask_bits.numel() for m in of_layer.values())
     count = sum(layers.values())
     return BlindScores(layers, count, count / max(scores, 1))
 

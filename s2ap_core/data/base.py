@@ -194,13 +194,13 @@ def check_labels(name: str, path: Path, labels: object, count: int, classes: ran
     Raises:
         InputError: naming ``path``.
     """
-    found = np.asarray(labels)
-    if found.ndim != 1 or found.dtype.kind not in "iu":
+    integers = np.asarray(labels)
+    if integers.ndim != 1 or integers.dtype.kind not in "iu":
         raise InputError(f"{path}: its labels are not a list of integers; {remedy(name)}")
-    if len(found) != count:
-        raise InputError(f"{path}: {count} images but {len(found)} labels; {remedy(name)}")
-    outside = np.flatnonzero((found < classes[0]) | (found > classes[-1]))
+    if len(integers) != count:
+        raise InputError(f"{path}: {count} images but {len(integers)} labels; {remedy(name)}")
+    outside = np.flatnonzero((integers < classes[0]) | (integers > classes[-1]))
     if len(outside):
-        label = f"label {found[outside[0]]} of image {outside[0]}"
+        label = f"label {integers[outside[0]]} of image {outside[0]}"
         raise InputError(f"{path}: {label} is not in {classes[0]}..{classes[-1]}; {remedy(name)}")
-    return found.astype(np.int64)
+    return integers.astype(np.int64)

@@ -141,9 +141,9 @@ def fetch(name: str, root: Path, progress: Progress | None = None) -> list[Part]
         raise InputError(f"{what}; to be fetched: {', '.join(SOURCES)}")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        found = check(name, root)
-        if all(part.problem is None for part in found):
-            return found
+        parts = check(name, root)
+        if all(part.problem is None for part in parts):
+            return parts
         for source in SOURCES[name]:
             if source.archive:
                 archive = download(source, root, progress)

@@ -183,9 +183,9 @@ def gather(value: T) -> list[T]:
     """Gather what each process gives, by rank; anything that can be pickled."""
     if world() == 1:
         return [value]
-    found: list[Any] = [None] * world()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def from_first(function: Callable[[], T]) -> T:
@@ -205,5 +205,5 @@ def from_first(function: Callable[[], T]) -> T:
     dist.broadcast_object_list(outcome, src=0)
     if isinstance(outcome[0], InputError):
         raise outcome[0]
-    found: T = outcome[0]
-    return found
+    result: T = outcome[0]
+    return result

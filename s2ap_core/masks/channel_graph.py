@@ -217,8 +217,8 @@ def uses(nodes: Iterable[fx.Node]) -> Counter[str]:
 
 def shape(node: fx.Node) -> torch.Size:
     """Return the shape of a traced tensor, for one image."""
-    found: torch.Size = node.meta["tensor_meta"].shape
-    return found
+    size: torch.Size = node.meta["tensor_meta"].shape
+    return size
 
 
 def channels(node: fx.Node) -> int | None:
@@ -313,9 +313,9 @@ def _propagate(model: nn.Module, trace: fx.GraphModule, image_shape: tuple[int, 
 
 def _before_any_layer(trace: fx.GraphModule, nodes: list[fx.Node]) -> set[fx.Node]:
     """Find the image, and what is computed from it without a Conv2d or Linear in between."""
-    found: set[fx.Node] = set()
+    before: set[fx.Node] = set()
     for node in nodes:
         layer = node.op == "call_module" and isinstance(trace.get_submodule(str(node.target)), MASKABLE)
-        if node.op == "placeholder" or (not layer and _is_tensor(node) and not found.isdisjoint(node.all_input_nodes)):
-            found.add(node)
-    return found
+        if node.op == "placeholder" or (not layer and _is_tensor(node) and not before.isdisjoint(node.all_input_nodes)):
+            before.add(node)
+    return before

@@ -76,12 +76,12 @@ def dead_channels(bits: Tensor) -> Tensor:
 @torch.no_grad()
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """Compute the boolean mask of every masked layer, by weight name (``conv1.weight``), of the weight's shape."""
-    found = {}
+    by_weight = {}
     for name, layer in model.named_modules():
         if is_masked(layer):
             bits = mask_of(layer).mask().bool()
-            found[f"{name}.weight".removeprefix(".")] = bits.expand(raw_weight(layer).shape)
-    return found
+            by_weight[f"{name}.weight".removeprefix(".")] = bits.expand(raw_weight(layer).shape)
+    return by_weight
 
 
 def scores(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -91,8 +91,8 @@ def scores(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def density(model: nn.Module) -> float:
     """Compute kept weights over maskable weights, in [0, 1]."""
-    found = masks(model)
-    return sum(int(m.sum()) for m in found.values()) / sum(m.numel() for m in found.values())
+    bits = masks(model)
+    return sum(int(m.sum()) for m in bits.values()) / sum(m.numel() for m in bits.values())
 
 
 def fix_masks(model: nn.Module) -> nn.Module:

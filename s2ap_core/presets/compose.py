@@ -96,20 +96,20 @@ class Group:
 @cache
 def presets() -> Mapping[str, Preset]:
     """List every preset by name: the plain files first, then the tables' runs in the order of the tables."""
-    found: dict[str, Preset] = {}
+    by_name: dict[str, Preset] = {}
     for file in sorted(file.name for file in resources.files(__package__).iterdir()):
         if file.endswith(".toml") and file not in PAPER:
             settings = dict(_read(file))
             name = file.removesuffix(".toml")
-            found[name] = Preset(name, settings.pop("title"), settings)
+            by_name[name] = Preset(name, settings.pop("title"), settings)
     for group in groups():
         for cell in group.cells(group.axes["arm"]):
-            preset = _preset(cell, found)
-            found[preset.name] = replace(preset, tables=(*preset.tables, group.table))
+            preset = _preset(cell, by_name)
+            by_name[preset.name] = replace(preset, tables=(*preset.tables, group.table))
         for cell in group.cells(group.beside):
-            preset = _preset(cell, found)
-            found[preset.name] = replace(preset, beside=(*preset.beside, group.table))
-    return found
+            preset = _preset(cell, by_name)
+            by_name[preset.name] = replace(preset, beside=(*preset.beside, group.table))
+    return by_name
 
 
 @cache
@@ -137,9 +137,9 @@ def compose(cell: Cell) -> dict[str, Any]:
     return settings
 
 
-def _preset(cell: Cell, found: Mapping[str, Preset]) -> Preset:
+def _preset(cell: Cell, known: Mapping[str, Preset]) -> Preset:
     name = _join({axis: _word(axis, cell[axis]) for axis in AXES})
-    return found.get(name) or Preset(name, _in_words(cell), compose(cell))
+    return known.get(name) or Preset(name, _in_words(cell), compose(cell))
 
 
 def _in_words(cell: Cell) -> str:

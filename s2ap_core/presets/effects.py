@@ -18,12 +18,12 @@ UNREAD = {"clean": ("beta", "eps", "step", "steps"), "pgd-at": ("beta",), "fast-
 
 def without_effect(config: Config) -> dict[str, str]:
     """Find the settings that are not at their default and change nothing, by dotted key; why, in words."""
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for key, why in _unread(config):
         section, name = key.split(".")
         if getattr(getattr(config, section), name) != _default(config, section, name):
-            found.setdefault(key, why)
-    return found
+            reasons.setdefault(key, why)
+    return reasons
 
 
 Unread = Iterator[tuple[str, str]]
@@ -127,11 +127,11 @@ def at_default(config: Config, keys: Iterable[str]) -> Config:
 
 def refusals(config: Config, keys: Iterable[str], source: str) -> dict[str, str]:
     """Say of those settings among ``keys`` that change nothing where each is set, why, and the remedy."""
-    found, values = without_effect(config), config.model_dump(mode="json")
+    reasons, values = without_effect(config), config.model_dump(mode="json")
     said: dict[str, str] = {}
-    for key in sorted(found.keys() & set(keys)):
+    for key in sorted(reasons.keys() & set(keys)):
         section, name = key.split(".")
-        said[key] = f"{source}: {key} = {values[section][name]} has no effect: {found[key]}; leave it out"
+        said[key] = f"{source}: {key} = {values[section][name]} has no effect: {reasons[key]}; leave it out"
     return said
 
 

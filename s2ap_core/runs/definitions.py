@@ -29,11 +29,11 @@ def definitions(package: Path) -> Definitions:
 
     Definitions of one name in several files are listed together.
 
-    >>> found = definitions(Path(__file__).parents[1])
-    >>> list(found["topk_mask"].values())
+    >>> known = definitions(Path(__file__).parents[1])
+    >>> list(known["topk_mask"].values())
     [['s2ap_core/masks/topk.py']]
     """
-    found: Definitions = {}
+    by_name: Definitions = {}
     for file in sorted(package.rglob("*.py")):
         within = file.relative_to(package)
         if any(within.is_relative_to(left_out) for left_out in WITHOUT_INFLUENCE):
@@ -43,24 +43,24 @@ def definitions(package: Path) -> Definitions:
                 continue
             checksum = hashlib.sha256(_syntax(statement).encode()).hexdigest()[:8]
             for name in _names(statement):
-                files = found.setdefault(name, {}).setdefault(checksum, [])
+                files = by_name.setdefault(name, {}).setdefault(checksum, [])
                 files.append((package.name / within).as_posix())
-    return dict(sorted(found.items()))
+    return dict(sorted(by_name.items()))
 
 
-def checksums(found: Definitions) -> dict[str, str]:
+def checksums(known: Definitions) -> dict[str, str]:
     """Give the checksums of each name in one string, whatever files they come from."""
-    return {name: " ".join(sorted(of_name)) for name, of_name in found.items()}
+    return {name: " ".join(sorted(of_name)) for name, of_name in known.items()}
 
 
-def files_of(name: str, before: str | None, found: Definitions) -> list[str]:
+def files_of(name: str, before: str | None, now: Definitions) -> list[str]:
     """Name the files in which definitions of a name stand that were not there before.
 
     Args:
         before: what :func:`checksums` gave then.
     """
     known = (before or "").split()
-    return [file for checksum, files in found.get(name, {}).items() if checksum not in known for file in files]
+    return [file for checksum, files in now.get(name, {}).items() if checksum not in known for file in files]
 
 
 def _names(statement: ast.stmt) -> Iterator[str]:

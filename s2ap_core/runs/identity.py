@@ -113,8 +113,8 @@ def _with_file(key: str, before: Any) -> str:
     return f"{name} ({', '.join(files_of(name, before, definitions(PACKAGE))) or 'removed'})"
 
 
-def _note(run: RunDirectory, found: Mapping[str, Any]) -> None:
-    lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in found.items())
+def _note(run: RunDirectory, entries: Mapping[str, Any]) -> None:
+    lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items())
     write_file(run.path / FILE, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
@@ -134,7 +134,7 @@ def refusal(run: Path, changes: Changes) -> str:
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Name nested settings by dotted key."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return leaves

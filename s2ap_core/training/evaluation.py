@@ -79,25 +79,25 @@ class Evaluation:
 
     def warnings(self) -> list[str]:
         """Name suspicious combinations, each with a remedy."""
-        found = []
+        texts = []
         clean, robust, noise = self.clean.mean(), self.robust.mean(), self.noise.mean()
         if self.zero_gradient.mean() > 0.1:
-            found.append(
+            texts.append(
                 f"{self.zero_gradient.mean():.0%} of the images have a zero input gradient: the robust "
                 "accuracy may be an artefact; trust it only under autoattack, whose Square attack needs no gradient"
             )
         if robust > noise:
-            found.append(
+            texts.append(
                 f"random noise ({noise:.1%}) does more harm than the attack ({robust:.1%}): it is too weak, "
                 "or the network normalises twice; check both"
             )
         if self.about["attack"] != "none" and len(self.label) < 100:
             low, high = wilson(len(self.label) // 2, len(self.label))
             within = f"an accuracy is known to within {50 * (high - low):.0f} points"
-            found.append(f"only {len(self.label)} images: {within}; raise evaluation.n, or --n")
+            texts.append(f"only {len(self.label)} images: {within}; raise evaluation.n, or --n")
         if clean < 1.5 / max(int(self.label.max()) + 1, 2):
-            found.append(f"clean accuracy {clean:.1%} is near chance: the network has collapsed, or data are wrong")
-        return found
+            texts.append(f"clean accuracy {clean:.1%} is near chance: the network has collapsed, or data are wrong")
+        return texts
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -252,14 +252,14 @@ def _save(file: Path, parts: dict[str, list[np.ndarray]], about: dict[str, Any])
 
 
 def _load(file: Path, about: dict[str, Any], total: int) -> dict[str, list[np.ndarray]]:
-    found = load_evaluation(file)
-    if found.about != about:
-        differing = next(k for k in {**about, **found.about} if about.get(k) != found.about.get(k))
+    earlier = load_evaluation(file)
+    if earlier.about != about:
+        differing = next(k for k in {**about, **earlier.about} if about.get(k) != earlier.about.get(k))
         raise InputError(
-            f"{file}: evaluated with {differing} = {found.about.get(differing)}, now {about.get(differing)}; "
+            f"{file}: evaluated with {differing} = {earlier.about.get(differing)}, now {about.get(differing)}; "
             "move the file away to evaluate anew"
         )
-    return {column: [getattr(found, column)[:total]] for column in COLUMNS}
+    return {column: [getattr(earlier, column)[:total]] for column in COLUMNS}
 
 
 def load_evaluation(file: Path) -> Evaluation:

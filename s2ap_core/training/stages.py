@@ -160,7 +160,7 @@ class Stages:
         # Options such as the fold say which images the test split has; of those that are trained on it says nothing.
         chosen = {name: value for name, value in self.config.data.options.items() if name != "augment"}
         options = {"options": chosen} if chosen else {}
-        found = evaluate(
+        evaluation = evaluate(
             checkpoint.model,
             self.data,
             self.config.evaluation,
@@ -170,13 +170,13 @@ class Stages:
             file=self.run.path / "evals" / f"{stage}.npz",
             on_batch=on_batch,
         )
-        for warning in found.warnings():
+        for warning in evaluation.warnings():
             log.warning("%s: %s", stage, warning)
         if f"evaluate-{stage}" not in self.run.results():
             self.run.append("timing.csv", TIMING, [(f"evaluate-{stage}", "", round(time.monotonic() - started, 3))])
-        self.run.add_results(**{f"evaluate-{stage}": found.summary()})
-        log.info("evaluated %s: %s", stage, found.summary())
-        return found
+        self.run.add_results(**{f"evaluate-{stage}": evaluation.summary()})
+        log.info("evaluated %s: %s", stage, evaluation.summary())
+        return evaluation
 
     def _done(self, stage: str) -> bool:
         wait()

@@ -17,14 +17,14 @@ from s2ap_diag.reading.results import collect
 
 def run_command(runs: Path, tables: Path | None, output: Output) -> int:
     """Check each run, show what fails and what to know, and return 1 if a condition fails."""
-    found, skipped = collect(runs)
+    opened, skipped = collect(runs)
     claiming = tables_in(runs if tables is None else tables)
     if tables is not None and not claiming:
         raise InputError(f"{tables}: holds no table of arms; give the folder that `python -m figures --out` wrote")
     unreadable = [_unreadable(one.path, one.reason) for one in skipped]
     evidence: list[Evidence] = []
-    with counting("check", len(found), output.quiet) as advance:
-        for run in found:
+    with counting("check", len(opened), output.quiet) as advance:
+        for run in opened:
             try:
                 evidence.append(gather(run))
             except InputError as error:

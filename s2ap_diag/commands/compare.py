@@ -59,8 +59,8 @@ def choose(
             "give two runs or folders of runs, or --arm twice: compare A B, or compare RUNS --arm orig --arm s2ap"
         )
     if arms:
-        found = [run for path in paths for run in finished(path)]
-        chosen = [[run for run in found if course.arm(run.config) == arm] for arm in arms]
+        opened = [run for path in paths for run in finished(path)]
+        chosen = [[run for run in opened if course.arm(run.config) == arm] for arm in arms]
         names = arms
     else:
         chosen = [finished(path) for path in paths]

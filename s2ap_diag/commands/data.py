@@ -29,30 +29,30 @@ def fetch_command(name: str, root: Path, output: Output) -> None:
 
 def check_command(name: str, root: Path | None, output: Output) -> None:
     """Show the parts of a data set, or of ``all``, and which of them are there."""
-    found: dict[str, list[Part]] = {}
+    parts_of: dict[str, list[Part]] = {}
     with plain_progress(output.quiet) as bar:
         for each in DATASETS if name == "all" else [name]:
             task = bar.add_task(each, total=None)
-            found[each] = check(
+            parts_of[each] = check(
                 each,
                 root,
                 lambda done, total, task=task: bar.update(task, completed=done, total=total),  # type: ignore[misc]
             )
-    report(found, output)
-    for each, parts in found.items():
+    report(parts_of, output)
+    for each, parts in parts_of.items():
         if name != "all" or any(part.there for part in parts):
             refuse_incomplete(each, parts)
 
 
-def report(found: dict[str, list[Part]], output: Output) -> None:
+def report(parts_of: dict[str, list[Part]], output: Output) -> None:
     """Show and write every part that was looked for."""
     records = [
         {"data": name, "part": part.name, "there": part.there, "images": part.images, "problem": part.problem}
-        for name, parts in found.items()
+        for name, parts in parts_of.items()
         for part in parts
     ]
     columns = ("data", "part", "images", "state")
-    table = make_table("Data sets", columns, [row for name in found for row in rows(name, found[name])])
+    table = make_table("Data sets", columns, [row for name in parts_of for row in rows(name, parts_of[name])])
     output.emit(records, table)
 
 

@@ -173,8 +173,8 @@ def draw(runs: dict[str, RunDirectory], file: Path) -> None:
     accuracy, errors = pd.DataFrame(index=["raw mask", "finetuned"]), {}
     for arm, run in zip(ARMS, (orig, s2ap), strict=True):
         evaluated = [run.results[f"evaluate-{stage}"] for stage in ("prune", "finetune")]
-        accuracy[arm] = [100 * found["robust_accuracy"] for found in evaluated]
-        errors[arm] = plots.reaches(accuracy[arm], [100 * np.array(found["robust_interval"]) for found in evaluated])
+        accuracy[arm] = [100 * result["robust_accuracy"] for result in evaluated]
+        errors[arm] = plots.reaches(accuracy[arm], [100 * np.array(result["robust_interval"]) for result in evaluated])
     with plots.picture(file, 2.1 * plots.COLUMN, 2.3, panels=3) as (a, b, c):
         plots.bars(a, accuracy, ylabel="robust accuracy (%)", errors=errors)
         plots.difference_area(b, orig.stability - s2ap.stability, first="orig", second="s2ap")

@@ -60,15 +60,15 @@ def run_command(
     with plain_progress(output.quiet) as progress:
         task = progress.add_task("evaluate", total=1)
         for path in expand(checkpoints, "checkpoint"):
-            found = source.open(path, device)
+            checkpoint = source.open(path, device)
             of_checkpoint: list[dict[str, Any]] = []
             named = corruptions(source.root, corruption or "all", severity or 3) if corrupted else None
-            for which, data in named or [({}, source.data(found))]:
+            for which, data in named or [({}, source.data(checkpoint))]:
                 result = evaluate(
-                    found.model,
+                    checkpoint.model,
                     data.to(device),
                     settings,
-                    eps=trained_radius(found),
+                    eps=trained_radius(checkpoint),
                     seed=seed,
                     about={"checkpoint": checksum(path), **which},
                     file=evaluation_file(path, evals, settings, which, seed),
@@ -76,7 +76,7 @@ def run_command(
                 )
                 for warning in result.warnings():
                     log.warning("%s: %s", " ".join([str(path), *map(str, which.values())]), warning)
-                about = {"checkpoint": str(path), "epoch": found.header.get("epoch"), **which}
+                about = {"checkpoint": str(path), "epoch": checkpoint.header.get("epoch"), **which}
                 of_checkpoint.append({**about, **result.summary()})
             records += of_checkpoint
             if len(of_checkpoint) > 1:

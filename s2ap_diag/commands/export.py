@@ -107,16 +107,16 @@ def forward_seconds(models: tuple[nn.Module, ...], x: Tensor, rounds: int, advan
     """Time each model's forward pass on ``x``: median seconds; the models take turns, after one round untimed."""
     seconds: list[list[float]] = [[] for _ in models]
     for timed in range(rounds + 1):
-        for model, found in zip(models, seconds, strict=True):
+        for model, of_model in zip(models, seconds, strict=True):
             started = time.perf_counter()
             model(x)
             if x.is_cuda:
                 torch.cuda.synchronize(x.device)
             if timed:
-                found.append(time.perf_counter() - started)
+                of_model.append(time.perf_counter() - started)
         if timed:
             advance()
-    return [median(found) for found in seconds]
+    return [median(of_model) for of_model in seconds]
 
 
 def parameters(model: nn.Module) -> int:

@@ -73,7 +73,7 @@ Distances = dict[str, dict[int, float]]
 
 def within(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks], against: str) -> Compared:
     """Compare each group's masks with its first or with the one before; a group of one file has nothing."""
-    found: Compared = {}
+    compared: Compared = {}
     for name, paths in groups.items():
         base = read(paths[0])
         rows: list[dict[str, Any]] = []
@@ -82,8 +82,8 @@ def within(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks], a
             rows.append(record(path, hamming(base, mask), len(rows) + 1))
             base = mask if against == "previous" else base
         if rows:
-            found[name] = rows
-    return found
+            compared[name] = rows
+    return compared
 
 
 def between(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks]) -> Compared:
@@ -102,14 +102,14 @@ def over_seeds(compared: Compared, headers: dict[str, dict[str, Any]], measure: 
         if seed is None or seed in by_arm.get(arm, {}):
             arm, seed = name, 0
         by_arm.setdefault(arm, {})[seed] = name
-    found: dict[str, Distances] = {}
+    distances: dict[str, Distances] = {}
     for arm, names in by_arm.items():
         label = _short(next(iter(names.values()))) if len(names) == 1 else f"{arm[0]} {arm[1]}"
-        found[f"{label} ({len(found) + 1})" if label in found else label] = {
+        distances[f"{label} ({len(distances) + 1})" if label in distances else label] = {
             name: {row["epoch"]: row[measure] for row in compared[name] if row[measure] is not None}
             for name in names.values()
         }
-    return found
+    return distances
 
 
 def mean_of(arm: Distances) -> dict[int, float]:
@@ -124,23 +124,23 @@ def _arm_and_seed(header: dict[str, Any]) -> tuple[Any, int | None]:
     return tuple(str(header.get(k)) for k in ("method", "minimizer", "keep", "dataset", "network")), header.get("seed")
 
 
-def record(path: Path, found: Hamming, position: int) -> dict[str, Any]:
+def record(path: Path, distance: Hamming, position: int) -> dict[str, Any]:
     """Make the entry of ``hamming --json``; a file without a number is known by its position."""
     epoch = epoch_of(path)
     return {
         "masks": str(path),
         "epoch": position if epoch is None else epoch,
-        "h": found.h,
-        "h_per_kept": found.h_per_kept,
-        "flipped": found.flipped,
-        "entries": found.entries,
-        "kept": found.kept,
-        "iou": found.iou,
-        "chance": found.chance,
-        "h_over_chance": found.h_over_chance,
-        "ceiling": found.ceiling,
-        "h_over_ceiling": found.h_over_ceiling,
-        "layers": found.layers,
+        "h": distance.h,
+        "h_per_kept": distance.h_per_kept,
+        "flipped": distance.flipped,
+        "entries": distance.entries,
+        "kept": distance.kept,
+        "iou": distance.iou,
+        "chance": distance.chance,
+        "h_over_chance": distance.h_over_chance,
+        "ceiling": distance.ceiling,
+        "h_over_ceiling": distance.h_over_ceiling,
+        "layers": distance.layers,
     }
 
 

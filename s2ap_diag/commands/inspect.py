@@ -20,8 +20,8 @@ def run_command(
     """Count what each checkpoint keeps, and show it."""
     records: list[dict[str, Any]] = []
     for path in expand(checkpoints, "checkpoint"):
-        found = source.open(path)
-        blind = blind_scores(found)
+        checkpoint = source.open(path)
+        blind = blind_scores(checkpoint)
         layers: list[dict[str, Any]] = [
             {
                 "layer": name,
@@ -30,17 +30,17 @@ def run_command(
                 "keep": float(mask.float().mean()),
                 "blind": None if blind is None else blind.layers[name.removesuffix("weight").removesuffix(".")],
             }
-            for name, mask in masks(found.model).items()
+            for name, mask in masks(checkpoint.model).items()
         ]
         records.append(
             {
                 "checkpoint": str(path),
-                **{k: v for k, v in found.header.items() if k != "sha256"},
-                "parameters": sum(p.numel() for p in found.model.parameters()),
+                **{k: v for k, v in checkpoint.header.items() if k != "sha256"},
+                "parameters": sum(p.numel() for p in checkpoint.model.parameters()),
                 "masked_weights": sum(layer["entries"] for layer in layers),
                 "kept_weights": sum(layer["kept"] for layer in layers) if layers else None,
-                "density": density(found.model) if layers else 1.0,
-                "scores": bool(score_masks(found.model)),
+                "density": density(checkpoint.model) if layers else 1.0,
+                "scores": bool(score_masks(checkpoint.model)),
                 "blind_scores": None if blind is None else blind.count,
                 "blind_share": None if blind is None else blind.share,
                 "layers": layers,

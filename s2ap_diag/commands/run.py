@@ -93,10 +93,10 @@ def matching(pattern: str) -> Table:
     Raises:
         InputError: if none does.
     """
-    found = [preset for preset in presets().values() if _matches(preset, pattern)]
-    if not found:
+    matches = [preset for preset in presets().values() if _matches(preset, pattern)]
+    if not matches:
         raise InputError(f"--list {pattern}: no preset matches; `s2ap-diag run --list` shows them all")
-    return make_table(f"{len(found)} presets", ["preset", "what it is"], [[p.name, p.title] for p in found])
+    return make_table(f"{len(matches)} presets", ["preset", "what it is"], [[p.name, p.title] for p in matches])
 
 
 def _matches(preset: Preset, pattern: str) -> bool:

@@ -74,14 +74,14 @@ def run_command(
     with counting("sharpness", len(paths) * len(modes) * (1 + len(settings.rho)), output.quiet) as advance:
         for path in paths:
             for mode in modes:
-                found = source.open(path, device)  # anew for each mode: one of them may change the statistics
-                if not score_masks(found.model) and len(paths) > 1:
+                checkpoint = source.open(path, device)  # anew for each mode: one of them may change the statistics
+                if not score_masks(checkpoint.model) and len(paths) > 1:
                     skipped.append(path)
                     break
-                data = source.data(found).to(device)
-                adversary = objective_of(found, objective, eps)
+                data = source.data(checkpoint).to(device)
+                adversary = objective_of(checkpoint, objective, eps)
                 in_mode = replace(settings, batch_norm=mode)
-                measured.append(measure_sharpness(found, data, adversary, in_mode, advance))
+                measured.append(measure_sharpness(checkpoint, data, adversary, in_mode, advance))
     if not measured:
         raise click.UsageError(f"{checkpoints[0]}: no checkpoint with scores; the search's lie in RUN/ckpt")
     write_out(measured, len(skipped), output, spectrum)
@@ -94,9 +94,9 @@ def write_out(measured: Sequence[Sharpness], skipped: int, output: Output, spect
         sharpness_plot.draw(records, output.plot)
     if spectrum is not None:
         densities = {
-            name: found.density
-            for name, found in zip(names_of(records), measured, strict=True)
-            if found.density is not None
+            name: sharpness.density
+            for name, sharpness in zip(names_of(records), measured, strict=True)
+            if sharpness.density is not None
         }
         modes = ", ".join(dict.fromkeys(record["batch_norm"] for record in records))
         with plots.picture(spectrum, plots.COLUMN, 2.6) as axes:
@@ -119,11 +119,11 @@ def over_seeds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         keys = ("method", "minimizer", "epoch", "n_scores", "batch_norm")
         stem = Path(record["checkpoint"]).stem
         arms.setdefault((stem, round(record["keep"], 3), *(record[k] for k in keys)), []).append(record)
-    found = []
+    summaries = []
     for (stem, keep, method, minimizer, epoch, _, batch_norm), group in arms.items():
         if len({record["seed"] for record in group}) > 1:
             whole, live = (_mean_over_seeds([r[name] for r in group]) for name in ("lambda_max", "lambda_max_live"))
-            found.append(
+            summaries.append(
                 {
                     "checkpoint": f"{stem} of {len(group)} seeds: {method} {minimizer}",
                     "epoch": epoch,
@@ -140,7 +140,7 @@ def over_seeds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     },
                 }
             )
-    return found
+    return summaries
 
 
 def _mean_over_seeds(values: list[float]) -> dict[str, float | None]:

@@ -98,23 +98,23 @@ def summary(root: str, schedule: Schedule) -> Table:
 
 def watch(root: str) -> None:
     """Show the state of a sweep; on a terminal until it ends or the user does."""
-    found = read_status(root)
+    status = read_status(root)
     if not sys.stdout.isatty():
-        show_table(status_table(root, found))
+        show_table(status_table(root, status))
         return
-    with Live(status_table(root, found), refresh_per_second=2) as live:
-        while any(task["state"] in ("waiting", "running") for task in found["tasks"]):
+    with Live(status_table(root, status), refresh_per_second=2) as live:
+        while any(task["state"] in ("waiting", "running") for task in status["tasks"]):
             time.sleep(1)
-            found = read_status(root)
-            live.update(status_table(root, found))
+            status = read_status(root)
+            live.update(status_table(root, status))
 
 
-def status_table(root: str, found: dict[str, Any]) -> Table:
+def status_table(root: str, status: dict[str, Any]) -> Table:
     """Count the tasks by state, and list those that run or failed."""
-    tasks = found["tasks"]
+    tasks = status["tasks"]
     counts = {s: sum(t["state"] == s for t in tasks) for s in ("done", "running", "waiting", "failed")}
-    left = "unknown" if found["left"] is None else f"{found['left'] / 60:.0f} min"
-    if not found["working"]:
+    left = "unknown" if status["left"] is None else f"{status['left'] / 60:.0f} min"
+    if not status["working"]:
         left = "no sweep is at it, the same command goes on" if counts["waiting"] + counts["running"] else "none"
     title = f"{root}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + f"; time left: {left}"
     shown = [t for t in tasks if t["state"] in ("running", "failed")]

@@ -21,7 +21,7 @@ def run_command(
     output: Output,
 ) -> None:
     """Check each checkpoint, show the findings, and exit with 1 on a violation."""
-    found: list[tuple[Path, Finding]] = []
+    findings: list[tuple[Path, Finding]] = []
     paths = expand(checkpoints, "checkpoint")
     searches: dict[Path, Checkpoint] = {}
 
@@ -38,12 +38,12 @@ def run_command(
         beside = path.with_name(SEARCHED)
         finetuned = checkpoint.header.get("stage") == "finetune" and beside.is_file()
         search = opened(beside) if finetuned else None
-        found += [(path, finding) for finding in verify(checkpoint, search)]
+        findings += [(path, finding) for finding in verify(checkpoint, search)]
     records: list[dict[str, Any]] = [
-        {"checkpoint": str(path), "kind": f.kind, "layer": f.layer, "message": f.message} for path, f in found
+        {"checkpoint": str(path), "kind": f.kind, "layer": f.layer, "message": f.message} for path, f in findings
     ]
-    violations = sum(f.kind == "violation" for _, f in found)
-    rows = [[path.name, f.kind, f.layer, f.message] for path, f in found]
+    violations = sum(f.kind == "violation" for _, f in findings)
+    rows = [[path.name, f.kind, f.layer, f.message] for path, f in findings]
     title = f"{len(paths)} checkpoints, {violations} violations"
     table = make_table(title, ["checkpoint", "finding", "layer", "what"], rows)
     output.emit(records, table)

@@ -61,15 +61,15 @@ def compare_arms(
 
 def adjusted_p(compared: Sequence[SettingComparison]) -> dict[tuple[str, str], float]:
     """Correct the p-values of each metric for the number of settings (Holm); by setting and metric."""
-    found: dict[tuple[str, str], float] = {}
+    adjusted: dict[tuple[str, str], float] = {}
     for name in dict.fromkeys(name for one in compared for name in one.metrics):
         p_values = {
             (one.setting, name): p
             for one in compared
             if name in one.metrics and (p := one.metrics[name].difference.p) is not None
         }
-        found.update(zip(p_values, holm(list(p_values.values())), strict=True))
-    return found
+        adjusted.update(zip(p_values, holm(list(p_values.values())), strict=True))
+    return adjusted
 
 
 def setting_of(run: Run) -> str:
@@ -86,9 +86,9 @@ def seed_of(run: Run) -> Seed:
 
 
 def _by_setting(runs: Sequence[Run]) -> dict[str, dict[Seed, Run]]:
-    found: dict[str, dict[Seed, Run]] = defaultdict(dict)
+    grouped: dict[str, dict[Seed, Run]] = defaultdict(dict)
     for run in runs:
-        others = found[setting_of(run)]
+        others = grouped[setting_of(run)]
         if seed_of(run) in others:
             other = others[seed_of(run)]
             said = [f"--where {key}={ours}" for key, (_, ours) in config_differences([(other, run)]).items()]
@@ -97,7 +97,7 @@ def _by_setting(runs: Sequence[Run]) -> dict[str, dict[Seed, Run]]:
                 f"{other.path} and {run.path}: {twice}; leave one out" + ", as with ".join(["", *said[:1]])
             )
         others[seed_of(run)] = run
-    return dict(found)
+    return dict(grouped)
 
 
 def _listed(settings: Mapping[str, Any]) -> str:
@@ -111,7 +111,7 @@ def _compare_setting(
     if not seeds:
         raise InputError(f"{setting}: the two arms have no seed in common; run both with the same seeds")
     pairs = [(first[seed], second[seed]) for seed in seeds]
-    found, notes = {}, []
+    by_metric, notes = {}, []
     for name, measure in metrics.items():
         try:
             compared = measure(name, dict(zip(seeds, pairs, strict=True)))
@@ -119,19 +119,19 @@ def _compare_setting(
             notes.append(f"{name}: not compared: {reason}")
             continue
         if compared is not None:
-            found[name] = compared
-    return SettingComparison(setting, seeds, found, tuple(notes), config_differences(pairs))
+            by_metric[name] = compared
+    return SettingComparison(setting, seeds, by_metric, tuple(notes), config_differences(pairs))
 
 
 def config_differences(pairs: Sequence[tuple[Run, Run]]) -> dict[str, tuple[str, str]]:
     """Name the settings in which the runs of a pair differ, with the values of both arms."""
-    found: dict[str, tuple[set[str], set[str]]] = {}
+    by_key: dict[str, tuple[set[str], set[str]]] = {}
     for pair in pairs:
         flat = [flat(run.config.model_dump(mode="json")) for run in pair]
         for key in dict.fromkeys([*flat[0], *flat[1]]):
             values = [str(one.get(key)) for one in flat]
             if values[0] != values[1] and not key.startswith(INCIDENTAL):
-                sets = found.setdefault(key, (set(), set()))
+                sets = by_key.setdefault(key, (set(), set()))
                 for seen, value in zip(sets, values, strict=True):
                     seen.add(value)
-    return {key: (", ".join(sorted(a)), ", ".join(sorted(b))) for key, (a, b) in found.items()}
+    return {key: (", ".join(sorted(a)), ", ".join(sorted(b))) for key, (a, b) in by_key.items()}

@@ -92,12 +92,12 @@ def flips(run: Evidence) -> Iterator[Finding]:
 
 def eigenvalue(run: Evidence) -> Iterator[Finding]:
     """Check that an eigenvalue has converged."""
-    found = run.sharpness
-    if found is None:
+    sharpness = run.sharpness
+    if sharpness is None:
         return
-    residuals = [residual for residual in (found.residual, found.residual_live) if residual is not None]
+    residuals = [residual for residual in (sharpness.residual, sharpness.residual_live) if residual is not None]
     worst = float(np.max(residuals))  # NaN if one is, unlike max()
-    converged = found.converged and found.converged_live
+    converged = sharpness.converged and sharpness.converged_live
     why = "it has not converged" if worst <= UNRELIABLE else "its residual is too large"
     remedy = f"{why}: {remedies.measure(run, '--iterations 256')}"
     value = None if math.isnan(worst) else worst
@@ -106,60 +106,61 @@ def eigenvalue(run: Evidence) -> Iterator[Finding]:
 
 def dead_share(run: Evidence) -> Iterator[Finding]:
     """Check that beside an eigenvalue on dead channels, 1/eps of BatchNorm, stands the one of live channels."""
-    found = run.sharpness
-    if found is None or found.dead_share is None:
+    sharpness = run.sharpness
+    if sharpness is None or sharpness.dead_share is None:
         return
-    if found.dead_share > DEAD_SHARE and found.lambda_max_live is not None:
+    if sharpness.dead_share > DEAD_SHARE and sharpness.lambda_max_live is not None:
         remedy = "lambda_max speaks of channels without a weight: read lambda_max_live"
-        yield Finding.note(_name(run), "dead share", found.dead_share, DEAD_SHARE, remedy)
+        yield Finding.note(_name(run), "dead share", sharpness.dead_share, DEAD_SHARE, remedy)
         return
     remedy = f"lambda_max speaks of channels without a weight; measure lambda_max_live: {remedies.measure(run)}"
-    passed = found.dead_share <= DEAD_SHARE
-    yield Finding.of(_name(run), "dead share", passed, found.dead_share, DEAD_SHARE, remedy)
+    passed = sharpness.dead_share <= DEAD_SHARE
+    yield Finding.of(_name(run), "dead share", passed, sharpness.dead_share, DEAD_SHARE, remedy)
 
 
 def budget(run: Evidence) -> Iterator[Finding]:
     """Check that a mask keeps what the config says, and no more."""
-    found = run.budget
-    if found is not None:
-        remedy = f"{found.violation}; see `s2ap-diag verify {quoted(run.run.path / 'ckpt')}`, then {remedies.anew(run)}"
-        yield Finding.of(_name(run), "budget", not found.violation, found.kept, found.allowed, remedy)
+    counts = run.budget
+    if counts is not None:
+        remedy = (
+            f"{counts.violation}; see `s2ap-diag verify {quoted(run.run.path / 'ckpt')}`, then {remedies.anew(run)}"
+        )
+        yield Finding.of(_name(run), "budget", not counts.violation, counts.kept, counts.allowed, remedy)
 
 
-def classes(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]:
+def classes(run: Evidence, stage: Stage, evaluation: Evaluation) -> Iterator[Finding]:
     """Check for a network that has collapsed to few classes: it is right in those alone.
 
     The limit is half the classes in which a network equally good at all of them is expected to be right at least once.
     """
-    counts = np.unique(found.label, return_counts=True)[1]
-    expected = float((1 - (1 - found.clean.mean()) ** counts).sum())
-    right = len(np.unique(found.label[found.clean]))
+    counts = np.unique(evaluation.label, return_counts=True)[1]
+    expected = float((1 - (1 - evaluation.clean.mean()) ** counts).sum())
+    right = len(np.unique(evaluation.label[evaluation.clean]))
     remedy = f"right in few of {len(counts)} classes: {remedies.longer(run, stage)}"
     yield Finding.of(_name(run), f"classes ({stage})", right >= expected / 2, right, expected / 2, remedy)
 
 
-def chance(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]:
+def chance(run: Evidence, stage: Stage, evaluation: Evaluation) -> Iterator[Finding]:
     """Check that the clean accuracy's interval lies above what always naming the commonest class gives."""
-    commonest = float(np.unique(found.label, return_counts=True)[1].max() / len(found.label))
-    low, _ = wilson(int(found.clean.sum()), len(found.clean))
-    remedy = (
-        f"clean accuracy {found.clean.mean():.1%} may be that of one class named always: {remedies.longer(run, stage)}"
-    )
+    commonest = float(np.unique(evaluation.label, return_counts=True)[1].max() / len(evaluation.label))
+    low, _ = wilson(int(evaluation.clean.sum()), len(evaluation.clean))
+    clean = f"clean accuracy {evaluation.clean.mean():.1%}"
+    remedy = f"{clean} may be that of one class named always: {remedies.longer(run, stage)}"
     yield Finding.of(_name(run), f"chance ({stage})", low > commonest, low, commonest, remedy)
 
 
-def noise(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]:
+def noise(run: Evidence, stage: Stage, evaluation: Evaluation) -> Iterator[Finding]:
     """Check that an attack does more harm than noise of its radius."""
-    robust, noisy = float(found.robust.mean()), float(found.noise.mean())
-    remedy = f"noise does more harm than the attack: {remedies.attack(run, stage, found)}"
+    robust, noisy = float(evaluation.robust.mean()), float(evaluation.noise.mean())
+    remedy = f"noise does more harm than the attack: {remedies.attack(run, stage, evaluation)}"
     yield Finding.of(_name(run), f"noise ({stage})", robust <= noisy, robust, noisy, remedy)
 
 
-def gradient(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]:
+def gradient(run: Evidence, stage: Stage, evaluation: Evaluation) -> Iterator[Finding]:
     """Check that few images have no gradient; there all attacks are blind that follow it, not AutoAttack's Square."""
-    share = float(found.zero_gradient.mean())
-    remedy = f"a gradient attack sees nothing there: {remedies.attack(run, stage, found)}"
-    if share > ZERO_GRADIENT and found.about["attack"] == "autoattack":
+    share = float(evaluation.zero_gradient.mean())
+    remedy = f"a gradient attack sees nothing there: {remedies.attack(run, stage, evaluation)}"
+    if share > ZERO_GRADIENT and evaluation.about["attack"] == "autoattack":
         yield Finding.note(
             _name(run), f"gradient ({stage})", share, ZERO_GRADIENT, "the robust accuracy rests on Square alone there"
         )
@@ -167,17 +168,17 @@ def gradient(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding
     yield Finding.of(_name(run), f"gradient ({stage})", share <= ZERO_GRADIENT, share, ZERO_GRADIENT, remedy)
 
 
-def robust(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]:
+def robust(run: Evidence, stage: Stage, evaluation: Evaluation) -> Iterator[Finding]:
     """Check that no image is robust that is not correct as it is."""
-    clean, share = float(found.clean.mean()), float((found.robust | found.clean).mean())
-    passed = not (found.robust & ~found.clean).any()
+    clean, share = float(evaluation.clean.mean()), float((evaluation.robust | evaluation.clean).mean())
+    passed = not (evaluation.robust & ~evaluation.clean).any()
     remedy = f"images count as robust that are wrong without an attack: {remedies.again(run, stage)}"
     yield Finding.of(_name(run), f"robust above clean ({stage})", passed, share, clean, remedy)
 
 
-def summary(run: Evidence, stage: Stage, found: Evaluation) -> Iterator[Finding]:
+def summary(run: Evidence, stage: Stage, evaluation: Evaluation) -> Iterator[Finding]:
     """Check that ``results.json`` says what was found image by image."""
-    said, counted = run.run.results[f"evaluate-{stage}"], found.summary()
+    said, counted = run.run.results[f"evaluate-{stage}"], evaluation.summary()
     accuracies = {key: value for key, value in counted.items() if key.endswith("_accuracy")}
     unlike = {key: value for key, value in accuracies.items() if not _alike(_get(said, key), value)}
     key = next(iter(unlike), "clean_accuracy")

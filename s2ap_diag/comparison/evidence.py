@@ -125,9 +125,9 @@ def gather(run: Run) -> Evidence:
     for stage in course.evaluated(run.config):
         if stage == "pretrain" and not course.epochs(run.config, "pretrain") and not run.config.pretrain.checkpoint:
             continue  # untrained weights, which a method prunes as they are
-        found = run.evaluation(stage)
-        if found is not None:
-            evaluations[stage] = found
+        evaluation = run.evaluation(stage)
+        if evaluation is not None:
+            evaluations[stage] = evaluation
     if "prune" in run.results:
         _numbers(run, "val_loss")
     return Evidence(run, evaluations, _eigenvalue(run), _budget(run))
@@ -135,11 +135,11 @@ def gather(run: Run) -> Evidence:
 
 def by_setting(evidence: Sequence[Evidence]) -> list[dict[str, list[Evidence]]]:
     """Group pruned runs by setting, and within it by arm."""
-    found: dict[str, dict[str, list[Evidence]]] = {}
+    grouped: dict[str, dict[str, list[Evidence]]] = {}
     for one in evidence:
         if one.budget is not None:
-            found.setdefault(one.setting, {}).setdefault(one.arm, []).append(one)
-    return list(found.values())
+            grouped.setdefault(one.setting, {}).setdefault(one.arm, []).append(one)
+    return list(grouped.values())
 
 
 def _numbers(run: Run, metric: str) -> dict[int, float]:

@@ -123,9 +123,9 @@ def _accuracy(name: str, pairs: Pairs) -> MetricComparison | None:
             if kind != "clean" and evaluation.about["attack"] == "none":
                 return None
             arm[seed] = evaluation
-    found = compare(arms[0], arms[1], kind)
+    comparison = compare(arms[0], arms[1], kind)
     a, b = (100 * _mean([correctness(evaluation, kind).mean() for evaluation in arm.values()]) for arm in arms)
-    return MetricComparison(name, "points", kind == "gap", a, b, found.difference.scaled(100), found.mcnemar)
+    return MetricComparison(name, "points", kind == "gap", a, b, comparison.difference.scaled(100), comparison.mcnemar)
 
 
 def _evaluation(run: Run, stage: str) -> Evaluation | None:

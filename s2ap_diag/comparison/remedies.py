@@ -47,8 +47,8 @@ def measure(run: Evidence, options: str = "") -> str:
     return f"`s2ap-diag sharpness {quoted(run.result('prune'))} {said} --json {quoted(run.run.path / SHARPNESS)}`"
 
 
-def attack(run: Evidence, stage: Stage, found: Evaluation) -> str:
+def attack(run: Evidence, stage: Stage, evaluation: Evaluation) -> str:
     """Write the command that attacks the network harder, or what to look at where the attack is the hardest already."""
-    if found.about["attack"] == "autoattack":
+    if evaluation.about["attack"] == "autoattack":
         return f"see that the network normalises once: `s2ap-diag inspect {quoted(run.result(stage))}`"
-    return f"`s2ap-diag evaluate {quoted(run.result(stage))} --attack autoattack --n {len(found.label)}`"
+    return f"`s2ap-diag evaluate {quoted(run.result(stage))} --attack autoattack --n {len(evaluation.label)}`"

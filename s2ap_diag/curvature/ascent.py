@@ -66,12 +66,12 @@ def auto_pgd(
 
 def checkpoints(steps: int) -> set[int]:
     """Return the steps after which Auto-PGD looks back: ``ceil(p_j steps)``, p_1 = 0.22, gaps shrinking to 0.06."""
-    percent, gap, found = 0, 22, set()
+    percent, gap, checked = 0, 22, set()
     while percent + gap <= 100:
         percent += gap
-        found.add(math.ceil(percent * steps / 100))
+        checked.add(math.ceil(percent * steps / 100))
         gap = max(gap - 3, 6)
-    return found
+    return checked
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:

@@ -72,7 +72,7 @@ class Curvature:
 class _Reading(NamedTuple):
     """lambda_max of all batches, and of their Rayleigh quotients at its vector the deviation and the error."""
 
-    found: LambdaMax
+    eigen: LambdaMax
     std: float | None
     standard_error: float | None
 
@@ -80,7 +80,7 @@ class _Reading(NamedTuple):
 class _Layer(NamedTuple):
     """lambda_max of a diagonal block, and over the scores of its live channels."""
 
-    found: LambdaMax
+    eigen: LambdaMax
     live: LambdaMax
 
 
@@ -119,19 +119,19 @@ def curvature(
         defect, hvps = whole.symmetry_defect(seed), whole.hvps
     layers, spent = _by_layer(whole, by_layer, solver, seed) if by_layer else ({}, 0)
     return Curvature(
-        lambda_max=every.found.lambda_max,
-        lambda_max_live=live.found.lambda_max,
+        lambda_max=every.eigen.lambda_max,
+        lambda_max_live=live.eigen.lambda_max,
         dead_channels=dead.channels,
-        dead_share=dead.share(every.found.largest.vector),
+        dead_share=dead.share(every.eigen.largest.vector),
         lambda_max_std=every.std,
         lambda_max_standard_error=every.standard_error,
         lambda_max_live_std=live.std,
         lambda_max_live_standard_error=live.standard_error,
-        dominant_eigenvalue=every.found.dominant_eigenvalue,
-        residual=every.found.residual,
-        residual_live=live.found.residual,
-        converged=every.found.converged,
-        converged_live=live.found.converged,
+        dominant_eigenvalue=every.eigen.dominant_eigenvalue,
+        residual=every.eigen.residual,
+        residual_live=live.eigen.residual,
+        converged=every.eigen.converged,
+        converged_live=live.eigen.converged,
         solver=solver.name,
         hvps=sum(distributed.gather(hvps + spent)),
         symmetry_defect=defect,
@@ -139,8 +139,8 @@ def curvature(
         n_scores=whole.n,
         batches=len(batches),
         batch_size=counts[0],
-        layers={name: layer.found.lambda_max for name, layer in layers.items()},
-        layer_residuals={name: layer.found.residual for name, layer in layers.items()},
+        layers={name: layer.eigen.lambda_max for name, layer in layers.items()},
+        layer_residuals={name: layer.eigen.residual for name, layer in layers.items()},
         layers_live={name: layer.live.lambda_max for name, layer in layers.items()},
         layer_residuals_live={name: layer.live.residual for name, layer in layers.items()},
     )
@@ -148,11 +148,11 @@ def curvature(
 
 def _read(whole: ScoreHessian, op: SymmetricOperator, solver: Solver, seed: int, counts: Sequence[int]) -> _Reading:
     """Read lambda_max of ``op``, the whole or a part of it, whose batches have so many samples."""
-    found = lambda_max(op, solver, seed=seed)
+    eigen = lambda_max(op, solver, seed=seed)
     if len(counts) > 1 and not solver.ends_on_vector:
-        op.matvec(found.largest.vector)
+        op.matvec(eigen.largest.vector)
     quotients = distributed.gather_in_order([float(quotient) for quotient in whole.quotients])
-    return _Reading(found, standard_deviation(quotients, counts), standard_error(quotients, counts))
+    return _Reading(eigen, standard_deviation(quotients, counts), standard_error(quotients, counts))
 
 
 def _by_layer(whole: ScoreHessian, by: ByLayer, solver: Solver, seed: int) -> tuple[dict[str, _Layer], int]:
@@ -161,13 +161,13 @@ def _by_layer(whole: ScoreHessian, by: ByLayer, solver: Solver, seed: int) -> tu
     hvps = 0
     for name, members in _groups(list(whole.scores), by).items():
         with whole.restricted(members) as block:
-            found = live = lambda_max(block, solver, seed=seed)
+            eigen = live = lambda_max(block, solver, seed=seed)
             dead = dead_scores(whole.model, members)
             if dead.channels:
                 live = lambda_max(Projected(block, ~dead.where), solver, seed=seed)
-            layers[name] = _Layer(found, live)
+            layers[name] = _Layer(eigen, live)
             hvps += block.hvps
-    return dict(sorted(layers.items(), key=lambda named: -named[1].found.lambda_max)), hvps
+    return dict(sorted(layers.items(), key=lambda named: -named[1].eigen.lambda_max)), hvps
 
 
 def _groups(layers: list[str], by: ByLayer) -> dict[str, list[str]]:

@@ -44,15 +44,15 @@ class Reach:
         towards = -sign * (0.999 * scores.abs() / c).nan_to_num(0.0).clamp_max(rho)
         up, down = (torch.addcmul(scores, c, u).abs() for u in (away, towards))  # in the rounding of the model
         self.layers: list[_LayerReach] = []
-        found = []
+        indices = []
         start = 0
         for parts in zip(*(t.split(list(sizes)) for t in (scores.abs(), kept, up, down)), strict=True):
             layer, index = _LayerReach.of(*parts)
             if len(index):
                 self.layers.append(layer)
-                found.append(index + start)
+                indices.append(index + start)
             start += len(parts[0])
-        self.index = torch.cat(found) if found else torch.empty(0, dtype=torch.long, device=scores.device)
+        self.index = torch.cat(indices) if indices else torch.empty(0, dtype=torch.long, device=scores.device)
         self._away, self._towards = away[self.index], towards[self.index]
         # The derivative in |s| of a function of u.
         self._per_magnitude = (sign / c)[self.index]

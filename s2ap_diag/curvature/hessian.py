@@ -121,15 +121,15 @@ def score_gradient(
     Raises:
         InputError: if it depends on no leaf at all, unless ``allow_unused``.
     """
-    found: Sequence[Tensor | None] = [None] * len(leaves)
+    gradients: Sequence[Tensor | None] = [None] * len(leaves)
     if value.requires_grad:
-        found = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
-    if not allow_unused and all(gradient is None for gradient in found):
+        gradients = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
+    if not allow_unused and all(gradient is None for gradient in gradients):
         raise InputError(
             "the loss does not depend on the scores: it must run the model it is given, and measuring must "
             "not happen within one_mask or constant_mask"
         )
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)]
 
 
 @dataclass(frozen=True)

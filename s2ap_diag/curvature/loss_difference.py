@@ -218,8 +218,8 @@ class _Search:
         best = start
         for i in range(options.restarts):
             first = place_at(self._draw(rho, rng)) if i else start
-            found = auto_pgd(place_at, first, radius=rho, norm=options.norm, steps=options.steps)
-            best = max(best, found, key=lambda place: place.value)
+            climbed = auto_pgd(place_at, first, radius=rho, norm=options.norm, steps=options.steps)
+            best = max(best, climbed, key=lambda place: place.value)
         return best
 
     def _draw(self, rho: float, rng: torch.Generator) -> Tensor:

@@ -62,9 +62,9 @@ class PyHessian(Solver):
             torch.manual_seed(derive_seed(seed, "pyhessian"))  # PyHessian draws from the global generator
             if isinstance(op, Projected):
                 _project_gradients(op, leaves)
-            found, vectors = self._run(hessian, leaves, criterion_of(loss_of, leaves))
+            eigenvalue, vectors = self._run(hessian, leaves, criterion_of(loss_of, leaves))
         hessian.hvps += calls
-        value = found + shift
+        value = eigenvalue + shift
         vector = flatten(vectors)
         if isinstance(op, Projected):
             vector = op.restrict(vector)

@@ -70,24 +70,24 @@ class CurvatureTracker(Callback):
                 self._read_spectra(loop, hessian, dead, mode)
 
     def _read_spectra(self, loop: Loop, hessian: ScoreHessian, dead: DeadScores, mode: str) -> None:
-        found = None
+        eigen = None
         if "all" in self.settings.spectrum:
             everything = torch.ones_like(dead.where)
-            found = self._lambda_max(loop, Projected(hessian, everything), f"all_{mode}")
+            eigen = self._lambda_max(loop, Projected(hessian, everything), f"all_{mode}")
             row = {
-                "lambda_max": found.lambda_max,
-                "dominant_eigenvalue": found.dominant_eigenvalue,
-                "residual": found.residual,
-                "hvps": found.hvps,
-                "dead_share": dead.share(found.largest.vector),
+                "lambda_max": eigen.lambda_max,
+                "dominant_eigenvalue": eigen.dominant_eigenvalue,
+                "residual": eigen.residual,
+                "hvps": eigen.hvps,
+                "dead_share": dead.share(eigen.largest.vector),
             }
             self._add(loop, **{f"{metric}_{mode}": value for metric, value in row.items()})
         if "live" in self.settings.spectrum:
             spent = 0
-            if found is None or dead.channels:
-                found = self._lambda_max(loop, Projected(hessian, ~dead.where), f"live_{mode}")
-                spent = found.hvps
-            row = {"lambda_max_live": found.lambda_max, "residual_live": found.residual, "hvps_live": spent}
+            if eigen is None or dead.channels:
+                eigen = self._lambda_max(loop, Projected(hessian, ~dead.where), f"live_{mode}")
+                spent = eigen.hvps
+            row = {"lambda_max_live": eigen.lambda_max, "residual_live": eigen.residual, "hvps_live": spent}
             self._add(loop, **{f"{metric}_{mode}": value for metric, value in row.items()})
 
     def _lambda_max(self, loop: Loop, op: Projected, name: str) -> LambdaMax:

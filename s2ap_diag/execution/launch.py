@@ -58,17 +58,17 @@ def _first_to_end(failures: Mapping[int, ProcessFailure], processes: int) -> str
 
 def arguments(context: click.Context, without: str) -> list[str]:
     """Compose the command line that gave this context its parameters, command first, ``without`` one option."""
-    found = [str(context.info_name)]
+    words = [str(context.info_name)]
     for parameter in context.command.params:
         name = str(parameter.name)
         if name == without or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
         value: Any = context.params.get(name, True)
         if isinstance(parameter, click.Argument):
-            found.append(str(value))
+            words.append(str(value))
         elif isinstance(parameter, click.Option) and parameter.is_flag:
-            found.append(parameter.opts[-1])
+            words.append(parameter.opts[-1])
         else:
             for one in value if parameter.multiple else (value,):
-                found += [parameter.opts[-1], str(one)]
-    return found
+                words += [parameter.opts[-1], str(one)]
+    return words

@@ -88,7 +88,7 @@ def arrange(records: Sequence[dict[str, Any]]) -> Drawn:
     for key, record in zip(keys, records, strict=True):
         epochs[key].add(record["epoch"])
     known = all(record["epoch"] is not None for record in records)
-    over_epochs = known and any(len(found) > 1 for found in epochs.values())
+    over_epochs = known and any(len(of_curve) > 1 for of_curve in epochs.values())
     curves = {key: Curve(name, index) for index, (key, name) in enumerate(names.items())}
     for place, (key, record) in enumerate(zip(keys, records, strict=True)):
         curves[key].points.append(Point(record["epoch"] if over_epochs else place, record))

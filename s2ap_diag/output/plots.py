@@ -266,10 +266,10 @@ def reaches(values: ArrayLike, intervals: ArrayLike) -> np.ndarray:
 
 def spectral_densities(axes: Axes, densities: Mapping[str, SpectralDensity], *, xlabel: str) -> None:
     """Draw eigenvalue densities on a logarithmic scale, where the few large eigenvalues can be seen."""
-    for index, (name, found) in enumerate(densities.items()):
+    for index, (name, density) in enumerate(densities.items()):
         style = {k: v for k, v in look(index).items() if k != "marker"}
-        axes.semilogy(found.grid, np.maximum(found.density, 1e-12), label=name, **style)
-    axes.set_ylim(bottom=1e-9 * max(found.density.max() for found in densities.values()))
+        axes.semilogy(density.grid, np.maximum(density.density, 1e-12), label=name, **style)
+    axes.set_ylim(bottom=1e-9 * max(density.density.max() for density in densities.values()))
     axes.set_xlabel(xlabel)
     axes.set_ylabel("density")
     axes.legend()

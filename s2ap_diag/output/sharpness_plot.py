@@ -80,8 +80,8 @@ def _of_all_scores(record: dict[str, Any]) -> Reading:
 
 def _loss_difference_at(rho: str) -> Read:
     def read(record: dict[str, Any]) -> Reading:
-        found = record["loss_difference"][rho]
-        return Reading(found["mean"], found["standard_error"], converged=True)
+        difference = record["loss_difference"][rho]
+        return Reading(difference["mean"], difference["standard_error"], converged=True)
 
     return read
 
@@ -223,10 +223,10 @@ def _layer_marks(axes: Axes, shown: Sequence[tuple[Curve, Point]], layers: list[
     for index, (curve, point) in enumerate(shown):
         rows = np.arange(len(layers)) + (index - (len(shown) - 1) / 2) * 0.7 / len(shown)
         for suffix, thin in (("", True), ("_live", False)):
-            found = [point.record[f"layers{suffix}"][name] for name in layers]
+            eigenvalues = [point.record[f"layers{suffix}"][name] for name in layers]
             converged = [point.record[f"layer_residuals{suffix}"][name] <= UNRELIABLE for name in layers]
-            _marks(axes, found, rows.tolist(), converged, _look(curve, best=point.best), thin=thin)
-            values += found
+            _marks(axes, eigenvalues, rows.tolist(), converged, _look(curve, best=point.best), thin=thin)
+            values += eigenvalues
     plots.decades(axes, np.array(values), axis="x")
     axes.set_yticks(range(len(layers)), layers, fontsize=6)
     axes.set_ylim(len(layers) - 0.5, -0.5)

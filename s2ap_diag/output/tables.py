@@ -41,8 +41,8 @@ def show_table(table: Table, quiet: bool = False) -> None:
 
 def accuracies(results: Mapping[str, Any], stage: str) -> list[float | None]:
     """Read clean and robust accuracy of a stage in percent from a run's results, None where it was not evaluated."""
-    found = results.get(f"evaluate-{stage}", {})
-    return [100 * found[key] if key in found else None for key in ("clean_accuracy", "robust_accuracy")]
+    summary = results.get(f"evaluate-{stage}", {})
+    return [100 * summary[key] if key in summary else None for key in ("clean_accuracy", "robust_accuracy")]
 
 
 def to_csv(table: "pd.DataFrame") -> str:

@@ -79,8 +79,8 @@ class Run:
         """
         run = RunDirectory(self.path, self.config)
         saved = [read(run.masks(epoch)).as_masks().masks for epoch in range(self.config.prune.epochs + 1)]
-        found = [distance.h for distance in trajectory(saved)]
-        return pd.Series(found, index=pd.RangeIndex(1, len(found) + 1, name="epoch"), dtype=float)
+        distances = [distance.h for distance in trajectory(saved)]
+        return pd.Series(distances, index=pd.RangeIndex(1, len(distances) + 1, name="epoch"), dtype=float)
 
     def evaluation(self, stage: str) -> Evaluation | None:
         """Read the correctness image by image, None where the config asks for no evaluation of this stage.
@@ -108,9 +108,9 @@ class Run:
         return records[0]
 
 
-def save_sharpness(run: Path, found: Sharpness) -> None:
+def save_sharpness(run: Path, sharpness: Sharpness) -> None:
     """Write the sharpness of a run's selected scores beside its results, where :attr:`Run.sharpness` reads it."""
-    record = found.record() | {"checkpoint": found.checkpoint.path.relative_to(run).as_posix()}
+    record = sharpness.record() | {"checkpoint": sharpness.checkpoint.path.relative_to(run).as_posix()}
     write_file(run / SHARPNESS, json.dumps([record], indent=2) + "\n")
 
 

@@ -125,14 +125,14 @@ def seconds_per_mac(benchmark: Path | None) -> Mapping[str, float]:
     Raises:
         InputError: if the file has no such rows.
     """
-    found = {}
+    rates = {}
     for name, (dataset, hours, count) in PAPER.items():
         macs = 3 * size_of(name, None, dataset).macs
         if benchmark is None:
-            found[name] = hours * 3600 / count / macs
+            rates[name] = hours * 3600 / count / macs
         elif dataset == "cifar10":
-            found[name] = _benchmarked(benchmark, name) / (128 * 12) / macs
-    return found
+            rates[name] = _benchmarked(benchmark, name) / (128 * 12) / macs
+    return rates
 
 
 def _benchmarked(file: Path, network: str) -> float:

@@ -99,11 +99,11 @@ class PlannedRun:
 
 def grids() -> dict[str, str]:
     """Name the grids that come with the package, and their titles: each table's, and the files'."""
-    found = {table: f"the runs of Table {table.removeprefix('table')}, {SEEDS} seeds" for table in TABLES}
+    titles = {table: f"the runs of Table {table.removeprefix('table')}, {SEEDS} seeds" for table in TABLES}
     for file in _folder().iterdir():
         if file.name.endswith(".toml"):
-            found[file.name.removesuffix(".toml")] = _parse(file.read_text(encoding="utf-8"), file.name).title
-    return found
+            titles[file.name.removesuffix(".toml")] = _parse(file.read_text(encoding="utf-8"), file.name).title
+    return titles
 
 
 def read_grid(source: str) -> Grid:
@@ -140,7 +140,7 @@ def expand(grid: Grid, *, scale: str | None = None, overrides: tuple[str, ...] =
         InputError: if a preset is unknown, or a value does not fit its key or has an effect in none of the runs
             that it is for. In those where it has none it is left at its default.
     """
-    found: dict[str, PlannedRun] = {}
+    planned_runs: dict[str, PlannedRun] = {}
     used: set[tuple[int | None, str]] = set()
     unused: dict[tuple[int | None, str], str] = {}
     for number, group in enumerate(grid.group):
@@ -157,13 +157,13 @@ def expand(grid: Grid, *, scale: str | None = None, overrides: tuple[str, ...] =
             config = at_default(config, without_effect(config))
             named = {key: value for key, value in chosen.items() if key not in void}
             planned = PlannedRun(_name(preset, named, config), config, _measured(group.sharpness, scaled))
-            found.setdefault(fingerprint(config), planned)
+            planned_runs.setdefault(fingerprint(config), planned)
     for place, message in unused.items():
         if place not in used:
             raise InputError(message)
-    if not found:
+    if not planned_runs:
         raise InputError("the grid has no runs: give each list of values at least one")
-    return list(found.values())
+    return list(planned_runs.values())
 
 
 def _configs(

@@ -138,7 +138,7 @@ class Schedule:
     def save(self, working: bool = True) -> None:
         """Write the states where ``--status`` reads them."""
         left = seconds_left(list(self.statuses.values()), self.workers)
-        found = {
+        snapshot = {
             "updated": time.time(),
             "working": working,
             "left": left,
@@ -148,7 +148,7 @@ class Schedule:
         filesystem.makedirs(path, exist_ok=True)
         unfinished = f"{path}/.{STATUS}.tmp"
         with filesystem.open(unfinished, "w") as file:
-            json.dump(found, file)
+            json.dump(snapshot, file)
         filesystem.mv(unfinished, f"{path}/{STATUS}")
 
 
@@ -171,11 +171,11 @@ def read_status(root: str) -> dict[str, Any]:
     filesystem, path = fsspec.core.url_to_fs(root)
     try:
         with filesystem.open(f"{path}/{STATUS}") as file:
-            found: dict[str, Any] = json.load(file)
+            status: dict[str, Any] = json.load(file)
     except FileNotFoundError as error:
         raise InputError(f"{root}: no sweep began here; start one with `s2ap-diag sweep GRID --runs {root}`") from error
     except ValueError as error:
         raise InputError(f"{root}/{STATUS}: not JSON; start the sweep again, it does only what is missing") from error
     if "file" in filesystem.protocol:  # a killed sweep could not say that it ended
-        found["working"] = found["working"] and lock.in_use(Path(path))
-    return found
+        status["working"] = status["working"] and lock.in_use(Path(path))
+    return status
