@@ -127,9 +127,9 @@ def config_differences(pairs: Sequence[tuple[Run, Run]]) -> dict[str, tuple[str,
     """Name the settings in which the runs of a pair differ, with the values of both arms."""
     by_key: dict[str, tuple[set[str], set[str]]] = {}
     for pair in pairs:
-        flat = [flat(run.config.model_dump(mode="json")) for run in pair]
-        for key in dict.fromkeys([*flat[0], *flat[1]]):
-            values = [str(one.get(key)) for one in flat]
+        settings = [flat(run.config.model_dump(mode="json")) for run in pair]
+        for key in dict.fromkeys([*settings[0], *settings[1]]):
+            values = [str(one.get(key)) for one in settings]
             if values[0] != values[1] and not key.startswith(INCIDENTAL):
                 sets = by_key.setdefault(key, (set(), set()))
                 for seen, value in zip(sets, values, strict=True):
