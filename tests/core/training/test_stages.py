@@ -19,6 +19,8 @@ from s2ap_core.errors import InputError
 from s2ap_core.files.tensors import load_tensors
 from s2ap_core.masks.masking import masks
 from s2ap_core.methods.harp import Harp
+from s2ap_core.models import NETWORKS
+from s2ap_core.models.resnet_cifar import ResNet18
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.training import epochs
@@ -222,7 +224,13 @@ def test_other_seeds_make_other_runs(prune):
 
 # --- batches of one image ---
 
-ONE_PIXEL = {"network": {"name": "resnet18", "width": 4}, "minimizer": {"name": "s2ap", "warmup": 1, "subset": 0.01}}
+ONE_PIXEL = {"network": {"name": "for-32", "width": 4}, "minimizer": {"name": "s2ap", "warmup": 1, "subset": 0.01}}
+
+
+@pytest.fixture
+def one_pixel(monkeypatch):
+    """ONE_PIXEL's network: a ResNet-18 for 32x32 images, whose last maps are a pixel on those of 8x8."""
+    monkeypatch.setitem(NETWORKS, "for-32", lambda input_size, **sizes: ResNet18(**sizes))
 
 
 class Batches(Callback):
@@ -239,7 +247,7 @@ class Batches(Callback):
         self.seen.append((loop.stage, loop.epoch, loop.iteration, loop.share.count))
 
 
-def test_a_last_batch_of_one_image_joins_the_one_before_it(tmp_path, new_run, data):
+def test_a_last_batch_of_one_image_joins_the_one_before_it(one_pixel, tmp_path, new_run, data):
     first = next(data.batches("train", 33))
     splits = {"train": first, "val": next(data.batches("val", 17)), "test": next(data.batches("test", 17))}
     images = {name: ((255 * b.x).round().byte().numpy(), b.y.numpy()) for name, b in splits.items()}
@@ -278,7 +286,7 @@ def test_the_processes_shares_make_up_each_batch(data, monkeypatch, count, size,
     assert min(map(len, whole)) > 1 or count == 1
 
 
-def test_batches_of_one_image_are_refused_where_batch_norm_cannot_have_them(tmp_path, new_run, data):
+def test_batches_of_one_image_are_refused_where_batch_norm_cannot_have_them(one_pixel, tmp_path, new_run, data):
     run = new_run(tmp_path / "run", **ONE_PIXEL, pretrain={"batch_size": 1})
     with pytest.raises(InputError, match=r"pretrain\.batch_size: one image will not do"):
         Stages(run, data).all()
