@@ -77,8 +77,8 @@ def command(
         raise click.UsageError("--out is missing: name a folder for the tables and figures, or --list, or --claims")
     library = Library.open(runs, batch_norm, attack)
     if claims:
-        grid = claims_table(library)
-        show_table(make_table(grid.heading, grid.columns, [[cell.text for cell in row] for row in grid.rows]))
+        table = claims_table(library)
+        show_table(make_table(table.heading, table.columns, [[cell.text for cell in row] for row in table.rows]))
         rendered = [] if out is None else [render_claims(library, out)]
     elif out is None or list_entries:
         shown = entries if only else catalogue

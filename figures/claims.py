@@ -7,8 +7,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from figures.catalogue import ARMS, DATA, METHODS, NETWORKS, Cell
-from figures.grid import Grid, Text
 from figures.matching import Library
+from figures.rendered_table import RenderedTable, Text
 from s2ap_core.errors import InputError
 from s2ap_diag.comparison.arms import SettingComparison, compare_arms
 from s2ap_diag.comparison.metrics import METRICS, TRACKED, MetricComparison, many, spanned
@@ -80,7 +80,7 @@ class Test:
         return "supported" if self.compared.better == 1 else "contradicted"
 
 
-def test_claims(library: Library) -> tuple[list[Test], list[str]]:
+def judge_claims(library: Library) -> tuple[list[Test], list[str]]:
     """Test each claim in each setting that has runs of both arms; also why one could not be."""
     tests, notes = [], []
     cells = sorted({place.cell for place in library.places}, key=lambda cell: cell.name)
@@ -112,10 +112,10 @@ def _judged(claim: Claim, settings: Sequence[tuple[Cell, SettingComparison]]) ->
     ]
 
 
-def claims_table(library: Library) -> Grid:
+def claims_table(library: Library) -> RenderedTable:
     """Lay out the tests: claim, setting, both arms, difference with interval, verdict, seeds, power."""
-    tests, notes = test_claims(library)
-    return Grid(
+    tests, notes = judge_claims(library)
+    return RenderedTable(
         id="claims",
         heading="Claims: what the paper says of S2AP, on these runs",
         groups=[

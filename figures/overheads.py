@@ -9,10 +9,10 @@ import numpy as np
 
 from figures.captions import gammas, substituted
 from figures.catalogue import DATA, METHODS, NETWORKS, Cell, Entry
-from figures.grid import Grid, Text
 from figures.matching import Library
 from figures.numbers import disagrees, printed
 from figures.records import about, frame_of
+from figures.rendered_table import RenderedTable, Text
 from figures.wording import NOT_RUN, PAPER, signed
 from s2ap_diag.reading.results import Run
 
@@ -65,7 +65,7 @@ class _Setting:
         return {name: self.measured[name].mean - value for name, value in self.paper.items()}
 
 
-def overheads(entry: Entry, library: Library) -> Grid:
+def overheads(entry: Entry, library: Library) -> RenderedTable:
     """Make Table 7: hours of the search, and the time that S2AP adds over Orig. and as a share of its own."""
     names = dict.fromkeys((cell.network, cell.data, cell.method, cell.printed) for cell in entry.cells)
     settings = [
@@ -79,7 +79,7 @@ def overheads(entry: Entry, library: Library) -> Grid:
         ("paper", PAPER_HEADS),
         *([("measured − paper", PAPER_HEADS)] if comparable else []),
     ]
-    return Grid(
+    return RenderedTable(
         id=entry.id,
         heading=entry.heading,
         groups=heads,

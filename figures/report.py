@@ -12,9 +12,9 @@ from figures.afterwards import loss_differences
 from figures.catalogue import Entry, repeated
 from figures.claims import claims_table
 from figures.drawings import FIGURES
-from figures.grid import Grid, escape_markdown, to_latex, to_markdown
 from figures.matching import Library, Place
 from figures.overheads import overheads, seconds
+from figures.rendered_table import RenderedTable, escape_markdown, to_latex, to_markdown
 from figures.tables import compare_arms
 from s2ap_core.files.atomic import write_file
 from s2ap_diag.output.tables import to_csv
@@ -148,17 +148,17 @@ def _render(entry: Entry, library: Library, out: Path) -> Rendered:
                     [f"{entry.id}: {note}" for note in drawing.notes])  # fmt: skip
 
 
-def _write_table(grid: Grid, out: Path) -> Rendered:
-    markdown = to_markdown(grid)
-    write_file(out / f"{grid.id}.csv", to_csv(grid.records))
-    write_file(out / f"{grid.id}.md", markdown)
-    write_file(out / f"{grid.id}.tex", to_latex(grid))
-    links = f"[CSV]({grid.id}.csv), [LaTeX]({grid.id}.tex)"
-    notes = [f"{grid.id}: {note}" for note in grid.notes]
-    return Rendered(f"## {_title(grid)}\n\n{markdown}\n{links}\n", notes)
+def _write_table(table: RenderedTable, out: Path) -> Rendered:
+    markdown = to_markdown(table)
+    write_file(out / f"{table.id}.csv", to_csv(table.records))
+    write_file(out / f"{table.id}.md", markdown)
+    write_file(out / f"{table.id}.tex", to_latex(table))
+    links = f"[CSV]({table.id}.csv), [LaTeX]({table.id}.tex)"
+    notes = [f"{table.id}: {note}" for note in table.notes]
+    return Rendered(f"## {_title(table)}\n\n{markdown}\n{links}\n", notes)
 
 
-def _title(shown: Entry | Grid) -> str:
+def _title(shown: Entry | RenderedTable) -> str:
     return shown.heading.partition(":")[0]
 
 

@@ -6,17 +6,17 @@ from typing import Any
 
 from figures.captions import caption_of
 from figures.catalogue import ARMS, DATA, METHODS, NETWORKS, Entry
-from figures.grid import Grid, Text
 from figures.matching import Library
 from figures.numbers import Line, disagrees, lines_of, measured_gap, printed
 from figures.records import difference, frame_of, printed_arm, records_of
+from figures.rendered_table import RenderedTable, Text
 from figures.settings import mixed_settings
 from figures.verdicts import Verdict, verdicts
 from figures.wording import CHANCE, NETWORKS_DIFFER, NOT_RUN, PAPER, signed, spanned
 from s2ap_diag.comparison.statistics import LEVEL
 
 
-def compare_arms(entry: Entry, library: Library) -> Grid:
+def compare_arms(entry: Entry, library: Library) -> RenderedTable:
     """Make a table that shows the arms of each setting side by side."""
     lines = list(lines_of(entry, library))
     labels = _labels(entry, lines)
@@ -34,7 +34,7 @@ def compare_arms(entry: Entry, library: Library) -> Grid:
             cells += part(entry, line, verdict)
         rows.append(cells)
         records += records_of(entry, line, verdict, library)
-    return Grid(
+    return RenderedTable(
         id=entry.id,
         heading=entry.heading,
         groups=[("", list(labels)), *_heads(entry, lines)],

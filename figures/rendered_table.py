@@ -37,7 +37,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Grid:
+class RenderedTable:
     """A table as it is shown, and its numbers in long form.
 
     Attributes:
@@ -60,14 +60,14 @@ class Grid:
         return [column for _, columns in self.groups for column in columns]
 
 
-def to_markdown(grid: Grid) -> str:
+def to_markdown(table: RenderedTable) -> str:
     """Write the caption and a table with one line of heads: ``paper: Orig.``."""
-    heads = [f"{group}: {column}" if group else column for group, columns in grid.groups for column in columns]
-    lines = [heads, ["---"] * len(heads), *([_markdown_cell(cell) for cell in row] for row in grid.rows)]
+    heads = [f"{group}: {column}" if group else column for group, columns in table.groups for column in columns]
+    lines = [heads, ["---"] * len(heads), *([_markdown_cell(cell) for cell in row] for row in table.rows)]
     lines[0] = [escape_markdown(head) for head in heads]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    caption = escape_markdown(" ".join([f"{grid.heading}.", *grid.caption]))
-    return f"{caption}\n\n{table}\n"
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    caption = escape_markdown(" ".join([f"{table.heading}.", *table.caption]))
+    return f"{caption}\n\n{body}\n"
 
 
 def escape_markdown(text: str) -> str:
@@ -82,30 +82,30 @@ def _markdown_cell(cell: Text) -> str:
     return f"{text}{escape_markdown(cell.mark)}"
 
 
-def to_latex(grid: Grid) -> str:
+def to_latex(table: RenderedTable) -> str:
     r"""Render LaTeX to be put in by ``\input``, for booktabs and graphicx: a ``table*`` as narrow as the text.
 
     A table of more than `PAGE` rows is a ``longtable``, for a document of one column.
     """
     heads, rules, start = [], [], 1
-    for group, below in grid.groups:
+    for group, below in table.groups:
         heads.append(rf"\multicolumn{{{len(below)}}}{{c}}{{{escape_latex(group)}}}")
         if group:
             rules.append(rf"\cmidrule(lr){{{start}-{start + len(below) - 1}}}")
         start += len(below)
-    first_numbers = len(grid.groups[0][1])
-    layout = "l" * first_numbers + "r" * (len(grid.columns) - first_numbers)
+    first_numbers = len(table.groups[0][1])
+    layout = "l" * first_numbers + "r" * (len(table.columns) - first_numbers)
     head = [
         r"\toprule",
         " & ".join(heads) + r" \\",
         " ".join(rules),
-        " & ".join(escape_latex(column) for column in grid.columns) + r" \\",
+        " & ".join(escape_latex(column) for column in table.columns) + r" \\",
         r"\midrule",
     ]
-    body = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in grid.rows]
-    sentences = (f"{grid.heading.partition(': ')[2]}.", *grid.caption)
-    caption = rf"\caption{{{' '.join(escape_latex(sentence) for sentence in sentences)}}}\label{{tab:{grid.id}}}"
-    if len(grid.rows) > PAGE:
+    body = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in table.rows]
+    sentences = (f"{table.heading.partition(': ')[2]}.", *table.caption)
+    caption = rf"\caption{{{' '.join(escape_latex(sentence) for sentence in sentences)}}}\label{{tab:{table.id}}}"
+    if len(table.rows) > PAGE:
         return _joined(
             "% needs booktabs and longtable",
             rf"{{\scriptsize\begin{{longtable}}{{{layout}}}",

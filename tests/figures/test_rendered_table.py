@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import ttest_rel
 
 from figures.catalogue import choose, load_catalogue
-from figures.grid import Grid, Text, to_latex, to_markdown
 from figures.numbers import Line, Reading, gap
+from figures.rendered_table import RenderedTable, Text, to_latex, to_markdown
 from figures.verdicts import verdicts
 from s2ap_diag.output.tables import to_csv
 
@@ -60,9 +60,9 @@ def test_gap_of_a_printed_row():
 
 
 @pytest.fixture
-def grid():
+def table():
     hostile = r"50%_a&b|c*d\e{f}^~$g$ <i>[x](y)"
-    return Grid(
+    return RenderedTable(
         id="table1",
         heading="Table 1: results",
         groups=[("", ["Network"]), ("measured", ["Orig.", "S2AP"])],
@@ -75,15 +75,15 @@ def grid():
     )
 
 
-def test_csv_has_no_formulas_and_whole_numbers(grid):
-    text = to_csv(grid.records)
+def test_csv_has_no_formulas_and_whole_numbers(table):
+    text = to_csv(table.records)
     back = pd.read_csv(io.StringIO(text))
     assert list(back["data"]) == ["'=1+1", "'@x", "'+1", "'-a", "plain"]
     assert list(back["value"]) == [-1.5, 2, 3, 4, 5]
 
 
-def test_markdown_rows_keep_their_columns(grid):
-    *_, heads, rule, first, second = to_markdown(grid).strip().splitlines()
+def test_markdown_rows_keep_their_columns(table):
+    *_, heads, rule, first, second = to_markdown(table).strip().splitlines()
     unescaped = re.compile(r"(?<!\\)\|")
     assert {len(unescaped.findall(line)) for line in (heads, rule, first, second)} == {4}
     assert "measured: S2AP" in heads
@@ -93,8 +93,8 @@ def test_markdown_rows_keep_their_columns(grid):
     assert r"\<i\>" in first
 
 
-def test_latex_is_balanced_and_escaped(grid):
-    text = to_latex(grid)
+def test_latex_is_balanced_and_escaped(table):
+    text = to_latex(table)
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     unescaped = re.compile(r"(?<!\\)&")
     assert [len(unescaped.findall(row)) for row in rows] == [1, 2, 2, 2]
@@ -110,8 +110,8 @@ def test_latex_is_balanced_and_escaped(grid):
     }
 
 
-def test_a_table_longer_than_a_page_breaks_over_pages(grid):
-    many = Grid(grid.id, grid.heading, grid.groups, list(grid.rows) * 40, grid.caption, grid.records)
+def test_a_table_longer_than_a_page_breaks_over_pages(table):
+    many = RenderedTable(table.id, table.heading, table.groups, list(table.rows) * 40, table.caption, table.records)
     text = to_latex(many)
     assert r"\begin{longtable}{lrr}" in text
     assert text.index(r"\midrule") < text.index(r"\endhead") < text.index("ViT")
