@@ -14,7 +14,7 @@ from s2ap_core.distributed.share import draw
 from s2ap_core.masks.layers import constant_mask
 from s2ap_core.modes import train_mode
 
-Norm = Literal["Linf", "L2", "L1"]
+AttackNorm = Literal["Linf", "L2", "L1"]
 
 
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -69,7 +69,7 @@ def autoattack(
     y: Tensor,
     *,
     eps: float,
-    norm: Norm = "Linf",
+    norm: AttackNorm = "Linf",
     attacks: Sequence[str] = AUTOATTACK,
     seed: int = 0,
 ) -> Tensor:

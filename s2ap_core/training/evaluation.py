@@ -24,7 +24,7 @@ from s2ap_core.files.atomic import write_file
 from s2ap_core.masks.masking import bake
 from s2ap_core.modes import train_mode
 from s2ap_core.seeds import derive_seed, generator
-from s2ap_core.training.attacks import AUTOATTACK, Norm, autoattack, pgd, uniform_start
+from s2ap_core.training.attacks import AUTOATTACK, AttackNorm, autoattack, pgd, uniform_start
 from s2ap_core.training.folding import folded
 
 COLUMNS = ("index", "label", "clean", "robust", "noise", "zero_gradient")
@@ -221,7 +221,7 @@ def _outcomes(
     return clean, robust & clean, noise, gradient.flatten(1).abs().amax(1) == 0
 
 
-def random_start(x: Tensor, eps: float, norm: Norm, noise_source: torch.Generator) -> Tensor:
+def random_start(x: Tensor, eps: float, norm: AttackNorm, noise_source: torch.Generator) -> Tensor:
     """Add noise of the attack's size to ``x``, clipped to [0, 1]: uniform in the l-inf ball, on the L2 or L1 sphere."""
     if norm == "Linf":
         return uniform_start(x, eps, noise_source)
