@@ -159,7 +159,7 @@ def beginning(config: Config, until: Until, *, defaults: bool = True) -> dict[st
     return kept
 
 
-def fingerprint(config: Config, until: Until = "end") -> str:
+def digest(config: Config, until: Until = "end") -> str:
     """Hash :func:`beginning` to eight hexadecimal digits: the same for runs that share that part.
 
     A setting that a later version adds changes nothing as long as it is left at its default.

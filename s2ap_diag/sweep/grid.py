@@ -18,7 +18,7 @@ from s2ap_core.presets.compose import presets
 from s2ap_core.presets.effects import at_default, check_effect, refusals, without_effect
 from s2ap_core.presets.read import keys_of, overridden, read_source
 from s2ap_core.presets.scale import scale_to_digits
-from s2ap_core.runs.course import fingerprint
+from s2ap_core.runs.course import digest
 from s2ap_diag.sharpness import RHOS
 
 TABLES = tuple(f"table{number}" for number in (1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12))
@@ -157,7 +157,7 @@ def expand(grid: Grid, *, scale: str | None = None, overrides: tuple[str, ...] =
             config = at_default(config, without_effect(config))
             named = {key: value for key, value in chosen.items() if key not in void}
             planned = PlannedRun(_name(preset, named, config), config, _measured(group.sharpness, scaled))
-            planned_runs.setdefault(fingerprint(config), planned)
+            planned_runs.setdefault(digest(config), planned)
     for place, message in unused.items():
         if place not in used:
             raise InputError(message)
@@ -203,7 +203,7 @@ def _name(preset: str, chosen: dict[str, Any], config: Config) -> str:
     said = [f"{key.rpartition('.')[2]}{value}" for key, value in chosen.items() if key != "seed"]
     words = "-".join([Path(preset).stem, *said, f"s{config.seed}"])
     safe = "".join(c if c.isalnum() or c in "-._" else "_" for c in words)
-    return f"{safe[:120].lstrip('.')}-{fingerprint(config)}"
+    return f"{safe[:120].lstrip('.')}-{digest(config)}"
 
 
 def _assignments(values: dict[str, Any]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from s2ap_core.config import Config
-from s2ap_core.runs.course import Until, beginnings, fingerprint
+from s2ap_core.runs.course import Until, beginnings, digest
 from s2ap_diag.reading.results import SHARED
 from s2ap_diag.sweep.grid import Measurement, PlannedRun
 
@@ -42,7 +42,7 @@ def plan(runs: Sequence[PlannedRun]) -> list[Task]:
 
     A beginning that one run alone has is part of that run's own task.
     """
-    chains = {run.name: [(until, fingerprint(run.config, until)) for until in beginnings(run.config)] for run in runs}
+    chains = {run.name: [(until, digest(run.config, until)) for until in beginnings(run.config)] for run in runs}
     followers: dict[tuple[Until, str], set[str]] = defaultdict(set)
     for run in runs:
         chain = chains[run.name]

@@ -7,7 +7,7 @@ import pytest
 from s2ap_core.errors import InputError
 from s2ap_core.files.tensors import load_tensors
 from s2ap_core.runs.beginnings import continue_from
-from s2ap_core.runs.course import fingerprint
+from s2ap_core.runs.course import digest
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.training.stages import Stages
 
@@ -73,12 +73,12 @@ def test_what_a_beginning_depends_on_tells_runs_apart(settings):
     order = list(sections)
     for until, changed in sections.items():
         other = settings(**{**S2AP, **changed})
-        same = [part for part in order if fingerprint(base, part) == fingerprint(other, part)]
+        same = [part for part in order if digest(base, part) == digest(other, part)]
         assert same == order[: order.index(until)], until
-    assert fingerprint(settings(**S2AP), "warmup") == fingerprint(settings(**ORIG), "warmup")
+    assert digest(settings(**S2AP), "warmup") == digest(settings(**ORIG), "warmup")
     # The weights that RLTH never trains depend on how they are drawn.
     rlth = [settings(method={"name": "rlth", "keep": 0.3, "init": init}) for init in ("kaiming", "signed-constant")]
-    assert fingerprint(rlth[0], "pretrain") != fingerprint(rlth[1], "pretrain")
+    assert digest(rlth[0], "pretrain") != digest(rlth[1], "pretrain")
 
 
 def test_a_run_is_refused_another_ones_beginning(tmp_path, new_run, settings, data):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from s2ap_core.config import ObjectiveSettings
 from s2ap_core.errors import InputError
 from s2ap_core.masks.masking import attach
-from s2ap_core.runs.course import fingerprint
+from s2ap_core.runs.course import digest
 from s2ap_core.training.objectives import build_objective
 from s2ap_diag.commands import main
 from s2ap_diag.curvature.loss_difference import loss_difference
@@ -185,7 +185,7 @@ def test_what_runs_begin_with_is_a_task_of_its_own_that_they_wait_for(grid):
     # The warm-up is all that both arms of a seed share; a dense network that nothing else needs is part of it.
     assert sorted(parts) == [("end", 0)] * 2 + [("end", 1)] * 2 + [("warmup", 0), ("warmup", 1)]
     both = plan(expand(read_grid(str(grid)), overrides=("seed=0",)) + expand(read_grid("table8"), scale="digits"))
-    assert all(task.after is None or fingerprint(task.config, task.shared) in task.after for task in both)
+    assert all(task.after is None or digest(task.config, task.shared) in task.after for task in both)
 
 
 # --- what a sweep costs ---
