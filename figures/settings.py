@@ -86,7 +86,7 @@ def paper_gamma(cell: Cell) -> float | None:
     """Look up the gamma that the presets give a network on a data set, None for those that the paper does not have."""
     for group in groups():
         if cell.data in group.axes["data"] and cell.network in group.axes["network"]:
-            first = next(group.cells(["s2ap"]))
+            first = next(group.combinations(["s2ap"]))
             settings = compose({**first, "data": cell.data, "network": cell.network})
             return float(settings["minimizer"]["gamma"])
     return None

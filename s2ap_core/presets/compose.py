@@ -26,7 +26,7 @@ FRAGMENTS = ("method", "data", "network", "arm", "training")
 PAPER = ("paper_settings.toml", "paper_tables.toml")
 
 
-Cell = Mapping[str, Any]
+Combination = Mapping[str, Any]
 """A value for each of :data:`AXES`, None where the axis does not apply."""
 
 
@@ -80,8 +80,8 @@ class Group:
     axes: Mapping[str, Sequence[Any]]
     beside: Sequence[str]
 
-    def cells(self, arms: Sequence[str | None]) -> Iterator[Cell]:
-        """List the runs of these arms."""
+    def combinations(self, arms: Sequence[str | None]) -> Iterator[Combination]:
+        """List the combinations of these arms, a run each."""
         for values in product(*({**self.axes, "arm": arms}[axis] for axis in AXES)):
             yield dict(zip(AXES, values, strict=True))
 
@@ -103,11 +103,11 @@ def presets() -> Mapping[str, Preset]:
             name = file.removesuffix(".toml")
             by_name[name] = Preset(name, settings.pop("title"), settings)
     for group in groups():
-        for cell in group.cells(group.axes["arm"]):
-            preset = _preset(cell, by_name)
+        for combination in group.combinations(group.axes["arm"]):
+            preset = _preset(combination, by_name)
             by_name[preset.name] = replace(preset, tables=(*preset.tables, group.table))
-        for cell in group.cells(group.beside):
-            preset = _preset(cell, by_name)
+        for combination in group.combinations(group.beside):
+            preset = _preset(combination, by_name)
             by_name[preset.name] = replace(preset, beside=(*preset.beside, group.table))
     return by_name
 
@@ -121,36 +121,36 @@ def groups() -> tuple[Group, ...]:
     )
 
 
-def compose(cell: Cell) -> dict[str, Any]:
+def compose(combination: Combination) -> dict[str, Any]:
     """Compose the settings of a run of the tables."""
     paper = _read("paper_settings.toml")
     settings: dict[str, Any] = {}
-    fragments = [paper[axis][cell[axis]]["set"] for axis in FRAGMENTS if cell[axis] is not None]
-    fragments.append({"minimizer": {"gamma": paper["gamma"][cell["data"]][cell["network"]]}})
-    if cell["sparsity"] is not None:
-        fragments.append({"method": {"keep": (100 - cell["sparsity"]) / 100}})
-    if cell["flops_reduction"] is not None:
-        fragments.append({"method": {"flops_reduction": cell["flops_reduction"]}})
+    fragments = [paper[axis][combination[axis]]["set"] for axis in FRAGMENTS if combination[axis] is not None]
+    fragments.append({"minimizer": {"gamma": paper["gamma"][combination["data"]][combination["network"]]}})
+    if combination["sparsity"] is not None:
+        fragments.append({"method": {"keep": (100 - combination["sparsity"]) / 100}})
+    if combination["flops_reduction"] is not None:
+        fragments.append({"method": {"flops_reduction": combination["flops_reduction"]}})
     for fragment in (paper["base"], *fragments):
         for section, values in fragment.items():
             settings.setdefault(section, {}).update(values)
     return settings
 
 
-def _preset(cell: Cell, known: Mapping[str, Preset]) -> Preset:
-    name = _join({axis: _word(axis, cell[axis]) for axis in AXES})
-    return known.get(name) or Preset(name, _in_words(cell), compose(cell))
+def _preset(combination: Combination, known: Mapping[str, Preset]) -> Preset:
+    name = _join({axis: _word(axis, combination[axis]) for axis in AXES})
+    return known.get(name) or Preset(name, _in_words(combination), compose(combination))
 
 
-def _in_words(cell: Cell) -> str:
+def _in_words(combination: Combination) -> str:
     paper = _read("paper_settings.toml")
-    words = {axis: paper[axis][cell[axis]]["title"] for axis in FRAGMENTS if cell[axis] is not None}
+    words = {axis: paper[axis][combination[axis]]["title"] for axis in FRAGMENTS if combination[axis] is not None}
     what = ", ".join(words[axis] for axis in ("method", "arm", "training") if axis in words)
     said = f"{what}: {words['network']} on {words['data']}"
-    if cell["sparsity"] is not None:
-        said += f", {cell['sparsity']} % sparsity"
-    if cell["flops_reduction"] is not None:
-        said += f", {cell['flops_reduction']}x fewer FLOPs"
+    if combination["sparsity"] is not None:
+        said += f", {combination['sparsity']} % sparsity"
+    if combination["flops_reduction"] is not None:
+        said += f", {combination['flops_reduction']}x fewer FLOPs"
     return said
 
 

@@ -79,7 +79,7 @@ def overview() -> Table:
     plain = [preset for preset in presets().values() if not preset.tables + preset.beside]
     rows: list[list[Any]] = [["", preset.name, 1, preset.what] for preset in plain]
     for group in groups():
-        runs = [*group.cells(group.axes["arm"]), *group.cells(group.beside)]
+        runs = [*group.combinations(group.axes["arm"]), *group.combinations(group.beside)]
         rows.append([str(group.table), group.pattern, len(runs), group.what])
     title = f"{len(presets())} presets; `s2ap-diag run --list PATTERN` describes those that match"
     table = make_table(title, ["table", "presets", "runs", "what they are"], rows)
