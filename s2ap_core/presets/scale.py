@@ -15,7 +15,7 @@ EPOCHS: dict[str, dict[str, Any]] = {
 }
 
 TRANSFORMER_EPOCHS: dict[str, dict[str, Any]] = {
-    "pretrain": {"epochs": 24, "batch_size": 32, "lr": 0.01, "lr_warmup": 1},
+    "pretrain": {"epochs": 24, "batch_size": 32, "lr": 0.01, "lr_warmup": 1, "momentum": 0.8},
     "prune": {"epochs": 6, "batch_size": 32, "lr": 0.01},
     "finetune": {"epochs": 3, "batch_size": 32, "lr": 0.001},
 }
