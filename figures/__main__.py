@@ -85,7 +85,7 @@ def command(
         library.drop_damaged(dict.fromkeys(need for entry in shown for need in entry.needs))
         rows = listing(shown, library)
         columns = ["id", "what it shows", "what it reads of a run", "cells with runs", "seeds", ""]
-        show_table(make_table(f"{len(library.places)} runs in {runs}", columns, rows))
+        show_table(make_table(f"{len(library.placed_runs)} runs in {runs}", columns, rows))
         rendered = []
     else:
         rendered = render(entries, library, out, ["python", "-m", "figures", *sys.argv[1:]])

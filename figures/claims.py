@@ -83,7 +83,7 @@ class Test:
 def judge_claims(library: Library) -> tuple[list[Test], list[str]]:
     """Test each claim in each setting that has runs of both arms; also why one could not be."""
     tests, notes = [], []
-    cells = sorted({place.cell for place in library.places}, key=lambda cell: cell.name)
+    cells = sorted({placed.cell for placed in library.placed_runs}, key=lambda cell: cell.name)
     for claim in CLAIMS:
         settings: list[tuple[Cell, SettingComparison]] = []
         for cell in cells:

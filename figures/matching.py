@@ -17,8 +17,8 @@ from s2ap_diag.reading.results import SHARPNESS, Run, Skipped, collect
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run belongs."""
+class PlacedRun:
+    """A run, and where it belongs: setting, arm, gamma, seed, and what it was trained and evaluated under."""
 
     run: Run
     cell: Cell
@@ -34,13 +34,13 @@ class Place:
         return tuple(filter(None, (self.cell.data, self.cell.network, self.cell.training)))
 
 
-def place_of(run: Run) -> Place | None:
-    """Find where a run belongs, None if its perturbation is none of the paper's."""
+def place_run(run: Run) -> PlacedRun | None:
+    """Place a run where it belongs, None if its perturbation is none of the paper's."""
     config = run.config
     if not course.as_published(config):
         return None
     described = cell_of(config), course.arm(config), course.gamma(config), config.seed
-    return Place(run, *described, training_of(config), threat_of(config))
+    return PlacedRun(run, *described, training_of(config), threat_of(config))
 
 
 class Library:
@@ -68,17 +68,17 @@ class Library:
     ) -> None:
         self.skipped = list(skipped)
         self.conflicts: dict[tuple[Path, ...], str] = {}
-        self.used: dict[Path, tuple[Place, set[str]]] = {}
+        self.used: dict[Path, tuple[PlacedRun, set[str]]] = {}
         self.batch_norm = batch_norm
         attacks = Counter(run.config.evaluation.attack for run in runs if run.config.evaluation.attack != "none")
         self.attack = attack or _commonest(attacks.elements())
         self.left_out: list[str] = []
-        by_setting: dict[tuple[str, ...], list[Place]] = defaultdict(list)
+        by_setting: dict[tuple[str, ...], list[PlacedRun]] = defaultdict(list)
         unpublished: dict[str, list[Path]] = defaultdict(list)
         for run in runs:
-            place = place_of(run)
-            if place is not None:
-                by_setting[place.setting].append(place)
+            placed = place_run(run)
+            if placed is not None:
+                by_setting[placed.setting].append(placed)
             else:
                 unpublished[course.arm(run.config)].append(run.path)
         for arm, paths in unpublished.items():
@@ -87,23 +87,23 @@ class Library:
                 f"{paths[0]}{more}: {arm} by a perturbation or an update that is none of the paper's, so that they are "
                 "in no cell; `python -m figures.cheaper` compares the cheaper ones"
             )
-        self.places = [place for alike in map(self._alike, by_setting.values()) for place in alike]
+        self.placed_runs = [placed for alike in map(self._alike, by_setting.values()) for placed in alike]
 
-    def _alike(self, places: Sequence[Place]) -> list[Place]:
+    def _alike(self, placed_runs: Sequence[PlacedRun]) -> list[PlacedRun]:
         """Select the runs of a setting that were trained and evaluated as most of them are; note the others."""
-        under = {place.threat.attack for place in places if place.threat is not None}
+        under = {placed.threat.attack for placed in placed_runs if placed.threat is not None}
         attack = self.attack if self.attack in under else "none"
-        attacked = [place for place in places if place.threat is None or place.threat.attack == attack]
-        training = _commonest(place.training for place in attacked)
-        trained = [place for place in attacked if place.training == training]
-        threat = _commonest(place.threat for place in trained if place.threat is not None)
-        kept = [place for place in trained if place.threat in (None, threat)]
-        others: dict[tuple[str, Conditions, Any], list[Place]] = defaultdict(list)
-        for place in places:
-            if training is not None and place.training != training:
-                others["trained", place.training, training].append(place)
-            elif place.threat is not None and place.threat != threat:
-                others["evaluated", place.threat, threat or f"attack {self.attack}"].append(place)
+        attacked = [placed for placed in placed_runs if placed.threat is None or placed.threat.attack == attack]
+        training = _commonest(placed.training for placed in attacked)
+        trained = [placed for placed in attacked if placed.training == training]
+        threat = _commonest(placed.threat for placed in trained if placed.threat is not None)
+        kept = [placed for placed in trained if placed.threat in (None, threat)]
+        others: dict[tuple[str, Conditions, Any], list[PlacedRun]] = defaultdict(list)
+        for placed in placed_runs:
+            if training is not None and placed.training != training:
+                others["trained", placed.training, training].append(placed)
+            elif placed.threat is not None and placed.threat != threat:
+                others["evaluated", placed.threat, threat or f"attack {self.attack}"].append(placed)
         for (what, own, shown), group in others.items():
             more = f" and {len(group) - 1} more" if len(group) > 1 else ""
             self.left_out.append(
@@ -126,16 +126,16 @@ class Library:
         """Read what will be needed, and skip the runs of which it cannot be read."""
         needs = list(needs)
         kept = []
-        for place in self.places:
+        for placed in self.placed_runs:
             try:
                 for need in needs:
-                    if self.holds(place.run, need):
-                        self.read(place.run, need)
+                    if self.holds(placed.run, need):
+                        self.read(placed.run, need)
             except InputError as error:
-                self.skipped.append(Skipped(place.run.path, str(error)))
+                self.skipped.append(Skipped(placed.run.path, str(error)))
             else:
-                kept.append(place)
-        self.places = kept
+                kept.append(placed)
+        self.placed_runs = kept
 
     def holds(self, run: Run, need: str) -> bool:
         """Return whether a run has what is needed.
@@ -182,8 +182,8 @@ class Library:
         if listed is not None:
             return listed
         same = ("data", "network", "method", "training")
-        alike = [p for p in self.places if all(getattr(p.cell, name) == getattr(cell, name) for name in same)]
-        counted = Counter(place.gamma for place in alike if place.gamma is not None)
+        alike = [p for p in self.placed_runs if all(getattr(p.cell, name) == getattr(cell, name) for name in same)]
+        counted = Counter(placed.gamma for placed in alike if placed.gamma is not None)
         return min(counted, key=lambda gamma: (-counted[gamma], gamma)) if counted else None
 
     def find(self, cell: Cell, arm: str, need: str) -> dict[int, Run]:
@@ -195,20 +195,20 @@ class Library:
 
     def find_gammas(self, cell: Cell, arm: str, need: str) -> dict[float, dict[int, Run]]:
         """Find the run of each seed, by gamma in ascending order."""
-        places = self._of(cell, arm, need)
-        gammas = sorted({place.gamma for place in places if place.gamma is not None})
-        return {gamma: self._by_seed([p for p in places if p.gamma == gamma], need) for gamma in gammas}
+        placed_runs = self._of(cell, arm, need)
+        gammas = sorted({placed.gamma for placed in placed_runs if placed.gamma is not None})
+        return {gamma: self._by_seed([p for p in placed_runs if p.gamma == gamma], need) for gamma in gammas}
 
-    def _of(self, cell: Cell, arm: str, need: str) -> list[Place]:
-        return [p for p in self.places if p.cell == cell and p.arm == arm and self.holds(p.run, need)]
+    def _of(self, cell: Cell, arm: str, need: str) -> list[PlacedRun]:
+        return [p for p in self.placed_runs if p.cell == cell and p.arm == arm and self.holds(p.run, need)]
 
-    def _by_seed(self, places: Sequence[Place], need: str) -> dict[int, Run]:
+    def _by_seed(self, placed_runs: Sequence[PlacedRun], need: str) -> dict[int, Run]:
         """Select one run for each seed; of two that claim the same, none."""
         by_seed = {}
-        for seed in sorted({place.seed for place in places}):
-            claims = [place for place in places if place.seed == seed]
+        for seed in sorted({placed.seed for placed in placed_runs}):
+            claims = [placed for placed in placed_runs if placed.seed == seed]
             if len(claims) > 1:
-                paths = tuple(place.run.path for place in claims)
+                paths = tuple(placed.run.path for placed in claims)
                 self.conflicts[paths] = (
                     f"{' and '.join(map(str, paths))}: both are {in_words(claims[0])}; none of them is used, "
                     "move all but one away"
@@ -218,28 +218,28 @@ class Library:
             self._use(claims[0], need)
         return by_seed
 
-    def _use(self, place: Place, need: str) -> None:
-        self.used.setdefault(place.run.path, (place, set()))[1].add(need)
+    def _use(self, placed: PlacedRun, need: str) -> None:
+        self.used.setdefault(placed.run.path, (placed, set()))[1].add(need)
 
     def _dense(self, cell: Cell, need: str) -> dict[int, Run]:
         """Find the dense network of each seed: the same in many runs, so any of them, unless they differ."""
         by_seed: dict[int, Run] = {}
-        for place in self.places:
-            dense = (place.cell.data, place.cell.network, place.cell.training) == (
+        for placed in self.placed_runs:
+            dense = (placed.cell.data, placed.cell.network, placed.cell.training) == (
                 cell.data,
                 cell.network,
                 cell.training,
             )
-            if not dense or not self.holds(place.run, need):
+            if not dense or not self.holds(placed.run, need):
                 continue
-            first = by_seed.setdefault(place.seed, place.run)
-            if _outcome(first, need) != _outcome(place.run, need):
-                self.conflicts[first.path, place.run.path] = (
-                    f"{first.path} and {place.run.path}: their dense {cell.network} on {cell.data}, seed {place.seed}, "
-                    "differ in accuracy or attack; the first is used"
+            first = by_seed.setdefault(placed.seed, placed.run)
+            if _outcome(first, need) != _outcome(placed.run, need):
+                self.conflicts[first.path, placed.run.path] = (
+                    f"{first.path} and {placed.run.path}: their dense {cell.network} on {cell.data}, "
+                    f"seed {placed.seed}, differ in accuracy or attack; the first is used"
                 )
-            elif first is place.run:
-                self._use(place, need)
+            elif first is placed.run:
+                self._use(placed, need)
         return by_seed
 
 
@@ -248,11 +248,11 @@ def _commonest(values: Iterable[Any]) -> Any:
     return next((value for value, _ in Counter(values).most_common(1)), None)
 
 
-def in_words(place: Place) -> str:
+def in_words(placed: PlacedRun) -> str:
     """Say what a run is, for messages."""
-    cell = place.cell
-    words = [cell.data, cell.network, cell.method, place.arm, cell.budget, cell.training]
-    words += [None if place.gamma is None else f"gamma {place.gamma:g}", f"seed {place.seed}"]
+    cell = placed.cell
+    words = [cell.data, cell.network, cell.method, placed.arm, cell.budget, cell.training]
+    words += [None if placed.gamma is None else f"gamma {placed.gamma:g}", f"seed {placed.seed}"]
     return ", ".join(word for word in words if word)
 
 

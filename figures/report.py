@@ -12,7 +12,7 @@ from figures.afterwards import loss_differences
 from figures.catalogue import Entry, repeated
 from figures.claims import claims_table
 from figures.drawings import FIGURES
-from figures.matching import Library, Place
+from figures.matching import Library, PlacedRun
 from figures.overheads import overheads, seconds
 from figures.rendered_table import RenderedTable, escape_markdown, to_latex, to_markdown
 from figures.tables import compare_arms
@@ -90,35 +90,35 @@ def listing(entries: Sequence[Entry], library: Library) -> list[list[Any]]:
 def results(library: Library) -> pd.DataFrame:
     """Collect what was read of the runs that were used, a row for each run, stage and metric."""
     rows = [
-        {"run": str(path), **_place_columns(place), **row}
-        for path, (place, needs) in sorted(library.used.items())
-        for row in _results_of(place.run, needs)
+        {"run": str(path), **_columns_of(placed), **row}
+        for path, (placed, needs) in sorted(library.used.items())
+        for row in _results_of(placed.run, needs)
     ]
     return pd.DataFrame(rows, columns=list(RESULTS)).astype({"train_steps": "Int64", "n": "Int64"})
 
 
-def _place_columns(place: Place) -> dict[str, Any]:
-    cell, training = place.cell, place.training
+def _columns_of(placed: PlacedRun) -> dict[str, Any]:
+    cell, training = placed.cell, placed.training
     return {
         "data": cell.data,
         "network": cell.network,
         "method": cell.method,
-        "arm": place.arm,
+        "arm": placed.arm,
         "sparsity": cell.sparsity,
         "flops_reduction": cell.flops_reduction,
-        "gamma": place.gamma,
+        "gamma": placed.gamma,
         "objective": training.objective,
         "beta": training.beta,
         "train_eps": training.eps,
         "train_step": training.step,
         "train_steps": training.steps,
-        "seed": place.seed,
+        "seed": placed.seed,
     }
 
 
 def page(rendered: Sequence[Rendered], library: Library, command: Sequence[str]) -> str:
     """Compose the ``README.md``: what was rendered, from which code, and what was left out."""
-    commits = sorted({str(place.run.environment.get("commit")) for place, _ in library.used.values()})
+    commits = sorted({str(placed.run.environment.get("commit")) for placed, _ in library.used.values()})
     parts = ["# Tables and figures from runs\n"]
     if command:
         parts.append(f"```\n{shlex.join(command)}\n```\n")
