@@ -1,6 +1,6 @@
 """One run on several processes: torchrun starts them, each takes its part of every batch.
 
-Every process holds the whole model and the whole state of the run; alike they start, and alike they stay,
+Every process holds the whole model and the whole state of the run; all start equal and stay equal,
 since whatever changes them is summed over all of them first. Each batch is the same as in one process, and
 image i of it lies on process ``i mod world``; losses are parts of the batch's mean, so that sums over the
 processes are the loss and the gradient of the whole batch, however unequal the parts. A process may well

@@ -1,4 +1,4 @@
-"""What runs have in common: the beginning of one run taken over by another.
+"""Runs that share their beginning: one run takes over what another has done.
 
 The dense network is the same for all searches that start from it, Orig. and S2AP are the same until the
 warm-up ends, and arms that differ in their finetuning alone share the search. A run that ended there
@@ -18,7 +18,7 @@ from s2ap_core.runs.directory import RunDirectory
 
 
 def continue_from(source: Path, path: Path, config: Config, until: Until, device: str) -> RunDirectory:
-    """Begin a new run at ``path`` that has done what ``source`` has, and goes on under ``config``.
+    """Begin a new run at ``path`` that takes over what ``source`` has done, and goes on under ``config``.
 
     Files that are never changed in place are linked where the file system can, else copied. The folder
     appears whole or not at all.
@@ -55,7 +55,7 @@ def continue_from(source: Path, path: Path, config: Config, until: Until, device
 
 
 def _link(source: str, target: str) -> str:
-    """Hard-link what is only ever replaced whole; copy what grows in place, or where links are not to be had."""
+    """Hard-link a file that is only ever replaced whole; copy one that grows in place, or where links do not work."""
     if source.endswith(".csv") or source.endswith(".log"):
         return shutil.copy2(source, target)
     try:

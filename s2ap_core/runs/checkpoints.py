@@ -23,7 +23,7 @@ SIZES = ("classes", "width", "input_size", "input_channels")
 
 
 LARGEST_SIZE = 1 << 20
-"""Of a network's sizes; products of larger ones may not fit 64 bits."""
+"""The largest size that a network may have; products of larger ones may not fit 64 bits."""
 
 
 _NETWORK_OPTIONS = ("name", *SIZES, "norm_affine")
@@ -55,7 +55,7 @@ class Checkpoint:
 
 
 class Images(Protocol):
-    """What shapes a network of the images that it is for."""
+    """What a network has to know of its images: their classes, channels and size."""
 
     @property
     def classes(self) -> int:

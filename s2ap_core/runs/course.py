@@ -1,6 +1,6 @@
-"""What a config makes of its run: its stages and epochs, what it can share, its arm, what it ends with.
+"""What follows from a config for its run: its stages and epochs, what it can share, its arm, its last entries.
 
-All this follows from the config and the method alone, and is derived here and nowhere else. What it takes is
+All this depends on the config and the method alone, and is derived here and nowhere else. What a run costs is
 counted in :mod:`s2ap_core.runs.passes` and :mod:`s2ap_core.runs.disk`.
 """
 
@@ -21,9 +21,10 @@ Until = Literal["pretrain", "warmup", "prune", "end"]
 
 
 def trained(config: Config, until: Until = "end") -> tuple[Stage, ...]:
-    """Name the stages that a run goes through until there, in order; the first hands on untrained weights for some.
+    """Name, in order, the stages that a run goes through up to ``until``.
 
-    The last stage that is evaluated is the last one; where none is, nothing is left out.
+    Nothing is trained beyond the last stage that is evaluated; where none is evaluated, no stage is left out. The
+    pretraining of some methods hands on untrained weights.
     """
     if until == "pretrain":
         return ("pretrain",)
@@ -37,12 +38,12 @@ def trained(config: Config, until: Until = "end") -> tuple[Stage, ...]:
 
 
 def evaluated(config: Config, until: Until = "end") -> list[Stage]:
-    """Name the stages whose result is evaluated: of those asked for, those trained; none in a beginning of others."""
+    """Name the stages whose result is evaluated: those asked for that are trained; none where the run ends early."""
     return [stage for stage in config.evaluation.stages if until == "end" and stage in trained(config)]
 
 
 def expected(config: Config) -> list[str]:
-    """Name the entries of ``results.json`` that say that a run is complete, since they come last."""
+    """Name the entries of ``results.json`` that a complete run has; they are written last."""
     return [f"evaluate-{stage}" for stage in evaluated(config)] or [trained(config)[-1]]
 
 
@@ -64,7 +65,7 @@ def epochs(config: Config, stage: Stage, since: Until | None = None, until: Unti
 
 
 def warmup(config: Config) -> int:
-    """Count the epochs at the search's start without the perturbation that later ones have; 0 where none has one."""
+    """Count the search's first epochs, which are not perturbed; 0 where no epoch is."""
     return 0 if config.minimizer.name == "none" else min(config.minimizer.warmup, config.prune.epochs)
 
 
@@ -89,9 +90,9 @@ def arm(config: Config) -> str:
 
 
 def as_published(config: Config) -> bool:
-    """Return whether the search steps as the paper's experiments do, which its tables are of.
+    """Return whether the search steps as in the experiments behind the paper's tables.
 
-    Cheaper perturbations, those carried on or of another step, and the update as it is printed are not.
+    It does not with a cheaper perturbation, one that is carried on or steps otherwise, or the update as printed.
     """
     minimizer = config.minimizer
     if minimizer.update != "method":
@@ -130,12 +131,12 @@ def beginnings(config: Config) -> list[Until]:
 
 
 def _method(config: Config) -> Method | type[Method]:
-    """Build the method; where none of that name is registered, as for runs read later, what most methods say."""
+    """Build the method; where none of that name is registered, as for runs read later, return the base class."""
     return build_method(config.method) if config.method.name in METHODS else Method
 
 
 def beginning(config: Config, until: Until, *, defaults: bool = True) -> dict[str, Any]:
-    """Collect the settings on which a run depends up to there: two configs that agree in them share that part.
+    """Collect the settings on which a run depends up to ``until``: two configs that agree in them share that part.
 
     Args:
         defaults: whether settings at their default are named too.

@@ -1,7 +1,7 @@
-"""What the pruner's source files define, so that a run that goes on notices what was edited since it began.
+"""Checksums of what the pruner's source files define, by which a resumed run notices what was edited since it began.
 
-Each function, class and constant of a module has a checksum of its own, of its syntax alone: comments, docstrings,
-layout and imports change nothing, and neither does the file in which it stands.
+Each function, class and constant of a module has its own checksum, of its syntax alone: comments, docstrings,
+layout and imports do not change it, nor does moving it to another file.
 """
 
 import ast
@@ -17,7 +17,7 @@ WITHOUT_INFLUENCE = (
 """Files and folders of the package that no run's results depend on."""
 
 STATEMENTS = "(statements)"
-"""The name of what stands in a module and defines nothing."""
+"""The name under which statements of a module that define nothing are listed."""
 
 Definitions = dict[str, dict[str, list[str]]]
 """By name, in alphabetical order: checksums, and the files in which a definition of that checksum stands."""
@@ -25,7 +25,7 @@ Definitions = dict[str, dict[str, list[str]]]
 
 @cache
 def definitions(package: Path) -> Definitions:
-    """Read what the modules of a package define, but for those without influence.
+    """Read what the modules of a package define, except those that no result depends on.
 
     Definitions of one name in several files are listed together.
 
@@ -49,12 +49,12 @@ def definitions(package: Path) -> Definitions:
 
 
 def checksums(known: Definitions) -> dict[str, str]:
-    """Give the checksums of each name in one string, whatever files they come from."""
+    """Join the checksums of each name to one string, whatever files they come from."""
     return {name: " ".join(sorted(of_name)) for name, of_name in known.items()}
 
 
 def files_of(name: str, before: str | None, now: Definitions) -> list[str]:
-    """Name the files in which definitions of a name stand that were not there before.
+    """Name the files that hold definitions of a name which were not there before.
 
     Args:
         before: what :func:`checksums` gave then.

@@ -1,4 +1,4 @@
-"""The run directory: what a stage writes, another reads, and a crash cannot spoil."""
+"""The run directory: files that one stage writes and the next reads, and that a crash cannot spoil."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ from s2ap_core.files.record import load_json
 from s2ap_core.files.writer import writes_files
 
 FORMAT = 1
-"""Of the run directory's files; it grows when an older version could not be read."""
+"""Version of the run directory's files; raised when a change makes older directories unreadable."""
 
 
 METRICS = ("stage", "epoch", "iteration", "metric", "value")
@@ -35,7 +35,7 @@ TIMING = ("stage", "epoch", "seconds")
 
 
 UNBEGUN = frozenset({lock.NAME, "environment.json", ".environment.json.tmp", ".config.toml.tmp"})
-"""All that lies in a folder before ``config.toml``, with which a run begins."""
+"""All that a folder may hold before ``config.toml`` is written, with which a run begins."""
 
 
 class RunDirectory:
@@ -49,7 +49,7 @@ class RunDirectory:
         """Begin a run in a new folder.
 
         Raises:
-            InputError: if the folder holds something already, but for what a process that was killed in here left.
+            InputError: if the folder holds anything but what a process that was killed here left behind.
         """
         if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - UNBEGUN):
             raise InputError(f"{path}: exists already; give --resume to continue it, or another --out")
@@ -150,7 +150,7 @@ class RunDirectory:
         return load_json(self.path / "environment.json", dict, "restore it, or start anew in another folder")
 
     def record_forced(self, changes: Mapping[str, tuple[Any, Any]]) -> None:
-        """Note in ``environment.json`` what changed, by key (before, now), and was to be gone on with all the same."""
+        """Note in ``environment.json`` the changes, by key (before, now), despite which a run was told to go on."""
         known = self.environment()
         when = datetime.now(UTC).isoformat(timespec="seconds")
         forced = {"at": when, "changed": {key: {"was": old, "is": new} for key, (old, new) in changes.items()}}

@@ -1,4 +1,4 @@
-"""What a run takes on disk, known before it starts."""
+"""The disk space of a run, computed before it starts."""
 
 import json
 import logging
@@ -31,15 +31,15 @@ HEADERS = 20_000
 
 @dataclass(frozen=True)
 class _Bytes:
-    """Of the tensors that a run's files hold.
+    """Bytes of the tensors that a run's files hold.
 
     Attributes:
-        dense: of the network without masks.
-        trained: of its parameters.
-        pruned: of the network with what selects its masks.
-        scores: of its scores.
-        entries: of its masks, a byte for each.
-        packed: of its masks, packed.
+        dense: the network without masks.
+        trained: its parameters.
+        pruned: the network with its scores or masks.
+        scores: its scores.
+        entries: its masks, a byte for each entry.
+        packed: its masks, packed to a bit for each entry.
     """
 
     dense: int
@@ -89,7 +89,7 @@ def files_of_run(
         config: the run's.
         images: classes and size shape the network.
         keep_checkpoints: checkpoints of the search's epochs that are kept; None is all.
-        until: where it ends.
+        until: where the run ends.
     """
     run, size = RunDirectory(Path(), config), _bytes(config, images)
     stages = course.trained(config, until)
@@ -118,11 +118,11 @@ def _moments(settings: StageSettings) -> int:
 
 
 def files_taken_over(config: Config, images: Images, since: course.Until, minimizer: str) -> set[Path]:
-    """Name the files that a run has in common with the beginning that it goes on from, which are linked.
+    """Name the files that a run links from the beginning that it takes over, instead of writing its own.
 
     Args:
         since: where the beginning ends.
-        minimizer: the beginning's. Files that name another than the run's are written anew, and so are those that
+        minimizer: the beginning's. Where it is not the run's, files that name it are written anew; so are files that
             later epochs replace.
     """
     files = set(files_of_run(config, images, until=since))
@@ -135,7 +135,7 @@ def files_taken_over(config: Config, images: Images, since: course.Until, minimi
 
 
 def _bytes(config: Config, images: Images) -> _Bytes:
-    # How much is kept changes values and no shapes, so that runs which differ in it are counted once.
+    # How many weights are kept changes values but no shapes: runs that differ in it alone are counted once.
     method = config.method.model_copy(update={"keep": 0.5})
     factories = NETWORKS.get(config.network.name), METHODS.get(method.name)
     return _count(json.dumps(describe_network(config, images)), method.model_dump_json(), factories)
@@ -169,5 +169,5 @@ def size(tensors: Iterable[Tensor]) -> int:
 
 
 def megabytes(count: int) -> str:
-    """Write bytes as people read them."""
+    """Write a number of bytes in MB or GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

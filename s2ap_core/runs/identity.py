@@ -22,19 +22,19 @@ FILE = "fingerprint.json"
 
 
 PACKAGE = Path(__file__).parents[1]
-"""Whose code makes a run."""
+"""The package whose code makes a run."""
 
 
 SOURCE = "code.source"
-"""The entry of its definitions."""
+"""The key under which the checksums of its definitions stand."""
 
 
 Changes = dict[str, tuple[Any, Any]]
-"""By dotted key: what it was, what it is; None for nothing."""
+"""By dotted key: the value before and the value now; None where there is none."""
 
 
 SHOWN = 3
-"""Differences that a message names."""
+"""How many differences a message names."""
 
 
 def identity(config: Config, data: Dataset) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _split(data: Dataset, split: Split) -> dict[str, Any] | None:
 
 
 def check_unchanged(run: RunDirectory, data: Dataset) -> None:
-    """Note what a new run depends on; of one that goes on, see that it is the same.
+    """Note what a new run depends on; check that a resumed one finds it unchanged.
 
     Raises:
         InputError: naming what differs, before and now, and the file where it is code.
@@ -80,7 +80,7 @@ def check_unchanged(run: RunDirectory, data: Dataset) -> None:
 
 
 def accept_changes(run: RunDirectory, data: Dataset) -> None:
-    """Let a run go on with what changed, which ``environment.json`` then says."""
+    """Let a run go on despite what changed, and note the changes in ``environment.json``."""
     changes = changed(run, data)
     if changes:
         run.record_forced(changes)
@@ -106,7 +106,7 @@ def changed(run: RunDirectory, data: Dataset) -> Changes | None:
 
 
 def _with_file(key: str, before: Any) -> str:
-    """Name a definition by itself and the file in which it stands now; other keys stay."""
+    """Add to the key of a definition the file that holds it now; other keys stay as they are."""
     name = key.removeprefix(f"{SOURCE}.")
     if name == key:
         return key
@@ -125,7 +125,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
 
 
 def refusal(run: Path, changes: Changes) -> str:
-    """Say in one line why a run is not gone on with."""
+    """Say in one line why a run may not go on."""
     shown = [f"{key} = {old}, now {new}" for key, (old, new) in list(changes.items())[:SHOWN]]
     if len(changes) > SHOWN:
         shown.append(f"{len(changes) - SHOWN} more")
@@ -133,7 +133,7 @@ def refusal(run: Path, changes: Changes) -> str:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Name nested settings by dotted key."""
+    """Flatten nested settings to one mapping by dotted key."""
     leaves: dict[str, Any] = {}
     for key, value in settings.items():
         leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}

@@ -1,4 +1,4 @@
-"""How many images a run passes through its network, known before it starts.
+"""How many images a run passes through its network, computed before it starts.
 
 The unit is a forward and a backward pass of one image.
 """
@@ -28,11 +28,11 @@ EVALUATION = {
 def image_passes(
     config: Config, images: Mapping[Split, int], since: Until | None = None, until: Until = "end"
 ) -> dict[str, float]:
-    """Count the passes by stage, an evaluation's as ``evaluate-STAGE``, from the beginning that a run goes on from.
+    """Count the passes of each stage, an evaluation's as ``evaluate-STAGE``.
 
     Args:
-        images: of each split.
-        since: the beginning, None where there is none.
+        images: how many each split has.
+        since: the end of the beginning that the run takes over; None where it takes over none.
         until: where the run ends.
     """
     plain, loss = passes_of_a_step(config.objective), passes_of_a_loss(config.objective)

@@ -35,7 +35,7 @@ def pgd(
     One mask serves all steps; the model is attacked in eval mode and left in the mode it was in.
 
     Args:
-        loss: from logits [B, classes] to a scalar; summed over images, so that each has its own gradient.
+        loss: maps logits [B, classes] to a scalar; it sums over images, so that each has its own gradient.
         start: where the ascent starts, of the shape of ``x``.
         eps, step: radius of the ball and length of a step, in units of the image's range.
 
@@ -78,7 +78,7 @@ def autoattack(
     Args:
         model: a plain network; attacked in eval mode.
         attacks: the ensemble's members; the default is its ``standard`` version.
-        seed: of the attacks, which would otherwise be seeded from the clock.
+        seed: seeds the attacks, which would otherwise take the clock's.
 
     Returns:
         Boolean [B].

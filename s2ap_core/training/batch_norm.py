@@ -14,7 +14,7 @@ from s2ap_core.modes import train_mode
 def reestimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set BatchNorm's running statistics, in place, to their mean over ``batches``.
 
-    All else is in eval mode, so that dropout draws nothing. Without BatchNorm nothing is done.
+    All other modules are in eval mode, so that dropout draws nothing. A network without BatchNorm is left alone.
 
     Args:
         model: masked or plain; its mask stays as it is.

@@ -19,13 +19,13 @@ DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F
 def repeated_dropout(x: Tensor, share: Share, seed: int) -> Iterator[None]:
     """Let every block with this seed draw the same dropout for the same images of a batch.
 
-    The block draws from torch's global generators, seeded for it and given back as they were. Where ``x`` is not
-    the whole batch, dropout is drawn for all of it, and each image gets what is its own.
+    Within the block torch's global generators are seeded; afterwards they have their earlier state again. Where ``x``
+    is a part of the batch, dropout is drawn for the whole batch, and each image takes its own part of the draw.
 
     Args:
-        x: [B, ...], images that the block passes through a network: the first that this process has.
+        x: [B, ...], the first images of this process's part, which the block passes through a network.
         share: which part of the batch this process has.
-        seed: of the batch.
+        seed: the batch's.
     """
     generators = [torch.default_generator]
     if x.is_cuda:

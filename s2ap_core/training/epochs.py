@@ -43,7 +43,7 @@ class Epochs:
         return True
 
     def end_epoch(self, seconds: float) -> None:
-        """Validate what the epoch offers, save it and the epoch, and commit both with the state for a resume.
+        """Validate and save the network that the epoch offers, and the state from which a resume goes on.
 
         Raises:
             InputError: if the network or its validation loss is not finite, or a file cannot be written.
@@ -87,7 +87,7 @@ class Epochs:
         return max(map(read_metrics_bytes, states), default=0)
 
     def _drop_checkpoints(self) -> None:
-        """Remove the search's checkpoints that are not to be kept; their epochs are committed."""
+        """Remove the search's checkpoints that are not to be kept; the state of their epochs is saved."""
         if self.keep_checkpoints is None or self.loop.stage != "prune":
             return
         for epoch in range(self.loop.epoch - self.keep_checkpoints + 1):

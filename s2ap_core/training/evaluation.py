@@ -38,9 +38,9 @@ class Evaluation:
         index, label: position in the test split, and class.
         clean, robust: correct on the image, and under the attack.
         noise: correct on the image plus uniform noise of the attack's radius.
-        zero_gradient: whether the loss has no gradient in the image, which blinds gradient attacks.
-        about: attack, norm, eps, seed, checkpoint, the data set and those of its options that choose images: what the
-            numbers belong to.
+        zero_gradient: whether the loss has no gradient in the image; gradient attacks cannot succeed there.
+        about: what the numbers belong to: attack, norm, eps, seed, checkpoint, the data set, and its options that
+            choose images.
     """
 
     index: np.ndarray
@@ -121,15 +121,15 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate on the test split; with ``file``, saved after each batch and continued where it stopped.
 
-    Several processes take whole batches in turn, so that their attacks are those of one process, and all
-    of them get the result; the file is saved after each round.
+    Several processes take turns at whole batches, so that they attack as one process would. All of them get the
+    result; the file is saved after each round.
 
     Args:
         model: masked or plain; evaluated in eval mode on baked weights, and left as it is.
         eps: the attack's radius, unless the settings have one.
-        seed: of the attack.
-        about: what is evaluated, such as the checkpoint's name and checksum; a file about something else, or
-            other images, is not continued but refused.
+        seed: the attack's.
+        about: what is evaluated, such as the checkpoint's name and checksum. A file about something else, or
+            about other images, is refused.
         on_batch: called with the number of images done and their total.
 
     Raises:
@@ -169,7 +169,7 @@ def evaluate(
 
 
 def _own_batches(data: Dataset, size: int, done: int, total: int) -> Iterator[Batch]:
-    """Read this process's batches of the test split, without the images that are done.
+    """Read this process's batches of the test split, without the images that are already evaluated.
 
     Raises:
         InputError: if an image lies outside [0, 1].
@@ -197,7 +197,7 @@ def _evaluate_batch(
 def _outcomes(
     model: nn.Module, x: Tensor, y: Tensor, settings: EvaluationSettings, eps: float, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attack images: correct as they are, under attack and under noise, and whether the gradient is zero."""
+    """Attack images; return which are correct as they are, under attack and under noise, and have no gradient."""
     if settings.attack == "none":
         with torch.no_grad():
             clean = model(x).argmax(1) == y

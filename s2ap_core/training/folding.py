@@ -24,9 +24,9 @@ TOLERANCE = 1e-4
 def folded(model: nn.Module, images: Tensor) -> nn.Module:
     """Build the same function in eval mode with BatchNorm folded into the convolutions, channels last.
 
-    On narrow networks on the CPU a pass is a quarter cheaper so, and logits differ by rounding alone. That they do
-    is seen on ``images``: where they differ by more than 1e-4 of their range, a line is logged and the network
-    returned as it is. So is a network that cannot be traced, or not be laid out channels last.
+    This makes a pass of a narrow network on the CPU a quarter cheaper, and changes logits by rounding alone, which is
+    checked on ``images``: where logits differ by more than 1e-4 of their range, a line is logged and the network
+    returned as it is. So is a network that cannot be traced, or cannot be laid out channels last.
 
     Args:
         model: in eval mode, without masks; left as it is.

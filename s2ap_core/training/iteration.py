@@ -44,8 +44,8 @@ def iterate(
     """Run lines 3 to 11 of Algorithm 1 (S2AP); without ``perturbation`` those outside its orange box (Orig.).
 
     Args:
-        generator: of the attack's noise; the seed that it began with is dropout's, too.
-        share: which part of the batch ``x`` and ``y`` are; None is all of it.
+        generator: draws the attack's noise; dropout is seeded by the seed that it began with.
+        share: which part of the batch ``x`` and ``y`` are; None means all of it.
         perturbation: z and its ball; on scores for S2AP, on masked weights for AWP.
         penalty: what the method adds to the loss it steps on (HARP); it has no gradient in s.
         clip: the norm that the gradient of all trained parameters is cut to where it is larger.

@@ -1,4 +1,4 @@
-"""The training loop that three of the stages share, and what may listen to it."""
+"""The training loop that pretraining, search and finetuning share, and the callbacks that listen to it."""
 
 import copy
 import logging
@@ -41,11 +41,11 @@ here the logits have to be wrong by hundreds.
 
 
 STATISTICS_BATCHES = 16
-"""Training batches that the statistics of a mask that was cut are estimated on: a forward pass each, in an epoch."""
+"""Training batches from which BatchNorm's statistics are estimated after a cut: a forward pass each, once an epoch."""
 
 
 class Callback:
-    """What may listen to a stage. All hooks do nothing by default."""
+    """A listener of a stage. All hooks do nothing by default."""
 
     def on_stage(self, loop: "Loop") -> None:
         """Handle the beginning of a stage, before its first epoch or the first after a resume."""
@@ -68,7 +68,7 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
 
 
 @dataclass
@@ -189,7 +189,7 @@ class Loop:
         )
 
     def remedy(self) -> str:
-        """Say what to do about a loss that has left all bounds."""
+        """Say what to do about a loss that is no longer finite."""
         lower = f"the last good epoch is kept; lower {self.stage}.lr ({self.settings.lr})"
         if self.perturbation is None:
             return lower
@@ -197,13 +197,13 @@ class Loop:
         return f"{lower} or {section}.gamma ({self.perturbation.gamma})"
 
     def candidate(self) -> nn.Module:
-        """Collect what this epoch has to offer: it is validated, and handed on if it is selected.
+        """Return the network that this epoch offers: it is validated, and handed on if it is selected.
 
-        In the search, a copy of the network with the epoch's mask at exactly the budget. Where the cut changed
-        the mask, BatchNorm's running statistics belong to another one, as before the first epoch, when they are
-        still the dense network's: they are estimated anew on the same clean training images each time. A mask
-        that kept the budget all along keeps the statistics that the search gathered under it. The network being
-        trained stays as it is.
+        In the search it is a copy of the network with the epoch's mask cut to exactly the budget. Where the cut
+        changes the mask, BatchNorm's running statistics belong to the mask before; before the first epoch they are
+        still the dense network's. In both cases they are estimated anew, on the same clean training images each
+        time. A mask that kept the budget all along keeps the statistics that the search gathered under it. The
+        network being trained stays as it is.
         """
         if self.method is None:
             return self.model
@@ -223,7 +223,7 @@ class Loop:
 def shared_batches(data: Dataset, split: Split, batch_size: int, **options: Any) -> Iterator[tuple[Batch, Share]]:
     """Yield this process's part of each batch; ``options`` are those of :meth:`s2ap_core.data.Dataset.batches`.
 
-    Of the training images no last batch is one image alone, see :func:`s2ap_core.data.base.without_lone_image`.
+    The last batch of training images is never a single image, see :func:`s2ap_core.data.base.without_lone_image`.
     """
     counts: list[int] = []
 

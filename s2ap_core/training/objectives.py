@@ -1,4 +1,4 @@
-"""Robust objectives: an attack and a loss, apart, so that one adversarial batch serves several passes."""
+"""Robust objectives: an attack and a loss, kept apart so that several passes can use one adversarial batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Objective:
     loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
     def autocast(self, precision: str) -> "Objective":
-        """Return one whose matrix products are in ``bfloat16``; softmax, loss and parameters stay float32."""
+        """Return an objective whose matrix products are in ``bfloat16``; softmax, loss and parameters stay float32."""
         if precision == "float32":
             return self
 
@@ -87,9 +87,9 @@ def fast_at(threat: Threat, beta: float) -> Objective:
 def trades(threat: Threat, beta: float) -> Objective:
     """Build TRADES (Zhang et al. 2019): ``CE(f(x), y) + beta KL(f(x) || f(x_adv))``, x_adv maximising the KL.
 
-    Two passes through the network; the published code makes four in train mode, so that its running
-    statistics see three clean batches for each adversarial one, here one of each. The loss, its
-    gradient and the mask are the same at equal statistics.
+    It passes twice through the network. The published code makes four passes in train mode, so that its running
+    statistics see three clean batches for each adversarial one; here they see one of each. With equal statistics
+    the loss, its gradient and the mask are the same.
     """
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:

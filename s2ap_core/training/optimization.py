@@ -20,7 +20,7 @@ def build_optimizer(
 
     Args:
         model: the network that ``parameters`` belong to.
-        parameters: what is trained; where norms and biases are spared the decay, they come last.
+        parameters: what is trained; norms and biases come last where they are exempt from the decay.
     """
     groups: list[dict[str, Any]] = [{"params": list(parameters)}]
     if settings.weight_decay and not settings.decay_norms:
@@ -36,7 +36,7 @@ def build_optimizer(
 def build_schedule(optimizer: torch.optim.Optimizer, settings: StageSettings, iterations_per_epoch: int) -> LRScheduler:
     """Make the schedule of the learning rate: ``lr_warmup`` epochs of a linear rise, then a half cosine to 0.
 
-    It is to be stepped after each epoch, or after each iteration, as ``lr_step`` says. Of W steps of the rise step t,
+    Step it after each epoch or after each iteration, as ``lr_step`` says. Of W steps of the rise step t,
     counted from 0, has (t + 1) / (W + 1) of the learning rate; of T steps of the cosine it has
     (1 + cos(pi t / T)) / 2. The cosine is torch's ``CosineAnnealingLR`` in closed form: torch makes each value from
     the one before, whose rounding errors add up.

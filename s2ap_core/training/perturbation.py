@@ -50,10 +50,10 @@ class Perturbation:
         eta_z: length of the ascent step. Infinite (the default) puts every layer on its sphere, as AWP's
             code does; a finite one is line 6 as printed, where ``"lr"`` is the optimizer's learning rate.
         carry: start from the last iteration's z instead of 0, the literal reading of line 6.
-        single_step: ascend along the last iteration's gradient, at s + z, instead of making an extra pass
-            (after Ji et al. 2024); the first iteration of an epoch makes one.
-        subset: share of the batch that the extra pass is to see.
-        every: iterations that one z serves.
+        single_step: ascend along the gradient that the last iteration took at s + z, instead of making an extra
+            pass (after Ji et al. 2024); the first iteration of an epoch makes that pass.
+        subset: share of the batch that the extra pass sees.
+        every: how many iterations in a row use one z.
 
     Attributes:
         loss: L(s), the loss that the ascent started from, after a block of :meth:`applied`; NaN if it
@@ -83,11 +83,11 @@ class Perturbation:
 
     @contextmanager
     def applied(self, robust_loss: Callable[[], Tensor], lr: float) -> Iterator[None]:
-        """Hold s + z in the block; afterwards s is what it was, to the last bit.
+        """Perturb s to s + z within the block; afterwards s is what it was, to the last bit.
 
         Args:
             robust_loss: L as a function of what the perturbed tensors hold.
-            lr: the optimizer's learning rate, the ascent step of ``eta_z = "lr"``.
+            lr: the optimizer's learning rate, which is the ascent step with ``eta_z = "lr"``.
         """
         tensors = [layer.tensor for layer in self.layers]
         before = [tensor.detach().clone() for tensor in tensors]
@@ -112,7 +112,7 @@ class Perturbation:
             _copy(tensors, before)
 
     def begin_epoch(self) -> None:
-        """Forget what a resumed run would not know: the age of z and the last gradient."""
+        """Forget the age of z and the last gradient, which a run resumed here would not know."""
         self._age = 0
         for layer in self.layers:
             layer.tensor.grad = None

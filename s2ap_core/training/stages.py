@@ -48,7 +48,7 @@ class Stages:
         """Prepare a run.
 
         Args:
-            keep_checkpoints: the search's latest so many epochs keep their checkpoints, besides the selected
+            keep_checkpoints: how many of the search's latest epochs keep their checkpoints, besides the selected
                 one; None keeps all. Masks are always kept, and the result is the same.
         """
         self.run, self.config, self.data = run, run.config, data.to(device)
@@ -58,18 +58,18 @@ class Stages:
         self.method.image_shape = (data.channels, data.size, data.size)
 
     def all(self, until: Until = "end") -> None:
-        """Run every stage of the method, each continued where it stopped; what is done is not repeated.
+        """Run every stage of the method; each goes on where it stopped, and what is done is not repeated.
 
-        The last stage to be evaluated is the last to be trained; where none is, all are trained.
+        Nothing is trained beyond the last stage that is evaluated; where none is evaluated, all stages are trained.
 
         Args:
             until: where to end: after ``pretrain``, ``warmup`` (the search's epochs without perturbation) or
-                ``prune``, without evaluating anything, or at the ``end``. A run that went so far can be the
+                ``prune``, without evaluating anything, or at the ``end``. A run that ended there can be the
                 beginning of others, see :func:`s2ap_core.runs.beginnings.continue_from`.
 
         Raises:
-            InputError: if another process is at it, the images, the network or the code are not those that the
-                run began with, the disk is too small, the loss diverges, or a file cannot be read or written.
+            InputError: if another process works on the run; if the images, the network or the code are not those that
+                it began with; if the disk is too small, the loss diverges, or a file cannot be read or written.
         """
         with lock.hold(self.run.path):
             self.run.remove_leftovers()
@@ -88,7 +88,7 @@ class Stages:
             self.evaluate(stage)
 
     def pretrain(self) -> None:
-        """Train the dense network; a method that prunes untrained weights gets those instead."""
+        """Train the dense network; for a method that prunes untrained weights, initialise them."""
         settings, config = self.config.pretrain, self.config
         header = describe(config, self.data, "pretrain", 0)
         if self._done("pretrain"):
@@ -108,7 +108,7 @@ class Stages:
         self._train(self._loop("pretrain", settings, model, list(model.parameters())))
 
     def prune(self, epochs: int | None = None) -> None:
-        """Search for the mask: Algorithm 1; all of it, or its first ``epochs`` to be continued later."""
+        """Search for the mask by Algorithm 1: for all epochs, or for the first ``epochs``, to be continued later."""
         if self._done("prune"):
             return
         settings, minimizer = self.config.prune, self.config.minimizer
@@ -157,7 +157,7 @@ class Stages:
             for callback in self.callbacks:
                 callback.on_evaluated(done, total)
 
-        # Options such as the fold say which images the test split has; of those that are trained on it says nothing.
+        # Options such as the fold choose the images of the test split; options of the training images are left out.
         chosen = {name: value for name, value in self.config.data.options.items() if name != "augment"}
         options = {"options": chosen} if chosen else {}
         evaluation = evaluate(

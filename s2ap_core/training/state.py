@@ -37,7 +37,7 @@ def save_state(path: Path, loop: Loop, selection: Selection, header: Mapping[str
 
 
 def load_state(path: Path, loop: Loop, selection: Selection) -> int:
-    """Put a stage back, in place, to where :func:`save_state` was called; return ``metrics_bytes``.
+    """Restore a stage, in place, as it was when :func:`save_state` was called; return ``metrics_bytes``.
 
     Raises:
         InputError: if the file is damaged, or not a state of this stage.
@@ -97,7 +97,7 @@ def _load_schedule(loop: Loop, state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Name the file whose content, though its checksum is right, is not that of a stage's state."""
+    """Name the file in the error where its content is not a stage's state although its checksum is right."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
