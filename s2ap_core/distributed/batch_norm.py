@@ -39,7 +39,7 @@ def batch_statistics(model: nn.Module, mode: Statistics) -> Iterator[None]:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is its gradient, and its gradient's."""
+    """The sum over all processes; its gradient is such a sum, too, and so is the second derivative."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class _Sum(torch.autograd.Function):
 class _Synced(_BatchNorm):
     """BatchNorm over the batch of all processes, by one all-reduce of sums.
 
-    torch's SyncBatchNorm knows GPUs alone, weights unequal parts alike, and has no second derivative.
+    torch's SyncBatchNorm runs on GPUs alone, gives parts of unequal size equal weight, and has no second derivative.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def _per_channel(values: Tensor, x: Tensor) -> Tensor:
 
 
 class _Local(_BatchNorm):
-    """BatchNorm over this process's images alone; by the running statistics where they are too few for any."""
+    """BatchNorm over this process's images alone; by the running statistics where it has too few images."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.numel() < 2 * x.shape[1] and self.running_mean is not None:

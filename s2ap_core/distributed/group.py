@@ -96,7 +96,7 @@ def process_group() -> Iterator[None]:
 def _agree(store: Any, number: int, count: int) -> str:
     """Make a name for this start of the processes: torchrun's store keeps what those of an earlier start wrote.
 
-    Whoever asks with a word of its own gets an answer that no earlier process can have been given.
+    Each process asks with a random word, which none before it can have used: the answer is meant for it alone.
     """
     word = uuid4().hex
     if number:
@@ -131,7 +131,7 @@ def device_of(device: str) -> str:
 
 
 def speaks_first() -> bool:
-    """Return whether no other process has asked this before: of an error that all of them meet, one tells."""
+    """Return whether this process is the first to ask: of an error that all of them meet, one reports."""
     try:
         return world() == 1 or _group.store.add("spoken", 1) == 1
     except dist.DistError:  # torchrun itself has ended
@@ -146,8 +146,8 @@ def lost_process(error: BaseException) -> bool:
 def leave(status: int) -> NoReturn:
     """End this process with a status, at once.
 
-    Threads of gloo that outlive an error, or are still on their way out, would abort the interpreter as it
-    closes down, and with it the exit status that torchrun goes by.
+    Otherwise threads of gloo that outlive an error, or have not ended yet, would abort the interpreter as it
+    closes down, and the exit status that torchrun relies on would be lost.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -155,7 +155,7 @@ def leave(status: int) -> NoReturn:
 
 
 def wait() -> None:
-    """Wait until every process is here: what the first has written can then be read."""
+    """Wait until every process has called this: what the first has written can then be read."""
     if world() > 1:
         dist.all_reduce(torch.zeros(1))
 
@@ -180,7 +180,7 @@ def add_up_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor
 
 
 def gather(value: T) -> list[T]:
-    """Gather what each process gives, by rank; anything that can be pickled."""
+    """Gather the values of all processes, in the order of their ranks; anything that can be pickled."""
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()

@@ -19,7 +19,7 @@ def own_items(items: Sequence[T]) -> Sequence[T]:
 
 
 def gather_in_order(own: Sequence[T]) -> list[T]:
-    """Gather what all processes made of their :func:`own_items`, in the order of all items."""
+    """Gather the results of all processes for their :func:`own_items`, in the order of the items."""
     by_rank = gather(list(own))
     return [by_rank[i % world()][i // world()] for i in range(sum(map(len, by_rank)))]
 
@@ -45,10 +45,10 @@ class Share:
         return len(range(self.rank, n, self.world))
 
     def of_mean(self, mean: Tensor, n: int) -> Tensor:
-        """Compute this part's term of the mean over the batch's first ``n`` images; the terms of all add up to it.
+        """Compute this part's term of the mean over the batch's first ``n`` images; all terms add up to it.
 
         Args:
-            mean: over those of them that are here; NaN and without effect where there are none.
+            mean: over those of the images that this process has; where it has none, NaN and without effect.
         """
         return term(mean, self.first(n) / n)
 

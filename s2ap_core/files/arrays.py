@@ -15,7 +15,7 @@ RATIO = 100
 
 
 def check_unpacked_size(path: Path) -> None:
-    """Refuse an archive that unpacks to far more than it takes; what is no archive passes.
+    """Refuse an archive that unpacks to far more bytes than it has; a file that is no archive passes.
 
     Raises:
         ValueError: saying how large it would be.
@@ -35,7 +35,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, no such file, holds objects, or unpacks to far more than it takes.
+        ValueError: if it is damaged, of another format, holds objects, or unpacks to far more bytes than it has.
     """
     try:
         check_unpacked_size(path)

@@ -24,7 +24,7 @@ SAME_START = 5.0
 
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-"""What file systems answer that know no locks."""
+"""Errors of file systems that have no locks."""
 
 
 _held: ContextVar[frozenset[tuple[int, Path]]] = ContextVar("held", default=frozenset())
@@ -32,11 +32,11 @@ _held: ContextVar[frozenset[tuple[int, Path]]] = ContextVar("held", default=froz
 
 @contextmanager
 def hold(run: Path) -> Iterator[None]:
-    """Keep all others off a run directory, which is made if need be, until the block is left.
+    """Lock a run directory against other processes within the block, and make it if it is missing.
 
-    The owner stands in ``RUN/.lock``: process id, its start (seconds since 1970) and host. An owner of this host
-    that is no more is replaced. Within a block, further ones of the same thread change nothing. Of several
-    processes of a run the first is the owner.
+    ``RUN/.lock`` names the owner: process id, its start (seconds since 1970) and host. An owner on this host whose
+    process has ended is replaced. Nested blocks of the same thread change nothing. Where several processes work on a
+    run, the first is the owner.
 
     Raises:
         InputError: naming the process that holds the directory, or the file if it cannot be written.
@@ -75,7 +75,7 @@ def in_use(run: Path) -> bool:
 
 
 def release_foreign(run: Path) -> None:
-    """Remove the lock of a process of another host, which the caller knows to be gone."""
+    """Remove the lock of a process on another host that the caller knows to have ended."""
     path = run / NAME
     if path.exists():
         with _guarded(path) as file:
@@ -103,7 +103,7 @@ def check_held(path: Path) -> Path | None:
 def make_folder_of(path: Path) -> None:
     """Make the folder of a file, but never a directory that this process holds.
 
-    One that vanished would come back without its past, and be taken for a run.
+    A run directory that was removed would come back with this file alone, and be taken for a run.
 
     Raises:
         InputError: naming the directory that this process held.
@@ -149,9 +149,9 @@ def _give_back(path: Path, made: bool) -> None:
 
 @contextmanager
 def _guarded(path: Path) -> Iterator[int]:
-    """Open the lock file, to be read by one process at a time, so that of two takers one sees the other.
+    """Open the lock file for one process at a time: of two that want the lock, the second sees the first.
 
-    The kernel's lock is held for this moment alone. Forked workers would inherit a longer one and outlive us.
+    The kernel's lock is held for this moment alone: forked workers would inherit it, and may outlive this process.
     """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -183,7 +183,7 @@ def _passing_over(*numbers: int) -> Iterator[None]:
 
 
 def _read(file: int) -> dict[str, Any] | None:
-    """Read the owner; None in a file without one, which a process that died in this moment left."""
+    """Read the owner; None where the file names none, as a process leaves it that dies while writing."""
     try:
         owner = json.loads(os.pread(file, 4096, 0))
         return owner if isinstance(owner, dict) and "pid" in owner else None

@@ -57,7 +57,7 @@ class PackedMask:
 
 
 def load_packed(path: Path) -> tuple[dict[str, PackedMask], dict[str, Any]]:
-    """Read a mask file of ours; what its header says of the masks is held against their bytes.
+    """Read a mask file of ours, and check its header against the bytes of the masks.
 
     Returns:
         The masks by weight name (``conv1.weight``), in the network's order, and the header.

@@ -12,6 +12,6 @@ def writes_files() -> bool:
 
 
 def set_writer(first: bool) -> None:
-    """Let this process write from now on, or leave it to another; told by whoever joins the processes."""
+    """Set whether this process writes from now on; called by the code that joins the processes."""
     global _first
     _first = first

@@ -1,4 +1,4 @@
-"""Who consumes whose channels, and what a network costs, read from the network itself.
+"""Which layers consume which channels, and how many FLOPs a network takes, read from the network itself.
 
 A network whose layers drop input channels needs fewer output channels as well: a layer has to compute
 those that some consumer keeps, and no others. Consumers are found by tracing the network with

@@ -51,7 +51,7 @@ class Method(ABC):
         return False
 
     def warnings(self) -> list[str]:
-        """Name what is to be said of a search that has ended, each with a remedy."""
+        """Return the warnings about a search that has ended, each with a remedy."""
         return []
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,4 +59,4 @@ class Method(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""

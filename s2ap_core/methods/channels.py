@@ -182,7 +182,8 @@ class HarpChannels(ChannelMethod, Harp):
         """Bring the FLOPs as close to the target as one channel allows, from below.
 
         All k are scaled by one factor, none below k_min, the largest at which the FLOPs do not exceed the
-        target. Then rates that would be next as the factor grows take one channel more, as long as any can.
+        target. Then the rates that a larger factor would raise next keep one more channel each, as long as the
+        target allows.
         """
         masks, flops_at = channel_masks(model), self._flops_at(model)
         groups = {int(mask.group): mask for mask in masks.values()}

@@ -15,7 +15,7 @@ from s2ap_core.methods.base import Method
 class Rlth(Method):
     """Weights ``sign * sqrt(2 / fan_in)`` (or kaiming normal), scores kaiming uniform with a = sqrt 5.
 
-    Biases are 0, since they stay what they are: the published networks have none, in the last layer neither. The
+    Biases are 0 and are not trained: the published networks have none, not even in the last layer. The
     network's BatchNorm has no affine parameters (``network.norm_affine = false`` in the presets).
     """
 

@@ -16,7 +16,7 @@ from itertools import product
 from typing import Any
 
 AXES = ("training", "data", "network", "method", "arm", "sparsity", "flops_reduction")
-"""What tells the runs of the tables apart, in the order of their names."""
+"""What the runs of the tables differ in, in the order in which their names say it."""
 
 
 FRAGMENTS = ("method", "data", "network", "arm", "training")
@@ -36,9 +36,9 @@ class Preset:
 
     Attributes:
         what: what the run is, in words.
-        fragments: its settings, as in a run's ``config.toml`` but for the title and what is left at its default.
+        fragments: its settings, as in a run's ``config.toml`` without the title and settings at their default.
         tables: numbers of the paper's tables that print a result of this run.
-        beside: numbers of those that do not, but print one of the two arms that this one is crossed from.
+        beside: numbers of the tables that do not print it, but one of the two arms that it is crossed from.
     """
 
     name: str

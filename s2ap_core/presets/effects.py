@@ -1,6 +1,6 @@
-"""Settings that change nothing under a config's others: they are refused, so that nobody believes in them.
+"""Settings without effect given a config's other settings: they are refused, so that nobody relies on them.
 
-A default is never refused. Neither is what says how far or on what a run is computed: the settings of stages that
+A default is never refused, nor is a setting of how far or on what a run is computed: the settings of stages that
 ``evaluation.stages`` leaves out, ``minimizer.warmup`` without a perturbation (where sweeps let Orig. and S2AP part),
 ``distributed.batch_norm`` in one process, ``objective.eps`` of clean training (the radius of later evaluations).
 """
@@ -126,7 +126,7 @@ def at_default(config: Config, keys: Iterable[str]) -> Config:
 
 
 def refusals(config: Config, keys: Iterable[str], source: str) -> dict[str, str]:
-    """Say of those settings among ``keys`` that change nothing where each is set, why, and the remedy."""
+    """Say, for each setting among ``keys`` without effect, where it is set, why it has none, and the remedy."""
     reasons, values = without_effect(config), config.model_dump(mode="json")
     said: dict[str, str] = {}
     for key in sorted(reasons.keys() & set(keys)):
@@ -136,7 +136,7 @@ def refusals(config: Config, keys: Iterable[str], source: str) -> dict[str, str]
 
 
 def check_effect(config: Config, keys: Iterable[str], source: str) -> None:
-    """Refuse settings that contradict each other, and those among ``keys`` that change nothing.
+    """Refuse settings that contradict each other, and those among ``keys`` that have no effect.
 
     Raises:
         InputError: naming ``source``, the setting, why, and the remedy.

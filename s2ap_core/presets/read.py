@@ -34,7 +34,7 @@ def read_config(
 
 
 def read_source(source: str | Path) -> tuple[Config, Iterable[str]]:
-    """Read the settings of a file or preset as they stand there, and those that a file sets without effect.
+    """Read the settings of a file or preset as written, and name those that a file sets without effect.
 
     Raises:
         InputError: as :func:`read_config`.

@@ -157,7 +157,7 @@ def noise(run: Evidence, stage: Stage, evaluation: Evaluation) -> Iterator[Findi
 
 
 def gradient(run: Evidence, stage: Stage, evaluation: Evaluation) -> Iterator[Finding]:
-    """Check that few images have no gradient; there all attacks are blind that follow it, not AutoAttack's Square."""
+    """Check that few images have no gradient, where all attacks but AutoAttack's Square are blind."""
     share = float(evaluation.zero_gradient.mean())
     remedy = f"a gradient attack sees nothing there: {remedies.attack(run, stage, evaluation)}"
     if share > ZERO_GRADIENT and evaluation.about["attack"] == "autoattack":
@@ -208,7 +208,7 @@ def batch_norm(arms: dict[str, list[Evidence]]) -> Iterator[Finding]:
 
 
 def seeds(material: Material) -> Iterator[Finding]:
-    """Check for three seeds, with fewer of which statistics have no interval; a run alone is compared with nothing."""
+    """Check for three seeds: with fewer, statistics have no interval. A single run is compared with nothing."""
     for arms in by_setting(material.runs):
         for runs in arms.values():
             units = {run.unit for run in runs}
@@ -232,7 +232,7 @@ def alike(arms: dict[str, list[Evidence]]) -> Iterator[Finding]:
 
 
 def _unlike(stage: Stage, first: Evidence, second: Evidence) -> str:
-    """Say in what two runs were evaluated differently, and how to do it alike; empty where in nothing."""
+    """Say how the evaluations of two runs differ, and how to make them equal; empty where they do not differ."""
     a, b = first.evaluations[stage], second.evaluations[stage]
     different = [
         f"{key} {a.about.get(key)} and {b.about.get(key)}" for key in THREAT if a.about.get(key) != b.about.get(key)

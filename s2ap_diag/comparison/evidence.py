@@ -1,4 +1,4 @@
-"""What a finished run offers to those who check it, read once: evaluations, curves, sharpness, budget."""
+"""What is checked of a finished run, read once: evaluations, curves, sharpness, budget."""
 
 import json
 import math
@@ -35,7 +35,7 @@ FREE = (
 
 
 class Eigenvalue(BaseModel):
-    """What ``sharpness.json`` says of how well its eigenvalues are known; None where an older version left it out."""
+    """How far the eigenvalues of ``sharpness.json`` have converged; None where an older version left it out."""
 
     residual: float
     residual_live: float | None = None

@@ -1,4 +1,4 @@
-"""The metrics that two arms are compared by: how each is read of paired runs, and what its difference says."""
+"""The metrics by which two arms are compared: how each is read from paired runs, and what its difference says."""
 
 import itertools
 import math
@@ -34,8 +34,8 @@ class MetricComparison:
 
     Attributes:
         name: such as ``finetuned_robust``, ``lambda_max_live``, ``loss_difference``, ``h``.
-        unit: of the difference: percentage ``points``, ``log10`` for lambda_max, whose ratio is what compares, or that
-            of the metric.
+        unit: of the difference: percentage ``points``, ``log10`` for lambda_max, which is compared by its ratio, or
+            the metric's own.
         first, second: the arms' means over the paired seeds, percent for accuracies.
         difference: second minus first.
         mcnemar: by seed, for accuracies.
@@ -80,7 +80,7 @@ class MetricComparison:
 
 
 def many(seeds: int | None) -> str:
-    """Say a number of seeds, or that no number does."""
+    """Say how many seeds resolve a difference, or that no number does."""
     return "no number of seeds" if seeds is None else f"{seeds} seeds"
 
 

@@ -1,4 +1,4 @@
-"""Is a difference between two arms beyond chance? Seeds are the unit; images only say how far a seed's number is off.
+"""Is a difference between two arms beyond chance? Seeds are the unit; images say how exact a seed's number is.
 
 Networks trained from two seeds differ by points, so that one network of each arm tells nothing of the methods. Every
 interval here is over paired differences of seeds; with fewer than three there is none, and :func:`mcnemar` says whether
@@ -23,7 +23,7 @@ LEVEL = 0.95
 POWER = 0.8
 LEAST_SEEDS = 3
 MOST_SEEDS = 10_000
-"""More than anyone runs: a difference that takes more is out of reach."""
+"""More seeds than anyone runs: a difference that takes more is out of reach."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def compare(
 
 
 def correctness(evaluation: Evaluation, kind: Kind) -> np.ndarray:
-    """Give what is averaged over images, [n] in {-1, 0, 1}; -1 only where an image is right under the attack alone."""
+    """Give each image's term of an accuracy or the gap, [n] in {-1, 0, 1}; -1 where it is right under attack alone."""
     clean: np.ndarray = evaluation.clean.astype(int)
     robust: np.ndarray = evaluation.robust.astype(int)
     gap: np.ndarray = clean - robust

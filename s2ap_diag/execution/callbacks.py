@@ -1,4 +1,4 @@
-"""What a run calls back on its way: a bar for each stage, and a look for signals."""
+"""Callbacks of a run: a progress bar for each stage, and a check for signals."""
 
 from rich.progress import Progress
 
@@ -8,7 +8,7 @@ from s2ap_diag.execution.signals import raise_pending_signal
 
 
 class SignalCheck(Callback):
-    """Stop for a signal that something on the way has swallowed."""
+    """Stop for a signal whose exception some code has swallowed."""
 
     def on_iteration(self, loop: Loop, step: Step) -> None:
         raise_pending_signal()

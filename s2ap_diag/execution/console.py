@@ -1,4 +1,4 @@
-"""What a command warns of on standard error."""
+"""Warnings of a command on standard error."""
 
 import logging
 from collections.abc import Iterator
@@ -6,10 +6,11 @@ from contextlib import contextmanager
 
 
 class Once:
-    """Let a warning onto the console once, whichever stage, checkpoint or batch it is about.
+    """Show each warning once, whichever stage, checkpoint or batch it is about.
 
-    What is warned of is a record's last argument, else its message. Python's own warnings, which dependencies
-    give and a user can do nothing about, are not shown; a run's log has them.
+    Records count as the same warning if their last arguments are equal or, without arguments, their messages. Python's
+    own warnings, which come from dependencies and which a user can do nothing about, are not shown; a run's log has
+    them.
     """
 
     def __init__(self) -> None:

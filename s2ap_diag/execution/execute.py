@@ -47,12 +47,12 @@ def execute(
 ) -> RunDirectory:
     """Begin a run in the folder ``out``, or go on with the one there, through its stages up to ``until``.
 
-    All that the config names is looked for first: nothing is left behind where it cannot be used.
+    Everything that the config names is checked first, so that nothing is left behind where it cannot be used.
 
     Args:
         config: None for the one that the run began with.
         resume: go on where there is a run, instead of refusing.
-        force: go on although config, images or code changed; it is written down.
+        force: go on although config, images or code changed; the changes are noted in the run.
         data: the images, where they are loaded already.
         name: what the progress bar calls the run.
         keep_checkpoints: see :class:`s2ap_core.training.stages.Stages`.
@@ -89,7 +89,7 @@ def check_dense_network(config: Config) -> None:
 
 
 def prepare(config: Config, data: Dataset | None = None) -> Dataset:
-    """Load the images that a config names, once all else that it names is known to be there.
+    """Load the images that a config names, after checking that everything else it names exists.
 
     Args:
         data: the images, where they are loaded already.
@@ -125,7 +125,7 @@ def _begin_or_open(config: Config | None, out: Path, resume: bool, device: str, 
 
 
 def _warn_of_environment(run: RunDirectory, device: str) -> None:
-    """Say if another machine or library goes on with a run: the rest is not bit for bit what it would have been."""
+    """Warn where another machine or library goes on with a run: the result will not be the same bit for bit."""
     began, now = run.environment(), environment(run.config.seed, device)
     changes = [f"{key} {began[key]}, now {now[key]}" for key in NUMERICAL if began.get(key, now[key]) != now[key]]
     if changes:

@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and who tells of an error that several processes of one run meet.
+"""How a command ends: its exit status, and which process reports an error that several of one run meet.
 
 Functions that ask about other processes import ``s2ap_core.distributed`` where torchrun started this one and nowhere
 else: it imports torch, for which ``--help`` must not wait.

@@ -48,7 +48,7 @@ def launch(arguments: Sequence[str], processes: int, name: str) -> None:
 
 
 def _first_to_end(failures: Mapping[int, ProcessFailure], processes: int) -> str:
-    """Name the process to blame: one that was killed. Others miss it and end by themselves, within the same second."""
+    """Name the process to blame: one that was killed. The others miss it and end by themselves within a second."""
     rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
     how = f"with status {failure.exitcode}"
     if failure.exitcode < 0:

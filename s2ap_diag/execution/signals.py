@@ -19,7 +19,7 @@ RESEND_DELAY = 0.05
 
 
 class Terminated(BaseException):
-    """SIGTERM, raised where the program is; like KeyboardInterrupt no Exception, so that nothing swallows it."""
+    """Raised on SIGTERM; like KeyboardInterrupt it is no Exception, so that ``except Exception`` does not catch it."""
 
 
 _arrived: list[int] = []

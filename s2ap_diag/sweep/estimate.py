@@ -1,4 +1,4 @@
-"""How much a sweep is to do, in multiply-accumulates, and what that is in hours and bytes.
+"""The work of a sweep in multiply-accumulates, and what it takes in hours and bytes.
 
 The unit is a forward and a backward pass. Counts follow from the config; what a pass costs comes from the
 benchmark's seconds per iteration on the machine in question, or from the paper's Table 7.
@@ -62,7 +62,7 @@ defect two."""
 
 @dataclass(frozen=True)
 class Size:
-    """Of a network on a data set: multiply-accumulates of a forward pass of an image, and parameters."""
+    """The size of a network on a data set: parameters, and multiply-accumulates of an image's forward pass."""
 
     macs: float
     parameters: int
@@ -87,7 +87,7 @@ def images_of(config: Config) -> Images:
 
 
 def passes(task: Task) -> float:
-    """Count passes of one image each, forward and backward, of a task from the beginning that it goes on from."""
+    """Count a task's passes of one image each, forward and backward, without those of its beginning."""
     images = images_of(task.config)
     counts: dict[Split, int] = {"train": images.train, "val": images.val, "test": images.test}
     total = sum(image_passes(task.config, counts, task.shared, task.until).values())
@@ -118,9 +118,10 @@ def disk(task: Task) -> int:
 
 
 def seconds_per_mac(benchmark: Path | None) -> Mapping[str, float]:
-    """Read it by network from a JSON file of ``python -m benchmarks --only table7 --json FILE``, or from Table 7.
+    """Read seconds per multiply-accumulate by network from Table 7, or from a benchmark's JSON file.
 
-    Networks that are not in it take the slowest one's.
+    ``python -m benchmarks --only table7 --json FILE`` writes the file. Networks that are missing in it count as the
+    slowest one.
 
     Raises:
         InputError: if the file has no such rows.

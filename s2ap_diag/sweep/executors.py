@@ -49,7 +49,7 @@ class LocalExecutor(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the workers now, whatever they are at: runs go on from their last epoch the next time."""
+        """End the workers now, whatever they are doing: the next time runs go on from their last epoch."""
         for pool in self._pools.values():
             processes = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=cancel_futures)

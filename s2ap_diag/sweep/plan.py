@@ -1,4 +1,4 @@
-"""From runs to tasks: what several runs begin with is a task of its own, done once, which they wait for."""
+"""From runs to tasks: a beginning that several runs share is a task done once, for which they wait."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from s2ap_diag.sweep.grid import Measurement, PlannedRun
 
 @dataclass(frozen=True)
 class Task:
-    """A run, or the part of it that others go on from.
+    """A run, or the beginning of one that others go on from.
 
     Attributes:
-        name: of its folder, below the sweep's.
+        name: its folder's, below the sweep's.
         until: where it ends.
         before: the task whose run this one goes on from.
     """
@@ -40,7 +40,7 @@ class Task:
 def plan(runs: Sequence[PlannedRun]) -> list[Task]:
     """Plan the tasks of these runs; each stands behind the one that it waits for.
 
-    A beginning that one run alone has is part of that run's own task.
+    A beginning that only one run has is part of that run's task.
     """
     chains = {run.name: [(until, digest(run.config, until)) for until in beginnings(run.config)] for run in runs}
     followers: dict[tuple[Until, str], set[str]] = defaultdict(set)

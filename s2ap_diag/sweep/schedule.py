@@ -1,4 +1,4 @@
-"""Which task is next, whoever runs it, and what became of each."""
+"""Which task runs next, and how each has ended; independent of who runs them."""
 
 import json
 import time
@@ -22,14 +22,14 @@ from s2ap_diag.sweep.tasks import Outcome, Workplace, is_done, log_file, run_tas
 STATUS = "sweep.json"
 
 ATTEMPTS = 2
-"""A task whose process was killed is begun again so often."""
+"""How often a task whose process was killed is started again."""
 
 State = Literal["waiting", "running", "done", "failed"]
 
 
 @dataclass
 class TaskStatus:
-    """What became of a task; ``work`` is its share of the whole in image passes, seconds those of this sweep."""
+    """How a task stands; ``work`` is what it computes, in image passes, ``seconds`` what it took in this sweep."""
 
     name: str
     state: State
@@ -62,10 +62,10 @@ class Schedule:
     def run(self, executor: Executor) -> None:
         """Run what is missing. A task that fails stops those that wait for it, and no others.
 
-        A task whose worker is killed is begun again once. The executor is shut down in the end.
+        A task whose worker is killed is started again once. The executor is shut down at the end.
 
         Raises:
-            InputError: if another sweep is at it.
+            InputError: if another sweep works in the folder.
         """
         with self._alone():
             try:

@@ -67,7 +67,7 @@ def is_done(task: Task, root: str) -> bool:
 
 
 def run_task(task: Task, workplace: Workplace) -> Outcome:
-    """Run a task from where it stopped. Errors end in its log and in the outcome, none are raised."""
+    """Run a task from where it stopped. Errors go into its log and its outcome; none is raised."""
     torch.set_num_threads(workplace.threads)
     started = time.monotonic()
     with _folder_of(workplace.root, task) as folder, _logged(folder / log_file(task.name)) as log:
@@ -110,7 +110,7 @@ def _measure(run: RunDirectory, data: Dataset, asked: Measurement, device: str) 
 
 @contextmanager
 def _folder_of(root: str, task: Task) -> Iterator[Path]:
-    """Give the sweep's folder; of a URL, a folder here with what the task needs, brought back when it ends."""
+    """Give the sweep's folder; for a URL, a local copy of what the task needs, uploaded again when it ends."""
     filesystem, remote = fsspec.core.url_to_fs(root)
     if "file" in filesystem.protocol:
         yield Path(remote)
