@@ -24,7 +24,7 @@ ARMS = {"orig": "Orig.", "s2ap": "S2AP", "awp": "AWP", "dense": "Dense"}
 
 @dataclass(frozen=True)
 class Cell:
-    """A setting that the paper's runs are made for; its arms differ in the minimiser alone.
+    """A cell of the paper's tables: a setting that runs are made for; its arms differ in the minimiser alone.
 
     Attributes:
         method: ``dense`` is a network before pruning.
@@ -126,7 +126,7 @@ def load_catalogue(dataset: str | None = None) -> list[Entry]:
 
 
 def repeated(entries: Sequence[Entry]) -> dict[str, str]:
-    """Find the entries that ask for the same as an earlier one, and that one's id."""
+    """Find the entries that show the same as an earlier one, and that one's id."""
     first: dict[Entry, str] = {}
     return {e.id: first[e.request] for e in entries if first.setdefault(e.request, e.id) != e.id}
 

@@ -1,4 +1,4 @@
-"""``python -m figures.cheaper``: what cheaper ways to z do, beside Orig. and S2AP; not a table of the paper.
+"""``python -m figures.cheaper``: cheaper ways to compute z, beside Orig. and S2AP; not a table of the paper.
 
 For each setting that was searched with a cheaper perturbation: seconds of the search after its warm-up over
 Orig.'s, the raw mask's robust accuracy, sharpness of the selected scores and the last epoch's Hamming distance,
@@ -44,7 +44,7 @@ def perturbation_of(minimizer: MinimizerSettings) -> str:
 
 
 def searched_alike(config: Config) -> str:
-    """Say what searches must agree in to be compared: all but seed, minimizer and how they are evaluated."""
+    """Write the settings in which compared searches must agree: all but seed, minimizer and evaluation."""
     free = {"title": True, "seed": True, "minimizer": True, "finetune": True, "evaluation": {"stages", "batch_size"}}
     return f"{config.model_dump_json(exclude=free)} {config.minimizer.warmup}"
 

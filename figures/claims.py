@@ -17,12 +17,12 @@ from s2ap_diag.comparison.statistics import LEVEL, holm
 Verdict = Literal["supported", "contradicted", "undecided"]
 
 NAMES = {**ARMS, "orig-awp": "Orig. + AWP", "s2ap-plain": "S2AP, plain"}
-"""Arms in words: the crossed ones finetune the one's mask in the other's manner."""
+"""Arms in words; a crossed arm finetunes one arm's mask as the other arm does."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """That the second arm is better than the first in a metric.
+    """The claim that the second arm is better than the first in a metric.
 
     Attributes:
         statement: in words, with where the paper makes it.
@@ -60,7 +60,7 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Test:
-    """A claim in a setting.
+    """The test of a claim in a setting.
 
     Attributes:
         adjusted_p: after Holm's correction over the settings of the claim, None with fewer than three seeds.
@@ -81,7 +81,7 @@ class Test:
 
 
 def judge_claims(library: Library) -> tuple[list[Test], list[str]]:
-    """Test each claim in each setting that has runs of both arms; also why one could not be."""
+    """Test each claim in each setting that has runs of both arms; say also why a claim could not be tested."""
     tests, notes = [], []
     cells = sorted({placed.cell for placed in library.placed_runs}, key=lambda cell: cell.name)
     for claim in CLAIMS:

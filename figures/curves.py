@@ -1,4 +1,4 @@
-"""What a figure draws: curves of runs over epochs, and every number that went into the picture."""
+"""What a figure draws: curves of runs over epochs, and every number in the picture."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -101,7 +101,7 @@ def runs_of(entry: Entry, library: Library, cell: Cell, need: str, drawing: Draw
 
 
 def curves_of(runs: Mapping[str, Mapping[int, Run]], read: Callable[[Run], pd.Series]) -> Curves:
-    """Read the curves of a setting's runs, of what is read of each; seeds and arms without a reading are left out."""
+    """Read a curve of each of a setting's runs; seeds and arms without a reading are left out."""
     warmup = max((run.config.minimizer.warmup for run in runs.get("s2ap", {}).values()), default=0)
     columns = {arm: {seed: read(run) for seed, run in by_seed.items()} for arm, by_seed in runs.items()}
     arms = {arm: pd.DataFrame(by_seed).dropna(axis="columns", how="all") for arm, by_seed in columns.items()}
@@ -114,7 +114,7 @@ def stability_of(entry: Entry, library: Library, cell: Cell, drawing: Drawing) -
 
 
 def spectra_of(entry: Entry, library: Library, cell: Cell, drawing: Drawing) -> list[Spectrum]:
-    """Read lambda_max in the mode of BatchNorm asked for; of a spectrum that no run tracked there are no curves."""
+    """Read lambda_max in the mode of BatchNorm asked for; a spectrum that no run tracked has no curves."""
     runs = runs_of(entry, library, cell, "curvature", drawing)
     spectra = []
     for suffix, live in (("_live", True), ("", False)):

@@ -30,7 +30,7 @@ class PlacedRun:
 
     @property
     def setting(self) -> tuple[str, ...]:
-        """Within it, all runs that are shown are trained and evaluated alike: data set, network, with an adversary."""
+        """Data set, network and adversary: all runs shown of these were trained and evaluated in the same way."""
         return tuple(filter(None, (self.cell.data, self.cell.network, self.cell.training)))
 
 
@@ -46,8 +46,8 @@ def place_run(run: Run) -> PlacedRun | None:
 class Library:
     """The runs of a folder by setting, arm, gamma and seed.
 
-    Of the runs of a data set and network, those trained and evaluated as most of them are; the others are left
-    out, so that no number is made of both.
+    Of the runs of a data set and network it keeps those trained and evaluated as most of them are, and leaves out the
+    others, so that no number mixes both.
 
     Attributes:
         skipped: what could not be used.
@@ -123,7 +123,7 @@ class Library:
         return cls(runs, skipped, batch_norm, attack)
 
     def drop_damaged(self, needs: Iterable[str]) -> None:
-        """Read what will be needed, and skip the runs of which it cannot be read."""
+        """Read what will be needed, and skip the runs whose files cannot be read."""
         needs = list(needs)
         kept = []
         for placed in self.placed_runs:
@@ -203,7 +203,7 @@ class Library:
         return [p for p in self.placed_runs if p.cell == cell and p.arm == arm and self.holds(p.run, need)]
 
     def _by_seed(self, placed_runs: Sequence[PlacedRun], need: str) -> dict[int, Run]:
-        """Select one run for each seed; of two that claim the same, none."""
+        """Select one run for each seed; where two have the same seed, neither."""
         by_seed = {}
         for seed in sorted({placed.seed for placed in placed_runs}):
             claims = [placed for placed in placed_runs if placed.seed == seed]
@@ -222,7 +222,7 @@ class Library:
         self.used.setdefault(placed.run.path, (placed, set()))[1].add(need)
 
     def _dense(self, cell: Cell, need: str) -> dict[int, Run]:
-        """Find the dense network of each seed: the same in many runs, so any of them, unless they differ."""
+        """Find the first run with each seed's dense network, which many runs share; note where the networks differ."""
         by_seed: dict[int, Run] = {}
         for placed in self.placed_runs:
             dense = (placed.cell.data, placed.cell.network, placed.cell.training) == (
@@ -244,7 +244,7 @@ class Library:
 
 
 def _commonest(values: Iterable[Any]) -> Any:
-    """Pick the first of the most frequent ones, None of none."""
+    """Pick the first of the most frequent items; None where there is none."""
     return next((value for value, _ in Counter(values).most_common(1)), None)
 
 

@@ -171,7 +171,7 @@ def loss_difference_at(runs: Mapping[int, Run], rho: float) -> Reading:
 
 
 def printed(entry: Entry, cell: Cell, metric: str, arm: str | None, rho: float | None = None) -> tuple[float, float]:
-    """Read what the paper printed and its std, NaN where it printed or the text kept nothing."""
+    """Read the paper's number and its std, NaN where the paper printed none or its text has lost it."""
     numbers = _printed(entry.id)
     candidates = (numbers.get((*key, metric, arm)) for key in _keys(entry, cell, rho))
     return next((number for number in candidates if number is not None), (math.nan, math.nan))

@@ -39,7 +39,7 @@ Pairs = dict[int, tuple[Run, Run]]
 
 @dataclass(frozen=True)
 class _Setting:
-    """A row: what a network, data set and method took, over sparsities and seeds.
+    """A row: the time that a network, data set and method took, over sparsities and seeds.
 
     Attributes:
         cells: one for each sparsity, and ``pairs`` the searches of each.

@@ -131,7 +131,7 @@ def bars(
     numbers: str,
     numbers_size: float = 6,
 ) -> None:
-    """Draw a group for each sparsity, a bar for each arm; without runs there is no bar but the word."""
+    """Draw a group for each sparsity, a bar for each arm; where there are no runs, a word says so."""
     measured = {
         cell: {arm: reading for arm, reading in arms.items() if reading.by_seed} for cell, arms in readings.items()
     }

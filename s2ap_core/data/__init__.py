@@ -24,7 +24,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 
 
-# What an option takes whose default is of such a type.
+# For the type of an option's default: what the option takes.
 EXPECTED = {bool: "true or false", int: "a whole number"}
 
 

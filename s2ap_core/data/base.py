@@ -67,13 +67,13 @@ class Dataset(Protocol):
         """Go through ``split`` once, the last and possibly smaller batch included.
 
         Order and augmentation are functions of the seed ``shuffle`` alone: the batch size, the limit
-        and the device change neither, so image i is augmented alike whatever batch it is in.
+        and the device change neither, so image i is augmented in the same way whatever batch it is in.
 
         Args:
             split: which images.
             batch_size: images in a batch.
             shuffle: seed of the order and of the augmentation; None keeps the split's own order.
-            augment: augment as is usual for the data set; nothing happens where nothing is usual.
+            augment: augment as is usual for the data set; some data sets are never augmented.
             limit: stop after this many images.
             part: picks what is loaded here from the positions of each batch, [B] int64, and may join batches; None
                 loads it all. See :mod:`s2ap_core.distributed`. A batch may come out empty.
@@ -102,10 +102,10 @@ def cut(visit: Tensor, batch_size: int, part: Part | None) -> Sequence[Tensor]:
 
 
 def without_lone_image(batches: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return the same images, a last batch of one joined to the one before it.
+    """Return the same batches, but join a last batch of a single image to the one before it.
 
-    BatchNorm has no statistics of one image where its map is a pixel, and bad ones elsewhere. Batches that are all
-    of one image are meant so.
+    BatchNorm has no statistics of a single image whose map is one pixel, and bad ones of a larger map. Where all
+    batches are of one image, that is what the user asked for.
     """
     if len(batches) < 2 or len(batches[-1]) > 1 or len(batches[-2]) == 1:
         return batches
@@ -115,10 +115,10 @@ def without_lone_image(batches: Sequence[Tensor]) -> Sequence[Tensor]:
 def hold_out(labels: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Split N images into the rest and ``count`` held-out ones, each class in its own proportion.
 
-    The numbers per class are those of Webster's apportionment (shares rounded), but no class gives a
-    second image before each has given one.
+    How many images a class gives follows Webster's apportionment (shares rounded), but no class gives a second
+    image before each has given one.
 
-    scikit-learn's stratified split will not do here: it refuses classes of one image and held-out sets
+    scikit-learn's stratified split cannot do this: it refuses classes of one image and held-out sets
     smaller than the number of classes.
 
     Args:

@@ -95,7 +95,7 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 
 class PickledType:
-    """A numpy type as a pickle makes it: its name, and then its byte order as a state."""
+    """Stands for a numpy type while it is unpickled: its name, then its byte order as its state."""
 
     def __init__(self, name: object, *_: object) -> None:
         if not (isinstance(name, str) and re.fullmatch(r"[<>|=]?[biuf]\d", name)):
@@ -107,7 +107,7 @@ class PickledType:
 
 
 class PickledArray:
-    """A numpy array as a pickle makes it: empty, and then its content as a state."""
+    """Stands for a numpy array while it is unpickled: empty at first, then its content as its state."""
 
     values: np.ndarray | None = None
 
@@ -130,10 +130,10 @@ def _number(kind: PickledType, raw: Any) -> Any:
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain containers and refuses to name, let alone call, anything else.
+    """Reads numpy arrays and plain containers, and refuses to look up anything else, let alone call it.
 
-    numpy's own constructors are not called either: from a type whose state says that it holds no objects,
-    while it does, they make an array that takes the file's bytes for addresses.
+    numpy's own constructors are not called either: given a type that holds objects but whose state denies it, they
+    make an array that takes the file's bytes for addresses.
     """
 
     ALLOWED: ClassVar[dict[tuple[str, str], object]] = {

@@ -69,7 +69,7 @@ def load(root: Path | None, corruption: str, severity: int = 3) -> InMemory:
 def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
     """List the files that make up the data set, each with the function that counts its images.
 
-    The four extra corruptions count where they are there; nothing needs them.
+    The four extra corruptions are counted where they are there; they are not required.
     """
     base = folder(NAME, root, FOLDER)
 

@@ -119,7 +119,7 @@ def check(name: str, root: Path | None, on_part: Callable[[int, int], None] | No
 def fetch(name: str, root: Path, progress: Progress | None = None) -> list[Part]:
     """Download data set ``name`` into ``root`` and unpack it, unless it is there already.
 
-    What a broken download left is continued. A file is put in its place only once its checksum agrees.
+    A download that broke off is continued. A file gets its final name only when its checksum agrees.
 
     Args:
         name: a key of :data:`SOURCES`.
@@ -177,7 +177,7 @@ def download(source: Source, folder: Path, progress: Progress | None = None) -> 
 
 
 class ResumingDownloader:
-    """What pooch downloads with: keeps what has arrived, and asks only for the rest.
+    """The downloader that pooch calls: it keeps what has arrived, and asks only for the rest.
 
     Args:
         partial: where the bytes are kept until all have arrived.
@@ -193,7 +193,7 @@ class ResumingDownloader:
         self.partial, self.progress = partial, progress
 
     def __call__(self, url: str, output_file: str, _pooch: Any) -> None:
-        """Bring ``url`` into ``output_file``.
+        """Download ``url`` into ``output_file``.
 
         Raises:
             InputError: if the server refuses, or breaks off again and again; what arrived is kept.

@@ -1,4 +1,4 @@
-"""Checkpoints of HYDRA, HARP, robust scratch tickets (RLTH) and torch.nn.utils.prune, as they are.
+"""Checkpoints of HYDRA, HARP, robust scratch tickets (RLTH) and torch.nn.utils.prune, read without conversion.
 
 The format is recognised from the keys. Files are pickles of a state dict, alone or under ``state_dict``,
 or safetensors without our header; a pickle may hold tensors and plain values, and nothing that could run.
@@ -36,7 +36,7 @@ def foreign_checkpoint(
 ) -> Checkpoint:
     """Build the model of another tool's checkpoint, with its masks, in eval mode.
 
-    Scores become score masks, with HARP's rates where there are; ``weight_mask`` becomes a fixed mask, and
+    Scores become score masks, with HARP's rates where the file has them; ``weight_mask`` becomes a fixed mask, and
     so do the nonzero weights of a dense file.
 
     Args:
@@ -200,7 +200,7 @@ def _size(
 ) -> int | None:
     """Find the value of a size option that most of the tensors agree on; the default where none depends on it.
 
-    Two networks that differ in this option alone tell which dimensions grow with it.
+    Two networks that differ in this option alone are compared to see which dimensions depend on it.
     """
     small, large = (_on_meta(name, norm_affine=False, **{option: n}).state_dict() for n in probes)
     votes = []

@@ -1,7 +1,7 @@
-"""The one seam to torch's internals: parametrizations, their cache and their pickling, layouts in memory.
+"""The only module that relies on torch's internals: parametrizations, their cache, their pickling, memory layouts.
 
-A mask is a parametrization of a layer's ``weight``. What torch calls its parts, and what its types do not say of a
-layer, is known here and nowhere else.
+A mask is a parametrization of a layer's ``weight``. Only this module knows what torch calls the parts of one, and what
+its types leave unsaid of a layer.
 """
 
 from collections.abc import Iterator
@@ -122,7 +122,7 @@ def score_masks(model: nn.Module) -> dict[str, ScoreMask]:
 def one_mask(model: nn.Module) -> Iterator[None]:
     """Select every mask once for all forward passes in the block, which share one graph.
 
-    Neither the scores nor the weights may change in the block, and it takes one backward pass.
+    Neither the scores nor the weights may change in the block, and only one backward pass is possible.
     """
     del model  # torch keeps one cache for all parametrized modules
     with parametrize.cached():

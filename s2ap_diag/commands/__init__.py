@@ -1,7 +1,7 @@
-"""The s2ap-diag commands: one file for what each takes, one for what it does, one line each in ``COMMANDS``.
+"""The s2ap-diag commands: for each a file of its options, a file of what it does, and a line in ``COMMANDS``.
 
-What a command takes, in ``options``, imports click alone, and what it does only when it is called: ``--help`` would
-wait seconds for torch, pandas and matplotlib.
+A file in ``options`` imports click alone, and the file of what the command does only when it is called: otherwise
+``--help`` would wait seconds for torch, pandas and matplotlib.
 """
 
 import importlib
@@ -42,7 +42,7 @@ COMMANDS = (
     "export",
 )
 SHARED = ("run", "evaluate", "sharpness")
-"""Those on which several processes, started by torchrun, can work together."""
+"""The commands on which several processes, started by torchrun, can work together."""
 
 
 class Commands(click.Group):

@@ -21,7 +21,7 @@ from s2ap_diag.reading.results import Run, collect
 log = logging.getLogger(__name__)
 
 PRINCIPAL = ("mask_robust", "finetuned_robust", "lambda_max_live", "loss_difference")
-"""The metrics that are put into words."""
+"""The metrics whose comparison is also stated as a sentence."""
 
 
 def run_command(runs: tuple[Path, ...], arms: tuple[str, ...], where: tuple[str, ...], output: Output) -> None:
@@ -81,7 +81,7 @@ def finished(path: Path) -> list[Run]:
 
 
 def matches(run: Run, where: Sequence[str]) -> bool:
-    """Return whether a run has the settings asked for; those of a perturbation that it does not make are not asked."""
+    """Return whether a run has the settings asked for, without those of a perturbation that it does not make."""
     settings = {key: str(value) for key, value in flat(run.config.model_dump(mode="json")).items()}
     for wanted in where:
         key, equals, value = wanted.partition("=")

@@ -57,7 +57,7 @@ def report(parts_of: dict[str, list[Part]], output: Output) -> None:
 
 
 def rows(name: str, parts: Sequence[Part]) -> list[tuple[str, str, int | None, str]]:
-    """Lay out the lines of the table for one data set: one only where nothing of it is there."""
+    """Lay out the lines of the table for one data set: a single one where nothing of it is there."""
     if not any(part.there for part in parts):
         return [(name, f"{len(parts)} files or folders", None, "missing")]
     states = [("missing" if not part.there else "broken") if part.problem else "there" for part in parts]

@@ -99,7 +99,7 @@ def measure(
 
 
 def row(arm: str, run: RunDirectory, sharpness: Sharpness) -> dict[str, Any]:
-    """Gather what one arm's run gave; accuracies in percent."""
+    """Gather the results of one arm's run; accuracies in percent."""
     results = run.results()
     dense = accuracies(results, "pretrain")
     raw, finetuned = accuracies(results, "prune"), accuracies(results, "finetune")

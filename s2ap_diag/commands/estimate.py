@@ -1,4 +1,4 @@
-"""``s2ap-diag estimate``: what a grid of runs takes, before it is started."""
+"""``s2ap-diag estimate``: time and disk space of a grid of runs, before it is started."""
 
 from collections import defaultdict
 from pathlib import Path

@@ -118,7 +118,7 @@ def corruptions(root: Path | None, corruption: str, severity: int) -> Iterator[t
 
 
 def mean(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Average over the corruptions, without an interval: they show the same images, and are no sample."""
+    """Average over the corruptions, without an interval: they are of the same images, and not a random sample."""
     accuracies = [key for key in records[0] if key.endswith("_accuracy")]
     kept = ("checkpoint", "epoch", "severity", "attack", "norm", "eps", "seed", "n")
     return {

@@ -72,7 +72,7 @@ Distances = dict[str, dict[int, float]]
 
 
 def within(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks], against: str) -> Compared:
-    """Compare each group's masks with its first or with the one before; a group of one file has nothing."""
+    """Compare each group's masks with its first or with the one before; a group of one file has no distances."""
     compared: Compared = {}
     for name, paths in groups.items():
         base = read(paths[0])
@@ -165,6 +165,6 @@ def table_of(compared: Compared, differences: list[dict[str, Any]], measure: str
 
 
 def _short(name: str) -> str:
-    """Give what tells one folder from another: RUN of RUN/masks."""
+    """Shorten a folder's name to what tells it from others: RUN of RUN/masks."""
     path = Path(name)
     return path.parent.name if path.name == "masks" and path.parent.name else path.name or name

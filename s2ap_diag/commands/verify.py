@@ -26,7 +26,7 @@ def run_command(
     searches: dict[Path, Checkpoint] = {}
 
     def opened(path: Path) -> Checkpoint:
-        """Open a checkpoint; keep a search's result, against which a finetuned network is held, too."""
+        """Open a checkpoint; a search's result is kept, since the finetuned network is checked against it, too."""
         if path.name != SEARCHED:
             return source.open(path)
         if path not in searches:

@@ -17,12 +17,12 @@ class Point:
 
     @property
     def best(self) -> bool:
-        """Whether it is the checkpoint that the stage handed on."""
+        """Whether this is the checkpoint that the stage handed on."""
         return is_best(Path(self.record["checkpoint"]))
 
     @property
     def name(self) -> str:
-        """What it is called among the others of its curve."""
+        """The checkpoint's name among the others of its curve."""
         epoch = self.record["epoch"]
         if epoch is None:
             return Path(self.record["checkpoint"]).name.partition(".")[0]
@@ -39,30 +39,30 @@ class Curve:
 
     @property
     def epochs(self) -> list[Point]:
-        """Those of an epoch each, in their order; they are joined."""
+        """The checkpoints of single epochs, in order; a line joins them."""
         return sorted((point for point in self.points if not point.best), key=lambda point: point.x)
 
     @property
     def best(self) -> list[Point]:
-        """Those that a stage handed on, each a marker of its own."""
+        """The checkpoints that a stage handed on, each drawn as a separate marker."""
         return [point for point in self.points if point.best]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The curves, and whether they run over epochs; else each checkpoint has a place of its own, and none is joined."""
+    """The curves, and whether they run over epochs; if not, each checkpoint is drawn by itself, without lines."""
 
     curves: list[Curve]
     over_epochs: bool
 
     @property
     def points(self) -> list[Point]:
-        """Those of all curves."""
+        """The points of all curves."""
         return [point for curve in self.curves for point in curve.points]
 
     @property
     def modes(self) -> list[str]:
-        """Of BatchNorm."""
+        """The modes of BatchNorm that the curves were measured in."""
         return list(dict.fromkeys(mode_of(point.record) for point in self.points))
 
     def name_of(self, curve: Curve, point: Point, between: str = ", ") -> str:

@@ -111,7 +111,7 @@ def seed_curves(
 def decades(axes: Axes, values: np.ndarray, axis: Literal["x", "y"] = "y") -> None:
     """Set a logarithmic axis for values over more than one decade; around 0 it is linear, if some are not positive.
 
-    It reaches as far as the values do: a band below 0 would have no end on it.
+    The axis ends at the values: a band that reaches below 0 would have no end on a logarithmic axis.
     """
     low, high = float(values.min()), float(values.max())
     if high <= 0 or high < 10 * float(values[values > 0].min()):
@@ -132,7 +132,7 @@ def decades(axes: Axes, values: np.ndarray, axis: Literal["x", "y"] = "y") -> No
 def stability_halves(axes: Axes, *, first: str, second: str) -> None:
     """Colour what lies above 0 green, where the second is the stabler, and what lies below red and hatched.
 
-    To be called when the curves of h(first) - h(second) are drawn: the halves reach to the ends of the axis.
+    Call it after the curves of h(first) - h(second) are drawn: the halves reach to the ends of the axis.
     """
     axes.axhline(0, color="0.3", linewidth=0.8, zorder=1)
     low, high = axes.get_ylim()

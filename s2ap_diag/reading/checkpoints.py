@@ -57,7 +57,7 @@ class OwnFile:
 
 @dataclass(frozen=True, eq=False)
 class ForeignFile:
-    """What another tool wrote, and what a user adds to it because it does not say so itself.
+    """A checkpoint of another tool, and what a user adds because the file does not say it.
 
     Attributes:
         network: a key of NETWORKS, None to recognise it.
@@ -74,7 +74,7 @@ class ForeignFile:
 
     @property
     def kind(self) -> Kind:
-        """Take tensors of 0 and 1 that nobody calls a network for masks, all else for a checkpoint."""
+        """Take a file of 0 and 1 for masks unless a network is named, any other for a checkpoint."""
         called = self.state.format != "dense" or self.network is not None
         return "checkpoint" if called or not all(map(is_binary, self.state.tensors.values())) else "masks"
 

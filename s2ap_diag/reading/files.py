@@ -12,7 +12,7 @@ Kind = Literal["checkpoint", "masks"]
 
 
 FOLDERS: dict[Kind, str] = {"checkpoint": "ckpt", "masks": "masks"}
-"""Where a run keeps them."""
+"""The folder of a run that holds each kind."""
 
 
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".tar")

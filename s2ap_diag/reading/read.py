@@ -1,4 +1,4 @@
-"""The one door: any file, ours or another tool's, opened once into what it is."""
+"""Open any file, ours or another tool's, once, as what it is: a checkpoint or masks."""
 
 import os
 from pathlib import Path
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Content(Protocol):
-    """What a file holds; its bytes are read and its checksum is seen to fit."""
+    """What a file holds, read and with its checksum verified."""
 
     @property
     def kind(self) -> Kind:
-        """Say what the file is taken for where nothing else is asked of it."""
+        """Say what the file is taken for by default."""
 
     def as_checkpoint(self, device: "torch.device | str" = "cpu") -> "Checkpoint":
         """Build the model with its masks, in eval mode.

@@ -1,4 +1,4 @@
-"""What a user adds to checkpoints of other tools, which do not say it themselves."""
+"""What a user adds about checkpoints of other tools, whose files do not say it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class Source:
         """Open a checkpoint, ours or another tool's.
 
         Raises:
-            InputError: if it cannot be used, or does not say what no option says.
+            InputError: if it cannot be used, or if neither the file nor an option says what is needed.
         """
         content = read(path, network=self.network, dataset=self.dataset, keep=self.keep)
         return content.as_checkpoint(device)
