@@ -88,7 +88,7 @@ def command(
         show_table(make_table(f"{len(library.placed_runs)} runs in {runs}", columns, rows))
         rendered = []
     else:
-        rendered = render(entries, library, out, ["python", "-m", "figures", *sys.argv[1:]])
+        rendered = render(entries, library, out, ["python", "-m", "figures", *sys.argv[1:]], claims=not only)
         click.echo(f"{len(rendered)} tables and figures: {out / 'README.md'}")
     for line in warnings(rendered, library):
         click.echo(line, err=True)

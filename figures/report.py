@@ -41,19 +41,23 @@ class Rendered:
     notes: list[str] = field(default_factory=list)
 
 
-def render(entries: Sequence[Entry], library: Library, out: Path, command: Sequence[str] = ()) -> list[Rendered]:
+def render(
+    entries: Sequence[Entry], library: Library, out: Path, command: Sequence[str] = (), *, claims: bool = False
+) -> list[Rendered]:
     """Write each entry's files, ``results.csv`` and ``README.md``.
 
     Damaged runs join ``library.skipped`` first, so that no entry uses what another had to leave out.
 
     Args:
         command: the words that a reader types to get the same.
+        claims: write the paper's claims, tested, before the entries.
 
     Raises:
         InputError: if ``out`` cannot be written to.
     """
     library.drop_damaged(dict.fromkeys(need for entry in entries for need in entry.needs))
-    rendered = [render_claims(library, out), *(_render(entry, library, out) for entry in entries)]
+    rendered = [render_claims(library, out)] if claims else []
+    rendered += [_render(entry, library, out) for entry in entries]
     write_file(out / "results.csv", to_csv(results(library)))
     write_file(out / "README.md", page(rendered, library, command))
     return rendered

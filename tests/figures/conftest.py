@@ -12,7 +12,7 @@ from s2ap_core.training.stages import Stages
 from s2ap_diag.curvature.eigen import Lanczos
 from s2ap_diag.curvature.tracking import build_trackers
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
-from tests.figures.rendering import IDS, invoke
+from tests.figures.rendering import invoke
 from tests.tiny import Tiny
 
 ARMS = {"orig": {"minimizer": {"name": "none"}}, "s2ap": {"minimizer": {"name": "s2ap"}, "finetune": {"awp": True}}}
@@ -60,9 +60,9 @@ def runs(made, tmp_path):
 
 @pytest.fixture(scope="session")
 def rendered(made, tmp_path_factory):
-    """All thirty, from the command line."""
+    """All thirty and the claims, from the command line."""
     out = tmp_path_factory.mktemp("rendered")
-    result = invoke("--runs", made, "--out", out, "--only", *IDS)
+    result = invoke("--runs", made, "--out", out)
     assert result.exit_code == 0, result.output
     return out
 

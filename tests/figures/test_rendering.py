@@ -14,7 +14,7 @@ from tests.figures.rendering import HYDRA, IDS, cells, clone, correct, invoke, o
 
 def test_all_thirty_are_written(rendered):
     tables, figures = IDS[:13], IDS[13:]
-    kinds = [(tables, ("csv", "md", "tex")), (figures, ("png", "pdf", "csv"))]
+    kinds = [((*tables, "claims"), ("csv", "md", "tex")), (figures, ("png", "pdf", "csv"))]
     expected = {f"{i}.{ending}" for ids, endings in kinds for i in ids for ending in endings}
     assert {file.name for file in rendered.iterdir()} == expected | {"README.md", "results.csv"}
     page = (rendered / "README.md").read_text()
