@@ -34,5 +34,5 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "distributed": distributed.run,
     "table7": table7.run,
 }
-# Absolute times of searches that nobody makes on a CPU, and a CPU's work that a GPU has no part in.
+# Absolute times of searches that nobody makes on a CPU, and work of the CPU in which a GPU has no part.
 UNUSUAL = {"cpu": {"table7"}, "cuda": {"gap", "hamming", "loader", "profile", "start"}}

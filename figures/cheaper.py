@@ -93,7 +93,7 @@ def table(runs: list[Run]) -> pd.DataFrame:
 def _rows(runs: list[Run], gamma: float) -> list[dict[str, Any]]:
     arms: dict[str, dict[int, Run]] = defaultdict(dict)
     for run in runs:
-        # Of runs that differ in their finetuning alone, any: the search is the same.
+        # Of runs that differ in their finetuning alone any will do: the search is the same.
         arms[perturbation_of(run.config.minimizer)].setdefault(run.config.seed, run)
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in arms.values())))
     if "Orig." not in arms or not seeds:

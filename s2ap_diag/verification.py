@@ -65,7 +65,7 @@ def wrong_counts(checkpoint: Checkpoint, bits: Mapping[str, Tensor]) -> Iterator
         return
     kept, entries = sum(int(b.sum()) for b in bits.values()), sum(b.numel() for b in bits.values())
     if checkpoint.header.get("method") == "harp":
-        # Only the result of the search has to meet HARP's budget; on the way there the rates wander.
+        # Only the result of the search has to meet HARP's budget; before that the rates may keep more or less.
         expected = entries - n_dropped(entries, keep)
         if kept != expected and not _on_the_way(checkpoint):
             yield Finding("violation", "", f"keeps {kept} of {entries} weights; keep {keep:g} is {expected}")

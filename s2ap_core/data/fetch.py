@@ -230,7 +230,7 @@ class ResumingDownloader:
             headers["Range"] = f"bytes={start}-"
         with requests.get(url, headers=headers, stream=True, timeout=self.TIMEOUT) as response:
             if response.status_code == requests.codes.requested_range_not_satisfiable:
-                # Nothing is left to send, or what is kept is no part of this file.
+                # Nothing is left to send, or the bytes kept are not of this file.
                 if response.headers.get("Content-Range") == f"bytes */{start}":
                     return
                 self.partial.unlink()

@@ -124,7 +124,7 @@ class _LocalBatchNorm2d(_Local, nn.BatchNorm2d):
     pass
 
 
-# What a network's BatchNorm is for as long as several processes train it; the old class is the second base.
+# The classes that a network's BatchNorm has while several processes train it; its own class is the second base.
 _SYNCED: dict[type, type] = {nn.BatchNorm1d: _SyncedBatchNorm1d, nn.BatchNorm2d: _SyncedBatchNorm2d}
 
 

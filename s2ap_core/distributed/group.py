@@ -60,7 +60,7 @@ def processes_here() -> int:
 
 def restarted() -> bool:
     """Return whether torchrun has started this run again after a process ended."""
-    # Of several machines, only those count it whose own processes ended.
+    # On several machines, torchrun counts a restart only where its own processes ended.
     return any(gather(launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
 
 
@@ -86,7 +86,7 @@ def process_group() -> Iterator[None]:
     _group = _Group(number, count, store)
     set_writer(number == 0)
     yield
-    # Not after an exception: the others may wait for what this process will not send, and torchrun ends them.
+    # Not after an exception: the others may wait for what this process will never send; torchrun ends them.
     wait()
     _group = _Group()
     set_writer(True)

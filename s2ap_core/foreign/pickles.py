@@ -24,7 +24,7 @@ def _number_type(name: object, *_: object) -> np.dtype[Any]:
     return np.dtype(name)
 
 
-# The published schedulers leave a numpy float in the optimizer's lr, under the name of their numpy's time.
+# The published schedulers leave a numpy float in the optimizer's lr, under the name that numpy then had for it.
 _SCALAR = np.float64(0).__reduce__()[0]
 
 

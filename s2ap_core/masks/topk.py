@@ -38,7 +38,7 @@ def topk_mask(magnitude: Tensor, n_keep: int) -> Tensor:
     if magnitude.device.type != "cpu":
         return topk_mask_on_device(magnitude, n_keep)
     values = magnitude.detach().numpy()
-    # The threshold does not depend on the order of the entries, so memory order spares a copy.
+    # The threshold does not depend on the order of the entries: memory order needs no copy.
     threshold = np.partition(values.ravel(order="K"), n - n_keep)[n - n_keep]
     kept = values >= threshold
     surplus = int(np.count_nonzero(kept)) - n_keep

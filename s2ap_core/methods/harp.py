@@ -125,7 +125,7 @@ def scaled_counts(keeps: list[float], sizes: list[int], target: float, keep_min:
     """
     total = sum(sizes)
     budget = total - n_dropped(total, target)
-    # What a layer keeps at the lowest rate there is.
+    # What each layer keeps at the lowest possible rate.
     floors = [n - n_dropped(n, keep_min + LEAST * (1 - keep_min)) for n in sizes]
 
     def kept(factor: float) -> list[float]:

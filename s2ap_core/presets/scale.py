@@ -46,7 +46,7 @@ def scale_to_digits(config: Config) -> Config:
     their width.
     """
     epochs = TRANSFORMER_EPOCHS if config.network.name == "vit" else EPOCHS
-    # All of AutoAttack on a test split takes longer than all the training; its first two leave little to the others.
+    # All of AutoAttack on a test split takes longer than all the training; its first two leave the others little to do.
     attack = "apgd" if config.evaluation.attack == "autoattack" else config.evaluation.attack
     changes: dict[str, dict[str, Any]] = {
         "data": {"name": "digits", "root": None, "options": {}},

@@ -91,6 +91,6 @@ def _syntax(node: object) -> str:
         return f"[{','.join(_syntax(item) for item in node if not _is_silent(item))}]"
     if not isinstance(node, ast.AST):
         return repr(node)
-    # Later versions have more fields, empty where the syntax of earlier ones is used.
+    # Later versions of Python have more fields, which are empty for the syntax of earlier ones.
     fields = [(name, value) for name, value in ast.iter_fields(node) if name != "ctx" and value not in (None, [])]
     return f"{type(node).__name__}({','.join(f'{name}={_syntax(value)}' for name, value in fields)})"

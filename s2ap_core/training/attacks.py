@@ -87,7 +87,7 @@ def autoattack(
     members = {} if version["version"] == "standard" else {"attacks": list(attacks)}
     trained = [p for p in model.parameters() if p.requires_grad]
     devices = [x.device] if x.device.type == "cuda" else []
-    # The attacks seed torch's global generator; whoever called gets it back as it was.
+    # The attacks seed torch's global generator; its state is restored for the caller.
     with train_mode(model, False), torch.random.fork_rng(devices):
         for parameter in trained:
             parameter.requires_grad_(False)

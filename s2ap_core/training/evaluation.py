@@ -152,7 +152,7 @@ def evaluate(
     if done:
         on_batch(done, total)
     if done < total:
-        # The first batch in every process and after every interruption, so that all attack one network.
+        # Always the first batch, in every process and after every interruption, so that all attack one network.
         plain = folded(plain, next(data.batches("test", settings.batch_size, limit=settings.batch_size)).x)
 
     own = _own_batches(data, settings.batch_size, done, total)
@@ -176,7 +176,7 @@ def _own_batches(data: Dataset, size: int, done: int, total: int) -> Iterator[Ba
     """
 
     def unknown(batches: Sequence[Tensor]) -> Sequence[Tensor]:
-        # Of a batch that was cut otherwise when the file was made, some images may be known.
+        # Where the file was made with another batch size, some images of a batch may be evaluated already.
         return own_items([new for positions in batches if len(new := positions[positions >= done])])
 
     for batch in data.batches("test", size, limit=total, part=unknown):

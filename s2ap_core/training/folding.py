@@ -32,7 +32,7 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
         model: in eval mode, without masks; left as it is.
         images: [B, C, H, W], some that the network will be evaluated on.
     """
-    # TensorFloat-32, which GPUs convolve in, would be a larger difference than the one looked for.
+    # TensorFloat-32, in which GPUs convolve, would differ by more than the difference looked for.
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = model(images)
         try:

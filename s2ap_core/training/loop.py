@@ -156,7 +156,7 @@ class Loop:
                     raise InputError(f"{self.stage}.batch_size: one image will not do ({error}); raise it") from error
                 losses.append(step.loss)
                 counts.append(share.count)
-                # Reading a loss waits for its iteration: on a GPU for the one before, while this one is under way.
+                # Reading a loss waits for its iteration; so on a GPU the one before is read while this one runs.
                 self._check(losses[-2:][0] if step.loss.is_cuda else step.loss)
                 for callback in self.callbacks:
                     callback.on_iteration(self, step)

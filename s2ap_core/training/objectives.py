@@ -44,7 +44,7 @@ class Objective:
 
         def lower(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             def call(model: nn.Module, x: Tensor, *args: Any) -> Tensor:
-                # A GPU's autocast takes softmax in float32, the CPU's as it comes: logits are handed over as float32.
+                # autocast computes softmax in float32 on GPUs alone: the logits are cast to float32 everywhere.
                 raised = model.register_forward_hook(lambda module, inputs, logits: logits.float())
                 try:
                     with torch.autocast(x.device.type, dtype=torch.bfloat16):

@@ -40,7 +40,7 @@ class Reach:
     def __init__(self, scores: Tensor, c: Tensor, kept: Tensor, sizes: Sequence[int], rho: float) -> None:
         sign = torch.where(scores < 0, -1.0, 1.0).to(scores.dtype)
         away = rho * sign
-        # Not quite down to 0, where |s| has no derivative.
+        # Stops short of 0, where |s| has no derivative.
         towards = -sign * (0.999 * scores.abs() / c).nan_to_num(0.0).clamp_max(rho)
         up, down = (torch.addcmul(scores, c, u).abs() for u in (away, towards))  # in the rounding of the model
         self.layers: list[_LayerReach] = []

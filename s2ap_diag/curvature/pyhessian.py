@@ -77,7 +77,7 @@ class PyHessian(Solver):
         self, hessian: ScoreHessian, leaves: list[nn.Parameter], criterion: Callable[..., Tensor]
     ) -> tuple[float, list[Tensor]]:
         """Give PyHessian's eigenvalue and its eigenvector, in the shapes of the leaves."""
-        # The package is imported where it is used alone.
+        # Imported here, since no other solver needs the package.
         from pyhessian import hessian as Peer
 
         # PyHessian weights batches by inputs.size(0), and as a list of batches frees each product's graph at once,

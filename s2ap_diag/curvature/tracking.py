@@ -96,7 +96,7 @@ class CurvatureTracker(Callback):
             return lambda_max(op, PowerIteration(settings.iterations), seed=loop.seed)
         start = op.restrict(self.vectors[name].to(op.device)) if name in self.vectors else None
         reading = lambda_max(op, PowerIteration(settings.iterations, settings.tolerance, start), seed=loop.seed)
-        # In all coordinates: which of them are live changes from one reading to the next.
+        # Kept in all coordinates, since other scores may be live at the next reading.
         self.vectors[name] = op.expand(reading.dominant.product)
         return reading
 

@@ -52,7 +52,7 @@ def terminable() -> Iterator[None]:
 def _resend_dropped(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def on_dropped(dropped: Any) -> None:
         if isinstance(dropped.exc_value, KeyboardInterrupt | Terminated):
-            # Later, when whatever drops exceptions is over.
+            # Later, when the code that drops exceptions has returned.
             threading.Timer(RESEND_DELAY, _thread.interrupt_main, (_arrived[-1],)).start()
         else:
             hook(dropped)

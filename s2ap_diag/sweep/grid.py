@@ -148,7 +148,7 @@ def expand(grid: Grid, *, scale: str | None = None, overrides: tuple[str, ...] =
         for preset, chosen, said, config in _configs(grid, group, scaled, overrides):
             void = refusals(config, said, preset)
             for key in said:
-                # A group's own value is for its runs, all others are for those of all groups.
+                # A group's own value is meant for its runs, all others for the runs of all groups.
                 place = (number if key in keys_of(_assignments(group.set | group.values | group.zip)) else None, key)
                 if key in void:
                     unused.setdefault(place, void[key])

@@ -90,7 +90,7 @@ def _run(task: Task, folder: Path, device: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         continue_from(folder / task.after, path, task.config, task.shared, device)
     lock.release_foreign(path)  # of a node that died: the sweep alone gives out its tasks
-    # A beginning may have been begun under another run's settings: its name says that they agree up to there.
+    # A beginning may have been made under another run's settings: its name says that they agree up to its end.
     begun = task.until != "end" and RunDirectory.begun(path)
     data, config = prepare(task.config), None if begun else task.config
     run = execute(config, path, device=device, quiet=True, resume=True, data=data, until=task.until)
