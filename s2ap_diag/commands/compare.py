@@ -35,6 +35,13 @@ def run_command(runs: tuple[Path, ...], arms: tuple[str, ...], where: tuple[str,
     output.emit(records, table_of(compared, names, p_values), rows=rows_of(records))
     if output.quiet or output.json == "-":
         return
+    say(compared, names, p_values)
+
+
+def say(
+    compared: Sequence[SettingComparison], names: tuple[str, str], p_values: Mapping[tuple[str, str], float]
+) -> None:
+    """Put into words what the seeds allow to say, what could not be compared, and the settings that differ."""
     for one in compared:
         click.echo(f"{one.setting}:")
         for name in PRINCIPAL:

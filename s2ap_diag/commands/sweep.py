@@ -10,13 +10,12 @@ from rich.table import Table
 
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.execute import check_dense_network
-from s2ap_diag.execution.progress import plain_progress
-from s2ap_diag.execution.signals import resumable
 from s2ap_diag.output.tables import make_table, show_table
 from s2ap_diag.sweep.grid import expand, grids, read_grid
 from s2ap_diag.sweep.plan import plan
+from s2ap_diag.sweep.progress import run_schedule
 from s2ap_diag.sweep.resources import absolute, resources
-from s2ap_diag.sweep.schedule import Schedule, TaskStatus, read_status
+from s2ap_diag.sweep.schedule import Schedule, read_status
 from s2ap_diag.sweep.tasks import Workplace
 
 
@@ -57,19 +56,7 @@ def run_command(
         check_dense_network(task.config)
     executor, workers, threads = resources(tasks, workers, address, gpus_per_run, device)
     schedule = Schedule(tasks, Workplace(root, device, threads), workers)
-    with resumable("the same command"), plain_progress(quiet) as progress:
-        total = sum(entry.work for entry in schedule.statuses.values())
-        bar = progress.add_task("sweep", total=total, completed=int(total - schedule.work_left))
-
-        def on_change(entry: TaskStatus) -> None:
-            statuses = schedule.statuses.values()
-            counts = {state: sum(other.state == state for other in statuses) for state in ("running", "done")}
-            progress.update(bar, completed=total - schedule.work_left, description=f"{counts['running']} running")
-            if not quiet and not sys.stderr.isatty() and entry.state in ("done", "failed"):
-                click.echo(f"{counts['done']}/{len(statuses)} done; {entry.name}: {entry.state}", err=True)
-
-        schedule.on_change = on_change
-        schedule.run(executor)
+    run_schedule(schedule, executor, "the same command", quiet=quiet)
     show_table(summary(root, schedule), quiet)
     for entry in schedule.failed:
         click.echo(f"failed: {entry.name}: {entry.error} (log: {root}/{entry.log})", err=True)

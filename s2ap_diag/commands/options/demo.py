@@ -9,15 +9,16 @@ from s2ap_diag.commands.options.shared import EXISTING, device_option, output_op
 
 
 @click.command(name="demo")
-@click.option("--out", type=EXISTING, default=Path("runs/demo"), show_default=True, help="Folder of the two runs.")
-@click.option("--quick", is_flag=True, help="A few epochs and PGD-50 instead of AutoAttack: a smoke test.")
+@click.option("--out", type=EXISTING, default=Path("runs/demo"), show_default=True, help="Folder of the runs.")
+@click.option("--quick", is_flag=True, help="One fold and a few epochs: a smoke test.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed.")
 @output_options
 @device_option
 def command(**options: Any) -> None:
-    """Prune a narrow ResNet-18 on digits by HYDRA with and without S2AP; measure both; draw Figure 1.
+    """Prune a narrow ResNet-18 on digits by HYDRA with and without S2AP, on three folds; measure all; draw Figure 1.
 
-    An interrupted demo goes on where it stopped when it is called again.
+    As many runs at once as there are cores, a thread each. An interrupted demo goes on where it stopped when it is
+    called again.
     """
     from s2ap_diag.commands.demo import run_command  # slow, and --help needs none of it
 
