@@ -38,8 +38,8 @@ ARMS = {
 """What the arms differ in: gamma is one at which z flips some 0.2 % of the mask; the dense network is shared."""
 
 SETTINGS = (
-    "pretrain.epochs=8",
-    "prune.epochs=9",
+    "pretrain.epochs=7",
+    "prune.epochs=8",
     "minimizer.warmup=3",
     "finetune.epochs=3",
     "evaluation.attack=pgd-50",
@@ -91,7 +91,7 @@ def run_command(out: Path, quick: bool, seed: int, output: Output, device: str) 
 def planned_runs(quick: bool, seed: int) -> list[PlannedRun]:
     """Compose the runs: on each fold, with a seed of its own, both arms."""
     settings = QUICK if quick else SETTINGS
-    measured = Measurement(images=128, rho=[0.01])
+    measured = Measurement(images=64, rho=[0.01])
     return [
         PlannedRun(
             f"{arm}-{fold}",

@@ -104,6 +104,7 @@ class Schedule:
                     self._set(task.name, "failed", f"{type(error).__name__}: {error}")
 
     def _ready(self) -> list[Task]:
+        """List what can begin: first what others go on from, so that no worker waits for it in the end."""
         ready = []
         for task in self.tasks:
             if self.statuses[task.name].state != "waiting":
@@ -113,7 +114,7 @@ class Schedule:
                 self._set(task.name, "failed", f"it goes on from {before.name}, which failed")
             elif before is None or before.state == "done":
                 ready.append(task)
-        return ready
+        return sorted(ready, key=lambda task: task.until == "end")
 
     def _end(self, outcome: Outcome) -> None:
         self.statuses[outcome.name].seconds = outcome.seconds

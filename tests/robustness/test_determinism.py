@@ -22,7 +22,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "cifar10-resnet18-hydra-orig-90": ("network.width=4",),
     "cifar10-vgg16_bn-harp-s2ap-90": ("network.width=4",),
     "cifar10-wrn_28_4-rlth-s2ap-90": ("network.width=2",),
-    "cifar10-vit-hydra-s2ap-50": ("network.width=12",),
+    "cifar10-vit-hydra-s2ap-50": ("network.width=12", "pretrain.lr_warmup=0"),
     # A mask of channels moves by whole channels. In a network so narrow one is far more than 0.1 % of the entries,
     # and a perturbation moves one or none: rounding decides which.
     "cifar10-resnet18-hydra-channels-s2ap-4x": ("network.width=4", "minimizer.warmup=1"),

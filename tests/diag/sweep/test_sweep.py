@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import fsspec
@@ -25,8 +26,8 @@ from s2ap_diag.curvature.tracking import batch_loss
 from s2ap_diag.sweep.estimate import passes, seconds, seconds_per_mac, size_of, wall, work
 from s2ap_diag.sweep.grid import Combinations, Grid, expand, grids, read_grid
 from s2ap_diag.sweep.plan import plan
-from s2ap_diag.sweep.schedule import read_status
-from s2ap_diag.sweep.tasks import Workplace, is_done, run_task
+from s2ap_diag.sweep.schedule import Schedule, read_status
+from s2ap_diag.sweep.tasks import Outcome, Workplace, is_done, run_task
 
 GRID = """
 scale = "digits"
@@ -186,6 +187,28 @@ def test_what_runs_begin_with_is_a_task_of_its_own_that_they_wait_for(grid):
     assert sorted(parts) == [("end", 0)] * 2 + [("end", 1)] * 2 + [("warmup", 0), ("warmup", 1)]
     both = plan(expand(read_grid(str(grid)), overrides=("seed=0",)) + expand(read_grid("table8"), scale="digits"))
     assert all(task.after is None or digest(task.config, task.shared) in task.after for task in both)
+
+
+class Noting(Executor):
+    """Ends each task at once, and notes which it was."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.names.append(args[0].name)
+        future: Future[Outcome] = Future()
+        future.set_result(Outcome(args[0].name, 1.0, None))
+        return future
+
+
+def test_what_others_go_on_from_comes_first(grid, tmp_path):
+    """Else the last beginning is made while all other workers have nothing left to do."""
+    noting = Noting()
+    tasks = plan(expand(read_grid(str(grid))))
+    Schedule(tasks, Workplace(str(tmp_path / "runs")), workers=1).run(noting)
+    assert [name.startswith("shared/") for name in noting.names] == [True, True, False, False, False, False]
+    assert sorted(noting.names) == sorted(task.name for task in tasks)
 
 
 # --- what a sweep costs ---
