@@ -38,10 +38,10 @@ ARMS = {
 """What the arms differ in: gamma is one at which z flips some 0.2 % of the mask; the dense network is shared."""
 
 SETTINGS = (
-    "pretrain.epochs=7",
-    "prune.epochs=8",
-    "minimizer.warmup=3",
-    "finetune.epochs=3",
+    "pretrain.epochs=6",
+    "prune.epochs=6",
+    "minimizer.warmup=2",
+    "finetune.epochs=2",
     "evaluation.attack=pgd-50",
     "evaluation.n=400",
     "evaluation.batch_size=400",
