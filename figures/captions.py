@@ -64,9 +64,10 @@ def attacks(entry: Entry, lines: Iterable[Line]) -> list[str]:
 
 
 def _attack(about: dict[str, Any], n: int) -> str:
+    images = "the test images of a fold" if "fold" in about.get("options", {}) else f"{n} test images"
     if about["attack"] == "none":
-        return f"no attack, {n} test images"
-    return f"{about['attack']}, {about['norm']}, eps {about['eps']}, {n} test images"
+        return f"no attack, {images}"
+    return f"{about['attack']}, {about['norm']}, eps {about['eps']}, {images}"
 
 
 def _sharpness_conditions(runs: Iterable[Run]) -> list[str]:

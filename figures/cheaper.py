@@ -5,6 +5,7 @@ Orig.'s, the raw mask's robust accuracy, sharpness of the selected scores and th
 as mean and standard deviation over seeds.
 """
 
+import json
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from figures.settings import cell_of
 from s2ap_core.config import Config, MinimizerSettings
 from s2ap_core.files.atomic import write_file
 from s2ap_core.runs import course
+from s2ap_core.runs.identity import flat
 from s2ap_diag.commands.options.shared import EXISTING
 from s2ap_diag.output.tables import to_csv
 from s2ap_diag.reading.results import Run, collect
@@ -45,8 +47,9 @@ def perturbation_of(minimizer: MinimizerSettings) -> str:
 
 def searched_alike(config: Config) -> str:
     """Write the settings in which compared searches must agree: all but seed, minimizer and evaluation."""
-    free = {"title": True, "seed": True, "minimizer": True, "finetune": True, "evaluation": {"stages", "batch_size"}}
-    return f"{config.model_dump_json(exclude=free)} {config.minimizer.warmup}"
+    free = ("title", "seed", "data.options.fold", "minimizer", "finetune", "evaluation.stages", "evaluation.batch_size")
+    settings = flat(config.model_dump(mode="json")).items()
+    return json.dumps([*((key, value) for key, value in settings if not key.startswith(free)), config.minimizer.warmup])
 
 
 def comparable(run: Run) -> bool:

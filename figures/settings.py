@@ -13,7 +13,10 @@ from s2ap_core.runs import course
 from s2ap_core.runs.identity import flat
 from s2ap_diag.reading.results import Run
 
-FREE = ("title", "seed", "tracking", "data.root", "pretrain.checkpoint", "evaluation.stages", "evaluation.batch_size")
+FREE = (
+    "title", "seed", "tracking", "data.root", "data.options.fold", "pretrain.checkpoint",
+    "evaluation.stages", "evaluation.batch_size",
+)  # fmt: skip
 """Settings in which the runs of one arm may differ."""
 
 

@@ -88,6 +88,7 @@ def describe(config: Config, data: Images, stage: str, epoch: int) -> dict[str, 
     return {
         "network": describe_network(config, data),
         "dataset": config.data.name,
+        **({"fold": config.data.options["fold"]} if "fold" in config.data.options else {}),
         "objective": config.objective.model_dump(mode="json"),
         "method": None if dense else config.method.name,
         "minimizer": None if dense else config.minimizer.name,

@@ -97,6 +97,11 @@ class Stages:
             given = load_checkpoint(settings.checkpoint)
             if given.header["network"] != header["network"]:
                 raise InputError(f"{settings.checkpoint}: another network than this config's; see its header")
+            if given.header.get("fold") != header.get("fold"):  # it was trained on images that are tested here
+                raise InputError(
+                    f"{settings.checkpoint}: trained on data.options.fold = {given.header.get('fold')}, this run is on "
+                    f"{header.get('fold')}; give a network of the same fold"
+                )
             save_checkpoint(self.run.result("pretrain"), given.model, given.header)
             self.run.add_results(pretrain={"checkpoint": str(settings.checkpoint)})
             return

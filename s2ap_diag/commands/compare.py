@@ -28,6 +28,10 @@ def run_command(runs: tuple[Path, ...], arms: tuple[str, ...], where: tuple[str,
     """Compare two arms, show the differences, and draw them."""
     names, (first, second) = choose(runs, arms, where)
     compared = compare_arms(first, second)
+    if not any(one.metrics for one in compared):
+        raise InputError(
+            f"{names[0]} and {names[1]}: nothing was measured in both; evaluate or measure the same of both"
+        )
     p_values = adjusted_p(compared)
     if output.plot is not None:
         forest.draw(compared, names, output.plot)
@@ -67,7 +71,7 @@ def choose(
         )
     if arms:
         opened = [run for path in paths for run in finished(path)]
-        chosen = [[run for run in opened if course.arm(run.config) == arm] for arm in arms]
+        chosen = [[run for run in opened if "prune" in run.results and course.arm(run.config) == arm] for arm in arms]
         names = arms
     else:
         chosen = [finished(path) for path in paths]
@@ -96,7 +100,7 @@ def matches(run: Run, where: Sequence[str]) -> bool:
             raise InputError(
                 f"--where {wanted}: write KEY=VALUE with a setting of config.toml, as minimizer.gamma=0.01"
             )
-        if key.startswith("minimizer.") and run.config.minimizer.name == "none":
+        if key.startswith("minimizer.") and key != "minimizer.name" and run.config.minimizer.name == "none":
             continue
         if settings[key] != value:
             return False
@@ -141,7 +145,7 @@ def _metric(metric: MetricComparison, adjusted: float | None) -> dict[str, Any]:
         "seeds": len(difference.by_unit),
         "seeds_needed": difference.seeds_needed(),
         "seeds_needed_for_one_point": difference.seeds_needed(1.0) if metric.unit == "points" else None,
-        "mcnemar": {str(seed): p for (seed, _), p in metric.mcnemar.items()},
+        "mcnemar": {str(seed) if fold < 0 else f"{seed}/{fold}": p for (seed, fold), p in metric.mcnemar.items()},
     }
 
 

@@ -12,6 +12,8 @@ from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_core.presets.read import read_config
 from s2ap_core.runs import course
+from s2ap_core.runs.directory import RunDirectory
+from s2ap_core.runs.identity import flat
 from s2ap_diag.commands.compare import record, rows_of, say, table_of
 from s2ap_diag.comparison.arms import adjusted_p, compare_arms
 from s2ap_diag.execution.device import check_device
@@ -63,7 +65,9 @@ FOLDS = 3
 def run_command(out: Path, quick: bool, seed: int, output: Output, device: str) -> None:
     """Prune with both arms on each fold, measure all, and write figure, report and table."""
     check_device(device)
-    tasks = plan(planned_runs(quick, seed))
+    planned = planned_runs(quick, seed)
+    check_made_alike(out, planned)
+    tasks = plan(planned)
     executor, workers, threads = resources(tasks, None, None, 0, device)
     schedule = Schedule(tasks, Workplace(absolute(str(out)), device, threads), workers)
     run_schedule(schedule, executor, f"s2ap-diag demo --out {out}", quiet=output.quiet)
@@ -86,6 +90,26 @@ def run_command(out: Path, quick: bool, seed: int, output: Output, device: str) 
         click.echo(flips(runs["s2ap"]))
         click.echo(f"Figure 1: {picture}")
         click.echo(f"Report: {out / 'report.html'}")
+
+
+def check_made_alike(out: Path, planned: Sequence[PlannedRun]) -> None:
+    """Refuse to go on with runs of other settings, as of ``--quick`` or another seed.
+
+    Raises:
+        InputError: naming the run and a setting that differs.
+    """
+    for run in planned:
+        if not (out / run.name / "config.toml").is_file():
+            continue
+        begun, wanted = (
+            flat(config.model_dump(mode="json")) for config in (RunDirectory.open(out / run.name).config, run.config)
+        )
+        for key, value in wanted.items():
+            if begun.get(key) != value:
+                raise InputError(
+                    f"{out / run.name}: began with {key} = {begun.get(key)}, now {value}; give another --out, or the "
+                    "same options as then"
+                )
 
 
 def planned_runs(quick: bool, seed: int) -> list[PlannedRun]:

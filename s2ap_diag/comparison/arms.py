@@ -77,12 +77,20 @@ def setting_of(run: Run) -> str:
     config = run.config
     reduction = course.flops_reduction(config)
     budget = f"keep {config.method.keep:g}" if reduction is None else f"{reduction:g}× fewer FLOPs"
-    return f"{config.data.name}, {config.network.name}, {config.method.name}, {budget}"
+    words = [config.data.name, config.network.name, config.method.name, budget]
+    return ", ".join(words if config.objective.name == "trades" else [*words, config.objective.name])
 
 
 def seed_of(run: Run) -> Seed:
-    """Give seed and fold."""
-    return run.config.seed, int(run.config.data.options.get("fold", -1))
+    """Give seed and fold.
+
+    Raises:
+        InputError: if the fold is not a number.
+    """
+    fold = run.config.data.options.get("fold", -1)
+    if not isinstance(fold, int):
+        raise InputError(f"{run.path}: data.options.fold = {fold!r} is no number; folds are told apart by numbers")
+    return run.config.seed, fold
 
 
 def _by_setting(runs: Sequence[Run]) -> dict[str, dict[Seed, Run]]:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -172,6 +173,7 @@ def _h_after_warmup(name: str, pairs: Pairs) -> MetricComparison | None:
     values = {}
     for seed, (a, b) in pairs.items():
         epochs = course.perturbed(b.config) or course.perturbed(a.config)
+        _check_alike("prune.epochs", [run.config.prune.epochs for run in (a, b)])
         if not epochs or any("prune" not in run.results for run in (a, b)):
             return None
         values[seed] = (float(a.stability.loc[list(epochs)].mean()), float(b.stability.loc[list(epochs)].mean()))
@@ -183,6 +185,9 @@ def _tracked(name: str, pairs: Pairs) -> MetricComparison | None:
     values = {}
     for seed, (a, b) in pairs.items():
         epochs = course.perturbed(b.config) or course.perturbed(a.config)
+        _check_alike("prune.epochs", [run.config.prune.epochs for run in (a, b)])
+        for field in ("every", "recipe", "images", "iterations"):
+            _check_alike(f"tracking.{field}", [getattr(run.config.tracking, field) for run in (a, b)])
         logs = [_mean_log(run, name.removeprefix("tracked_"), epochs) for run in (a, b)]
         if any(math.isnan(log) for log in logs):
             return None
@@ -224,10 +229,19 @@ def _check_alike(what: str, values: Sequence[Any]) -> None:
 
 
 def _paired(name: str, values: Mapping[Seed, tuple[float, float]], unit: Unit) -> MetricComparison:
-    of_difference: Callable[[float], float] = math.log10 if unit == "log10" else float
-    differences = [of_difference(b) - of_difference(a) for a, b in values.values()]
-    first, second = (_mean(column) for column in zip(*values.values(), strict=True))
-    return MetricComparison(name, unit, True, first, second, paired_difference(differences), {})
+    """Compare a metric of which less is better, over seeds, or over folds where there are several.
+
+    Of lambda_max the means are geometric, so that their ratio is the difference.
+    """
+    scaled = {seed: (math.log10(a), math.log10(b)) if unit == "log10" else (a, b) for seed, (a, b) in values.items()}
+    by_unit: dict[Seed, list[float]] = defaultdict(list)
+    for (seed, fold), (a, b) in scaled.items():
+        by_unit[(seed, fold) if fold < 0 else (0, fold)].append(b - a)
+    first, second = (_mean(column) for column in zip(*scaled.values(), strict=True))
+    if unit == "log10":
+        first, second = 10**first, 10**second
+    difference = paired_difference([_mean(differences) for differences in by_unit.values()])
+    return MetricComparison(name, unit, True, first, second, difference, {})
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -150,6 +150,10 @@ def compare(
         by_images.setdefault(first[seed].images, []).append(b - a)
         tests[seed] = mcnemar(a == 1, b == 1)
     splits = [images[:2] for images in by_images]
+    if len({"fold" in dict(options) for _, options in splits}) > 1:
+        raise InputError(
+            "some seeds were tested on a fold and others on the usual split, which overlap; compare one kind"
+        )
     if len(splits) > len(set(splits)):
         raise InputError("seeds were tested on different numbers of the same images; evaluate all with the same n")
     if len(by_images) == 1:

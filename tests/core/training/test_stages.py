@@ -21,7 +21,7 @@ from s2ap_core.masks.masking import masks
 from s2ap_core.methods.harp import Harp
 from s2ap_core.models import NETWORKS
 from s2ap_core.models.resnet_cifar import ResNet18
-from s2ap_core.runs.checkpoints import load_checkpoint
+from s2ap_core.runs.checkpoints import load_checkpoint, save_checkpoint
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.training import epochs
 from s2ap_core.training.loop import Callback, Loop, Selection, robust_validation, shared_batches
@@ -496,6 +496,18 @@ def test_a_dense_checkpoint_of_another_network_is_refused(tmp_path, new_run, dat
     run = new_run(tmp_path / "run", pretrain={"checkpoint": str(pretrained)}, network={"width": 6})
     with pytest.raises(InputError, match="another network than this config's"):
         Stages(run, data).pretrain()
+
+
+def test_a_dense_checkpoint_of_another_fold_is_refused(tmp_path, new_run, data, pretrained):
+    """It was trained on images that this run is tested on."""
+    given = load_checkpoint(pretrained)
+    save_checkpoint(tmp_path / "other.safetensors", given.model, given.header | {"fold": 2})
+    for fold in (1, None):
+        options = {} if fold is None else {"options": {"fold": fold}}
+        pretrain = {"checkpoint": str(tmp_path / "other.safetensors")}
+        run = new_run(tmp_path / f"run-{fold}", pretrain=pretrain, data={"name": "digits", **options})
+        with pytest.raises(InputError, match=f"= 2, this run is on {fold}"):
+            Stages(run, data).pretrain()
 
 
 def test_callbacks_see_every_iteration_and_add_their_metrics(tmp_path, new_run, data):

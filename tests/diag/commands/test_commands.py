@@ -15,12 +15,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from s2ap_core.errors import InputError
 from s2ap_core.files.tensors import load_tensors, save_masks
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.masks.masking import masks
 from s2ap_core.runs.checkpoints import load_checkpoint, save_checkpoint
+from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.training.evaluation import load_evaluation
 from s2ap_diag.commands import main
+from s2ap_diag.commands.demo import check_made_alike, planned_runs
 from s2ap_diag.reading.read import read
 from tests.reading import masks_in
 
@@ -375,6 +378,19 @@ def test_demo_end_to_end_through_the_installed_script(tmp_path):
     assert "pretrain.checkpoint" not in (moved / "s2ap-0/config.toml").read_text()
     assert invoke("verify", moved / "s2ap-0/ckpt/prune-best.safetensors").exit_code == 0
     assert (moved / "figure1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_demo_does_not_go_on_with_runs_of_other_settings(tmp_path):
+    quick, full = planned_runs(quick=True, seed=0), planned_runs(quick=False, seed=0)
+    for run in quick:
+        RunDirectory.create(tmp_path / run.name, run.config, "cpu")
+    check_made_alike(tmp_path, quick)
+    result = invoke("demo", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert re.search(r"orig-0: began with minimizer\.warmup = 1, now 2; give another --out", result.stderr)
+    assert len(full) == 6
+    with pytest.raises(InputError, match="began with seed = 0, now 1"):
+        check_made_alike(tmp_path, planned_runs(quick=True, seed=1))
 
 
 def test_evaluate_keeps_correctness_by_image_and_goes_on(run, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 from click.testing import CliRunner, Result
 from matplotlib.figure import Figure
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 
 from s2ap_core.data import InMemory
 from s2ap_core.errors import InputError
@@ -130,6 +130,28 @@ def test_each_setting_is_compared_and_p_is_corrected_for_their_number(runs, tmp_
     for one in (first, second):
         metric = one["metrics"]["finetuned_robust"]
         assert metric["adjusted_p"] == pytest.approx(min(1, 2 * metric["p"]))
+
+
+def test_two_seeds_of_a_fold_are_one_unit_of_every_metric(runs):
+    for arm in ROBUST:
+        for seed in SEEDS:
+            changed(runs / arm / str(seed), data={"options": {"fold": seed % 3}})
+            evaluated(runs / arm / str(seed), ROBUST[arm][seed], fold=seed % 3)
+    (compared,) = records(compare(runs / "orig", runs / "s2ap", "--json", "-"))
+    ratios = np.log10(LAMBDA["s2ap"] / LAMBDA["orig"])
+    by_fold = [np.mean([ratios[seed] for seed in SEEDS if seed % 3 == fold]) for fold in range(3)]
+    assert compared["metrics"]["finetuned_robust"]["seeds"] == compared["metrics"]["lambda_max"]["seeds"] == 3
+    assert compared["metrics"]["lambda_max"]["difference"] == pytest.approx(np.mean(by_fold))
+    assert compared["metrics"]["lambda_max"]["p"] == pytest.approx(ttest_1samp(by_fold, 0).pvalue)
+    assert set(compared["metrics"]["finetuned_robust"]["mcnemar"]) == {"0/0", "1/1", "2/2", "3/0", "4/1"}
+
+
+def test_a_folder_of_both_arms_is_told_apart_by_what_the_refusal_says(runs):
+    result = compare(runs / "orig", runs)
+    assert result.exit_code == 2
+    assert "as with --where minimizer.name=s2ap" in result.stderr
+    (compared,) = records(compare(runs / "orig", runs, "--where", "minimizer.name=none", "--json", "-"))
+    assert compared["metrics"]["finetuned_robust"]["difference"] == 0
 
 
 def test_words_follow_the_numbers(runs):

@@ -53,6 +53,12 @@ def test_disjoint_sets_of_images_give_the_paired_t_test():
     assert found.beyond_chance == (peer.pvalue < 0.05)
 
 
+def test_folds_and_the_usual_split_overlap_and_are_not_mixed():
+    mixed = [{0: evaluation([True, False]), 1: evaluation([True, True], fold=1)} for _ in range(2)]
+    with pytest.raises(InputError, match="overlap"):
+        compare(*mixed)
+
+
 def test_two_seeds_of_a_fold_are_one_unit():
     rng = np.random.default_rng(4)
     arms = [{seed: evaluation(rng.random(50) < 0.6, fold=seed % 3) for seed in range(6)} for _ in range(2)]
