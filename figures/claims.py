@@ -104,11 +104,10 @@ def judge_claims(library: Library) -> tuple[list[Test], list[str]]:
 
 def _judged(claim: Claim, settings: Sequence[tuple[Cell, SettingComparison]]) -> list[Test]:
     metrics = [compared.metrics[claim.metric] for _, compared in settings]
-    p_values = {i: p for i, metric in enumerate(metrics) if (p := metric.difference.p) is not None}
-    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    adjusted = holm([metric.difference.p for metric in metrics])
     return [
-        Test(claim, cell, metric, len(compared.seeds), adjusted.get(i))
-        for i, ((cell, compared), metric) in enumerate(zip(settings, metrics, strict=True))
+        Test(claim, cell, metric, len(compared.seeds), p)
+        for (cell, compared), metric, p in zip(settings, metrics, adjusted, strict=True)
     ]
 
 

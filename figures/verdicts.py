@@ -31,16 +31,16 @@ class Verdict:
 def verdicts(entry: Entry, lines: Sequence[Line]) -> list[Verdict]:
     """Judge each row; an arm is better where the p-value, corrected over all rows, is below 0.05."""
     compared = [_compared(entry, line) for line in lines]
-    p_values = {i: verdict.difference.p for i, verdict in enumerate(compared) if verdict.difference}
-    tested = {i: p for i, p in p_values.items() if p is not None}
-    for i, adjusted in zip(tested, holm(list(tested.values())), strict=True):
-        better = _better(entry, compared[i]) if adjusted < 1 - LEVEL else None
-        compared[i] = replace(compared[i], adjusted_p=adjusted, better=better)
-    return compared
+    adjusted = holm([verdict.difference.p if verdict.difference else None for verdict in compared])
+    return [
+        replace(verdict, adjusted_p=p, better=_better(entry, verdict, p))
+        for verdict, p in zip(compared, adjusted, strict=True)
+    ]
 
 
-def _better(entry: Entry, verdict: Verdict) -> str:
-    assert verdict.difference is not None
+def _better(entry: Entry, verdict: Verdict, adjusted_p: float | None) -> str | None:
+    if verdict.difference is None or adjusted_p is None or adjusted_p >= 1 - LEVEL:
+        return None
     lower = entry.metrics[-1] == "loss_difference"
     return entry.arms[(verdict.difference.mean > 0) != lower]
 

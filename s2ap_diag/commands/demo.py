@@ -13,7 +13,7 @@ from s2ap_core.files.atomic import write_file
 from s2ap_core.presets.read import read_config
 from s2ap_core.runs import course
 from s2ap_core.runs.directory import RunDirectory
-from s2ap_core.runs.identity import flat
+from s2ap_core.runs.identity import differences
 from s2ap_diag.commands.compare import record, rows_of, say, table_of
 from s2ap_diag.comparison.arms import adjusted_p, compare_arms
 from s2ap_diag.execution.device import check_device
@@ -101,15 +101,11 @@ def check_made_alike(out: Path, planned: Sequence[PlannedRun]) -> None:
     for run in planned:
         if not (out / run.name / "config.toml").is_file():
             continue
-        begun, wanted = (
-            flat(config.model_dump(mode="json")) for config in (RunDirectory.open(out / run.name).config, run.config)
-        )
-        for key, value in wanted.items():
-            if begun.get(key) != value:
-                raise InputError(
-                    f"{out / run.name}: began with {key} = {begun.get(key)}, now {value}; give another --out, or the "
-                    "same options as then"
-                )
+        begun = RunDirectory.open(out / run.name).config
+        changes = differences(begun.model_dump(mode="json"), run.config.model_dump(mode="json"))
+        for key, (old, new) in changes.items():
+            remedy = "give another --out, or the same options as then"
+            raise InputError(f"{out / run.name}: began with {key} = {old}, now {new}; {remedy}")
 
 
 def planned_runs(quick: bool, seed: int) -> list[PlannedRun]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from s2ap_core.errors import InputError
 from s2ap_core.runs import course
-from s2ap_core.runs.identity import flat
+from s2ap_core.runs.identity import differences
 from s2ap_diag.comparison.metrics import METRICS, MetricComparison, Reader, Seed, Unlike
 from s2ap_diag.comparison.statistics import holm
 from s2ap_diag.reading.results import Run
@@ -63,12 +63,9 @@ def adjusted_p(compared: Sequence[SettingComparison]) -> dict[tuple[str, str], f
     """Correct the p-values of each metric for the number of settings (Holm); by setting and metric."""
     adjusted: dict[tuple[str, str], float] = {}
     for name in dict.fromkeys(name for one in compared for name in one.metrics):
-        p_values = {
-            (one.setting, name): p
-            for one in compared
-            if name in one.metrics and (p := one.metrics[name].difference.p) is not None
-        }
-        adjusted.update(zip(p_values, holm(list(p_values.values())), strict=True))
+        having = [one for one in compared if name in one.metrics]
+        p_values = holm([one.metrics[name].difference.p for one in having])
+        adjusted |= {(one.setting, name): p for one, p in zip(having, p_values, strict=True) if p is not None}
     return adjusted
 
 
@@ -134,12 +131,10 @@ def _compare_setting(
 def config_differences(pairs: Sequence[tuple[Run, Run]]) -> dict[str, tuple[str, str]]:
     """Name the settings in which the runs of a pair differ, with the values of both arms."""
     by_key: dict[str, tuple[set[str], set[str]]] = {}
-    for pair in pairs:
-        settings = [flat(run.config.model_dump(mode="json")) for run in pair]
-        for key in dict.fromkeys([*settings[0], *settings[1]]):
-            values = [str(one.get(key)) for one in settings]
-            if values[0] != values[1] and not key.startswith(INCIDENTAL):
-                sets = by_key.setdefault(key, (set(), set()))
-                for seen, value in zip(sets, values, strict=True):
-                    seen.add(value)
+    for first, second in pairs:
+        changes = differences(first.config.model_dump(mode="json"), second.config.model_dump(mode="json"))
+        for key, values in changes.items():
+            if not key.startswith(INCIDENTAL):
+                for seen, value in zip(by_key.setdefault(key, (set(), set())), values, strict=True):
+                    seen.add(str(value))
     return {key: (", ".join(sorted(a)), ", ".join(sorted(b))) for key, (a, b) in by_key.items()}

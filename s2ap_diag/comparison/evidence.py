@@ -1,19 +1,15 @@
 """What is checked of a finished run, read once: evaluations, curves, sharpness, budget."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import nn
 
 from s2ap_core.config import Config
-from s2ap_core.errors import InputError
 from s2ap_core.export import exported_flops, image_shape
 from s2ap_core.masks.masking import density, masks
 from s2ap_core.runs import course
@@ -24,7 +20,7 @@ from s2ap_core.runs.identity import flat
 from s2ap_core.training.evaluation import Evaluation
 from s2ap_diag.comparison.arms import seed_of
 from s2ap_diag.comparison.metrics import Seed
-from s2ap_diag.reading.results import SHARPNESS, Run
+from s2ap_diag.reading.results import SHARPNESS, Run, validated
 from s2ap_diag.verification import wrong_counts
 
 FREE = (
@@ -108,7 +104,7 @@ class Evidence:
         Raises:
             InputError: if ``metrics.csv`` is missing or damaged.
         """
-        return _numbers(self.run, metric) if "prune" in self.run.results else {}
+        return self.run.curve(metric) if "prune" in self.run.results else {}
 
     def result(self, stage: Stage) -> Path:
         """Return where the network lies that a stage handed on."""
@@ -129,7 +125,7 @@ def gather(run: Run) -> Evidence:
         if evaluation is not None:
             evaluations[stage] = evaluation
     if "prune" in run.results:
-        _numbers(run, "val_loss")
+        run.curve("val_loss")
     return Evidence(run, evaluations, _eigenvalue(run), _budget(run))
 
 
@@ -142,24 +138,9 @@ def by_setting(evidence: Sequence[Evidence]) -> list[dict[str, list[Evidence]]]:
     return list(grouped.values())
 
 
-def _numbers(run: Run, metric: str) -> dict[int, float]:
-    """Read a metric of the search by epoch, finite values only."""
-    if not pd.api.types.is_numeric_dtype(run.metrics["epoch"]):
-        raise InputError(f"{run.path / 'metrics.csv'}: an epoch is not a number; run again with --resume")
-    tracked = run.tracked(metric)
-    return {int(epoch): float(v) for epoch, v in tracked.items() if math.isfinite(epoch) and math.isfinite(v)}
-
-
 def _eigenvalue(run: Run) -> Eigenvalue | None:
-    record: dict[str, Any] | None = run.sharpness
-    if record is None:
-        return None
-    try:
-        return Eigenvalue.model_validate(record)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise InputError(f"{run.path / SHARPNESS}: {key}: {first['msg']}; measure it again") from error
+    record = run.sharpness
+    return None if record is None else validated(Eigenvalue, record, run.path / SHARPNESS, "measure it again")
 
 
 def _budget(run: Run) -> Budget | None:

@@ -218,12 +218,13 @@ def images_variance(shared: np.ndarray) -> tuple[float, float]:
     return excess / (seeds * n), max(excess**2 / spread, 1.0)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values so that all of a table hold together (Holm 1979); those of no test are left out beforehand."""
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjust p-values so that all of a table hold together (Holm 1979); None is no test, counts as none and stays."""
+    tested = {index: p for index, p in enumerate(p_values) if p is not None}
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(tested, key=tested.__getitem__)):
+        highest = max(highest, min(1.0, (len(tested) - rank) * tested[index]))
         adjusted[index] = highest
     return adjusted
 

@@ -1,13 +1,15 @@
 """The runs that lie in a folder, as figures and reports read them."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
+from pydantic import BaseModel, ValidationError
 
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
@@ -70,6 +72,17 @@ class Run:
         chosen = rows[(rows["stage"] == stage) & (rows["metric"] == metric) & rows["iteration"].isna()]
         return chosen.set_index("epoch")["value"]
 
+    def curve(self, metric: str, stage: str = "prune") -> dict[int, float]:
+        """Read a metric by epoch as :meth:`tracked` does, finite values only.
+
+        Raises:
+            InputError: as for ``metrics``, or if an epoch is not a number.
+        """
+        if not pd.api.types.is_numeric_dtype(self.metrics["epoch"]):
+            raise InputError(f"{self.path / 'metrics.csv'}: an epoch is not a number; run again with --resume")
+        tracked = self.tracked(metric, stage)
+        return {int(epoch): float(v) for epoch, v in tracked.items() if math.isfinite(epoch) and math.isfinite(v)}
+
     @cached_property
     def stability(self) -> pd.Series:
         """h of each epoch's mask against the first mask (Eq. 13), by epoch from 1.
@@ -106,6 +119,23 @@ class Run:
         if len(records) != 1 or not isinstance(records[0], dict):
             raise InputError(f"{file}: not one record of `s2ap-diag sharpness --json`; measure it again")
         return records[0]
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], record: Any, file: Path, remedy: str) -> Model:
+    """Read a record of a file as a model.
+
+    Raises:
+        InputError: naming the file, the first entry that does not fit, and the remedy.
+    """
+    try:
+        return model.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole"
+        raise InputError(f"{file}: {key}: {first['msg']}; {remedy}") from error
 
 
 def save_sharpness(run: Path, sharpness: Sharpness) -> None:

@@ -3,18 +3,14 @@
 Whatever is missing, damaged, or not of the form that the run writes is an ``InputError`` that names the file.
 """
 
-import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import pandas as pd
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from s2ap_core.errors import InputError
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.reading.read import read
-from s2ap_diag.reading.results import SHARPNESS, Run
+from s2ap_diag.reading.results import SHARPNESS, Run, validated
 from s2ap_diag.stability import Hamming, hamming
 
 STAGES = {"pretrain": "dense", "prune": "raw mask", "finetune": "finetuned"}
@@ -72,51 +68,32 @@ Curve = Mapping[int, float]
 Curves = Mapping[str, Curve]
 """Curves by their names."""
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def _parse(model: type[Model], record: Any, file: Path, remedy: str) -> Model:
-    try:
-        return model.model_validate(record)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the whole"
-        raise InputError(f"{file}: {key}: {first['msg']}; {remedy}") from error
-
 
 def read_results(run: Run) -> Results:
     """Read the results of the search and of each evaluation."""
     file, remedy = run.path / "results.json", "run again with --resume"
     evaluated = {stage: run.results[f"evaluate-{stage}"] for stage in STAGES if f"evaluate-{stage}" in run.results}
     stages = {stage: run.results[stage] for stage in ("prune", "finetune") if stage in run.results}
-    return _parse(Results, {**stages, "evaluated": evaluated}, file, remedy)
+    return validated(Results, {**stages, "evaluated": evaluated}, file, remedy)
 
 
 def read_sharpness(run: Run) -> SharpnessRecord | None:
     """Read the sharpness of the selected scores, None where it was not measured."""
     record = run.sharpness
-    return None if record is None else _parse(SharpnessRecord, record, run.path / SHARPNESS, "measure it again")
+    return None if record is None else validated(SharpnessRecord, record, run.path / SHARPNESS, "measure it again")
 
 
 def read_losses(run: Run, results: Results) -> dict[str, dict[int, float]]:
     """Read the robust validation loss by epoch, of the search and after it, or of the dense network if that is all."""
     if results.prune:
-        return {"search": _curve(run, "val_loss"), "finetuning": _curve(run, "val_loss", "finetune")}
+        return {"search": run.curve("val_loss"), "finetuning": run.curve("val_loss", "finetune")}
     trained = (run.path / "metrics.csv").is_file()  # there is none where the dense network was given
-    return {"pretraining": _curve(run, "val_loss", "pretrain") if trained else {}}
-
-
-def _curve(run: Run, metric: str, stage: str = "prune") -> dict[int, float]:
-    """Read a metric by epoch, finite values only."""
-    if not pd.api.types.is_numeric_dtype(run.metrics["epoch"]):
-        raise InputError(f"{run.path / 'metrics.csv'}: an epoch is not a number; run again with --resume")
-    tracked = run.tracked(metric, stage)
-    return {int(epoch): float(v) for epoch, v in tracked.items() if math.isfinite(epoch) and math.isfinite(v)}
+    return {"pretraining": run.curve("val_loss", "pretrain") if trained else {}}
 
 
 def read_spectra(run: Run, mode: str) -> dict[str, dict[int, float]]:
     """Read lambda_max by epoch in a mode of BatchNorm: of the live channels' scores, and as the paper defines it."""
-    return {LIVE: _curve(run, f"lambda_max_live_{mode}"), ALL: _curve(run, f"lambda_max_{mode}")}
+    return {LIVE: run.curve(f"lambda_max_live_{mode}"), ALL: run.curve(f"lambda_max_{mode}")}
 
 
 def read_distances(run: Run) -> list[Hamming]:
