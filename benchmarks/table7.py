@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.measure import Row, Setting, interleaved
 from benchmarks.worlds import images, network, search
+from s2ap_core.modes import gpu_arithmetic
 from s2ap_core.training.perturbation import Perturbation, score_layers
 from s2ap_diag.sweep.estimate import size_of
 
@@ -19,7 +20,7 @@ PASSES = {"Orig.": 1 + 2 * STEPS + 2 * 3, "S2AP": 1 + 2 * STEPS + 4 * 3}
 
 
 def run(setting: Setting) -> list[Row]:
-    precisions = ("float32",) if setting.device == "cpu" else ("float32", "bfloat16")
+    precisions = ("float32",) if setting.device == "cpu" else ("float32", "tf32", "bfloat16")
     peaks = {precision: matrix_peak(setting.device, precision) for precision in precisions}
     return [
         row
@@ -56,14 +57,15 @@ def _network(setting: Setting, name: str, paper: tuple[float, float], precision:
 def matrix_peak(device: str, precision: str) -> float:
     """Measure the floating-point operations per second of a large matrix product, the best of ten."""
     n = 1024 if device == "cpu" else 8192
-    a = torch.randn(n, n, device=device, dtype=getattr(torch, precision))
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32)
     best = float("inf")
-    for _ in range(10):
-        _wait(device)
-        started = time.perf_counter()
-        a @ a
-        _wait(device)
-        best = min(best, time.perf_counter() - started)
+    with gpu_arithmetic(tf32=precision == "tf32"):
+        for _ in range(10):
+            _wait(device)
+            started = time.perf_counter()
+            a @ a
+            _wait(device)
+            best = min(best, time.perf_counter() - started)
     return 2 * n**3 / best
 
 

@@ -223,11 +223,15 @@ class ComputeSettings(_Settings):
     """How a run computes.
 
     Attributes:
-        precision: of the matrix products in training: ``bfloat16`` runs attack and loss under autocast; scores,
-            weights and their updates, validation, evaluation and curvature stay float32.
+        precision: of the matrix products in training: ``tf32`` is float32 with TensorFloat-32 on GPUs that have it,
+            torch's default for convolutions; ``bfloat16`` runs attack and loss under autocast. Scores, weights and
+            their updates, validation, evaluation and curvature are float32 with all of them.
+        deterministic: a GPU computes the same bits each time, so that a resumed run is the uninterrupted one; on a
+            CPU it always is.
     """
 
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "tf32"
+    deterministic: bool = False
 
 
 class DistributedSettings(_Settings):

@@ -1,8 +1,9 @@
-"""Modes of a model that a block of code sets and leaves as it found them."""
+"""Modes, of a model or of a GPU, that a block of code sets and leaves as it found them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -30,3 +31,22 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.track_running_stats = True
+
+
+@contextmanager
+def gpu_arithmetic(*, tf32: bool, deterministic: bool | None = None) -> Iterator[None]:
+    """Set how a GPU computes float32 products; without effect on other devices.
+
+    Args:
+        tf32: in TensorFloat-32, which keeps ten bits of the mantissa; torch's default for convolutions.
+        deterministic: by those of cuDNN's algorithms that give the same bits each time; None leaves it as it is.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    kept = cudnn.deterministic if deterministic is None else deterministic
+    with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=kept, allow_tf32=tf32):
+        matmul.allow_tf32 = tf32
+        try:
+            yield
+        finally:
+            matmul.allow_tf32 = before

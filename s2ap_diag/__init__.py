@@ -14,6 +14,8 @@ What it offers is imported when it is asked for: ``s2ap-diag --help`` would wait
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from s2ap_core import __version__ as __version__
+
 if TYPE_CHECKING:
     from s2ap_core.masks.masking import attach as attach
     from s2ap_core.masks.masking import masks as masks
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from s2ap_diag.stability.margins import score_margins as score_margins
 
     score_hessian = ScoreHessian
-    __version__: str
 
 _OFFERED = {
     "attach": "s2ap_core.masks.masking.attach",
@@ -77,11 +78,7 @@ __all__ = [*_OFFERED, "__version__"]
 if not TYPE_CHECKING:  # a type checker would take any name for one that is offered
 
     def __getattr__(name: str) -> Any:
-        if name == "__version__":
-            from importlib.metadata import version  # costs more than the package itself
-
-            value = version("s2ap-diag")
-        elif name in _OFFERED:
+        if name in _OFFERED:
             module, _, attribute = _OFFERED[name].rpartition(".")
             value = getattr(import_module(module), attribute)
         else:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from s2ap_core import __version__
 from s2ap_core.config import Config, parse_config
 from s2ap_core.distributed.group import world
 from s2ap_core.errors import InputError
@@ -164,10 +165,11 @@ class RunDirectory:
 
 def environment(seed: int, device: str) -> dict[str, Any]:
     """Collect what a run runs on: versions, device, the code's git commit, the seed."""
-    packages = ("s2ap-diag", "torch", "numpy", "pyautoattack")
+    packages = ("torch", "numpy", "pyautoattack")
     return {
         "format": FORMAT,
         "python": platform.python_version(),
+        "s2ap-diag": __version__,
         **{package: version(package) for package in packages},
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,

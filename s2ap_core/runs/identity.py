@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from s2ap_core import __version__
 from s2ap_core.config import Config
 from s2ap_core.data import Dataset, Split
 from s2ap_core.distributed.group import wait
@@ -51,7 +51,7 @@ def identity(config: Config, data: Dataset) -> dict[str, Any]:
             "data": {split: _split(data, split) for split in splits},
             "network": {name: list(parameter.shape) for name, parameter in network.named_parameters()},
             "code": {
-                "version": version("s2ap-diag"),
+                "version": __version__,
                 "format": FORMAT,
                 "source": checksums(definitions(PACKAGE)),
             },

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from s2ap_core.distributed.share import draw
 from s2ap_core.masks.layers import constant_mask
 from s2ap_core.modes import train_mode
+from s2ap_core.training.replay import repeat
 
 AttackNorm = Literal["Linf", "L2", "L1"]
 
@@ -43,14 +44,15 @@ def pgd(
         Adversarial images within ``eps`` of ``x`` and within [0, 1], detached.
     """
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
-    x_adv = start
+
+    def ascend(x_adv: Tensor) -> Tensor:
+        x_adv = x_adv.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(loss(model(x_adv)), x_adv)
+        with torch.no_grad():
+            return torch.clamp(x_adv + step * grad.sign(), low, high)
+
     with train_mode(model, False), constant_mask(model):
-        for _ in range(steps):
-            x_adv = x_adv.detach().requires_grad_()
-            (grad,) = torch.autograd.grad(loss(model(x_adv)), x_adv)
-            with torch.no_grad():
-                x_adv = torch.clamp(x_adv + step * grad.sign(), low, high)
-    return x_adv.detach()
+        return repeat(ascend, start, steps).detach()
 
 
 def uniform_start(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from s2ap_core.masks.channel_graph import uses
 from s2ap_core.masks.layers import to_channels_last
+from s2ap_core.modes import gpu_arithmetic
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
         model: in eval mode, without masks; left as it is.
         images: [B, C, H, W], some that the network will be evaluated on.
     """
-    # TensorFloat-32, in which GPUs convolve, would differ by more than the difference looked for.
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    # TensorFloat-32 would differ by more than the difference looked for.
+    with torch.no_grad(), gpu_arithmetic(tf32=False):
         expected = model(images)
         try:
             traced = fx.symbolic_trace(copy.deepcopy(model))  # a copy, since the trace shares the modules

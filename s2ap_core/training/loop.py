@@ -21,7 +21,7 @@ from s2ap_core.distributed.share import Share, rows
 from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import constant_mask
 from s2ap_core.methods import Method
-from s2ap_core.modes import train_mode
+from s2ap_core.modes import gpu_arithmetic, train_mode
 from s2ap_core.seeds import derive_seed
 from s2ap_core.training.batch_norm import reestimate_statistics
 from s2ap_core.training.iteration import Step, iterate
@@ -116,7 +116,7 @@ class Loop:
     iteration: int = 0
     share: Share | None = None
     statistics: Statistics = "sync"
-    precision: str = "float32"
+    precision: str = "tf32"
     loss: float = math.nan
     lr: float = math.nan
     callbacks: Sequence[Callback] = field(default_factory=tuple)
@@ -174,19 +174,20 @@ class Loop:
             for callback in self.callbacks:
                 callback.on_attacked(self, x, x_adv, y)
 
-        return iterate(
-            self.model,
-            x,
-            y,
-            objective=self.objective.autocast(self.precision),
-            optimizer=self.optimizer,
-            generator=share.generator(x.device, self.seed, self.stage, self.epoch, self.iteration),
-            share=share,
-            perturbation=self.perturbation,
-            clip=self.settings.clip,
-            penalty=partial(self.method.penalty, self.model, self.epoch - 1) if self.method else None,
-            on_attacked=on_attacked,
-        )
+        with gpu_arithmetic(tf32=self.precision == "tf32"):
+            return iterate(
+                self.model,
+                x,
+                y,
+                objective=self.objective.autocast(self.precision),
+                optimizer=self.optimizer,
+                generator=share.generator(x.device, self.seed, self.stage, self.epoch, self.iteration),
+                share=share,
+                perturbation=self.perturbation,
+                clip=self.settings.clip,
+                penalty=partial(self.method.penalty, self.model, self.epoch - 1) if self.method else None,
+                on_attacked=on_attacked,
+            )
 
     def remedy(self) -> str:
         """Say what to do about a loss that is no longer finite."""

@@ -39,7 +39,7 @@ class Objective:
 
     def autocast(self, precision: str) -> "Objective":
         """Return an objective whose matrix products are in ``bfloat16``; softmax, loss and parameters stay float32."""
-        if precision == "float32":
+        if precision != "bfloat16":
             return self
 
         def lower(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -16,6 +16,7 @@ from s2ap_core.files import lock
 from s2ap_core.masks.layers import to_channels_last
 from s2ap_core.masks.masking import fix_masks, scores
 from s2ap_core.methods import build_method
+from s2ap_core.modes import gpu_arithmetic
 from s2ap_core.runs import course
 from s2ap_core.runs.checkpoints import build_network, describe, load_checkpoint, save_checkpoint
 from s2ap_core.runs.course import Until
@@ -71,7 +72,8 @@ class Stages:
             InputError: if another process works on the run; if the images, the network or the code are not those that
                 it began with; if the disk is too small, the loss diverges, or a file cannot be read or written.
         """
-        with lock.hold(self.run.path):
+        arithmetic = gpu_arithmetic(tf32=False, deterministic=self.config.compute.deterministic)
+        with lock.hold(self.run.path), arithmetic:
             self.run.remove_leftovers()
             check_unchanged(self.run, self.data)
             check_space(self.run, self.data, self.keep_checkpoints, until)

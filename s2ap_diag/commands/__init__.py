@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from s2ap_core import __version__
 from s2ap_core.errors import InputError
 from s2ap_diag.execution.console import logged_warnings
 from s2ap_diag.execution.exits import (
@@ -93,6 +94,6 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands)
-@click.version_option(package_name="s2ap-diag")
+@click.version_option(__version__)
 def main() -> None:
     """Prune with and without S2AP, and look into the mask search: sharpness and stability."""

@@ -29,7 +29,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import one_mask, score_masks
 from s2ap_core.masks.masking import dead_channels
 from s2ap_core.masks.parametrization import ScoreMask
-from s2ap_core.modes import frozen_statistics, train_mode
+from s2ap_core.modes import frozen_statistics, gpu_arithmetic, train_mode
 from s2ap_core.seeds import generator
 
 BatchNormMode = Literal["running", "batch"]
@@ -261,6 +261,7 @@ class ScoreHessian:
 
         with (
             torch.enable_grad(),
+            gpu_arithmetic(tf32=False),
             batch_norm_mode(self.model, self.batch_norm),
             scores_at(self.model, self.scores) as leaves,
             sdpa_kernel(SDPBackend.MATH),  # the fused attention kernels cannot be differentiated twice
@@ -270,7 +271,8 @@ class ScoreHessian:
     def matvec(self, v: Tensor) -> Tensor:
         """Compute H v for a vector [n] of the operator's dtype and device."""
         self.hvps += len(self.batches)
-        product = self._own_product(v)
+        with gpu_arithmetic(tf32=False):
+            product = self._own_product(v)
         return product if self.weights is None else distributed.add_up([product])[0]
 
     def _own_product(self, v: Tensor) -> Tensor:

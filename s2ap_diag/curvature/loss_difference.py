@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from s2ap_core.distributed.share import gather_in_order, own_items
 from s2ap_core.errors import InputError
+from s2ap_core.modes import gpu_arithmetic
 from s2ap_core.seeds import derive_seed, generator
 from s2ap_diag.curvature.ascent import Norm, Place, auto_pgd
 from s2ap_diag.curvature.deviations import standard_deviation, standard_error
@@ -134,7 +135,7 @@ def loss_differences(
         raise InputError("no batch to measure on: give at least one")
     landscape = Landscape(model, loss, scale, recraft)
     search = _Search(landscape, options, sorted(set(rhos)), seed)
-    with torch.enable_grad(), batch_norm_mode(model, batch_norm):
+    with torch.enable_grad(), gpu_arithmetic(tf32=False), batch_norm_mode(model, batch_norm):
         own = [search.measure(index, batch, on_step) for index, batch in own_items(list(enumerate(batches)))]
     measured = gather_in_order(own)
     counts = [samples_in(batch) for batch in batches]

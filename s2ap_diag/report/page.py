@@ -9,11 +9,11 @@ import base64
 import hashlib
 from collections.abc import Callable, Sequence
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from s2ap_core import __version__
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_diag.reading.results import Run, Skipped, collect
@@ -90,7 +90,7 @@ def render(views: Sequence[RunView], skipped: Sequence[Skipped], title: str) -> 
         stages=STAGES,
         frame=FRAME,
         colours=colour_stops(),
-        version=version("s2ap-diag"),
+        version=__version__,
     )
     # JSON and file names may hold half a surrogate pair, which no encoding can write.
     return html.encode("utf-8", "replace").decode("utf-8")

@@ -118,6 +118,7 @@ ELSEWHERE = {
     "pretrain.select", "prune.select", "finetune.select",  # other epochs or not, as the losses come out
     "evaluation.norm",  # needs a radius of its own beside it
     "evaluation.batch_size", "distributed.batch_norm",  # cost, and several processes
+    "compute.deterministic",  # of a GPU
 }  # fmt: skip
 
 METHOD = "does not read it"

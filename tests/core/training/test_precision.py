@@ -10,11 +10,14 @@ from s2ap_core.config import MethodSettings, ObjectiveSettings, PruneSettings
 from s2ap_core.files.tensors import load_tensors
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.methods import build_method
+from s2ap_core.modes import gpu_arithmetic
 from s2ap_core.training.iteration import iterate
 from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.optimization import searched_parameters
 from s2ap_core.training.perturbation import Perturbation, score_layers
+from s2ap_core.training.replay import repeat
 from s2ap_core.training.stages import Stages
+from s2ap_diag.curvature.hessian import ScoreHessian
 
 
 @pytest.mark.parametrize("name", ["trades", "pgd-at", "mart", "fast-at", "clean"])
@@ -80,3 +83,61 @@ def test_an_iteration_never_waits_for_the_gpu(method, precision, narrow, batch):
         once()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.usefixtures("tiny_network")
+def test_a_deterministic_run_finds_the_same_bits_on_a_gpu(tmp_path, new_run, data):
+    found = []
+    for name in ("once", "again"):
+        run = new_run(
+            tmp_path / name, network={"name": "resnet18", "width": 4}, compute={"deterministic": True},
+            minimizer={"name": "s2ap", "warmup": 1},
+        )  # fmt: skip
+        Stages(run, data, device="cuda").all(until="prune")
+        found.append(load_tensors(run.checkpoint("prune-best"))[0])
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_curvature_is_float32_whatever_torch_is_set_to(narrow, batch):
+    x, y = (part.cuda() for part in batch)
+    model = narrow("resnet18").cuda().eval()
+    build_method(MethodSettings(name="hydra", keep=0.3)).attach(model, torch.Generator())
+    products = []
+    for tf32 in (True, False):
+        with gpu_arithmetic(tf32=tf32):
+            hessian = ScoreHessian(model, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]), [(x, y)])
+            v = torch.randn(hessian.n, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+            products.append(hessian.matvec(v))
+    double = copy.deepcopy(model).double()
+    hessian = ScoreHessian(double, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]), [(x.double(), y)])
+    exact = hessian.matvec(v.double())
+    for product in products:
+        assert (product - exact).norm() / exact.norm() < 1e-4  # TF32 differs by some 1e-3
+
+
+def test_arithmetic_is_left_as_it_was_found():
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic, torch.backends.cuda.matmul.allow_tf32
+    with gpu_arithmetic(tf32=not before[0], deterministic=not before[1]):
+        with gpu_arithmetic(tf32=before[0]):
+            assert torch.backends.cudnn.deterministic is not before[1]
+        assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is not before[0]
+    after = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic, torch.backends.cuda.matmul.allow_tf32
+    assert after == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.parametrize("reads_back", [False, True], ids=["recorded", "reads back"])
+def test_steps_that_are_replayed_are_those_that_are_launched(reads_back):
+    weight = torch.rand(64, 64, device="cuda")
+
+    def step(state):
+        return torch.tanh(state @ weight) * (float(state.sum().item() < 1e9) if reads_back else 1.0)
+
+    state = torch.rand(8, 64, device="cuda")
+    launched = state
+    for _ in range(6):
+        launched = step(launched)
+    replayed = [repeat(step, state, 6) for _ in range(2)]
+    assert all(torch.equal(launched, result) for result in replayed)
