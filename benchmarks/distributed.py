@@ -13,8 +13,9 @@ from s2ap_core.distributed.batch_norm import Statistics, batch_statistics
 from s2ap_core.distributed.group import add_up, device_of, process_group
 from s2ap_core.distributed.share import Share
 from s2ap_core.masks.masking import scores
+from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.iteration import iterate
-from s2ap_core.training.perturbation import Perturbation, score_layers
+from s2ap_core.training.perturbation import Perturbation
 
 BATCH = {"cpu": 16, "cuda": 128}
 
@@ -50,7 +51,7 @@ def measure(case: Case, setting: Setting) -> Seconds:
         setting = replace(setting, device=device_of(setting.device))
         x, y = images(count, setting)
         ours, share = search(network("resnet18", setting), x), Share.own(count)
-        perturbation = Perturbation(ours.model, score_layers(ours.model), gamma=0.001)
+        perturbation = Perturbation(ours.model, score_layers(ours.model), radius=Relative(0.001))
         rows = slice(share.rank, None, share.world)
 
         def step() -> None:

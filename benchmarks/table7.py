@@ -8,7 +8,8 @@ import torch
 from benchmarks.measure import Row, Setting, interleaved
 from benchmarks.worlds import images, network, search
 from s2ap_core.modes import gpu_arithmetic
-from s2ap_core.training.perturbation import Perturbation, score_layers
+from s2ap_core.training.ball import Relative, score_layers
+from s2ap_core.training.perturbation import Perturbation
 from s2ap_diag.sweep.estimate import size_of
 
 # Hours in the paper, on one A6000: Orig. and S2AP.
@@ -33,7 +34,7 @@ def run(setting: Setting) -> list[Row]:
 def _network(setting: Setting, name: str, paper: tuple[float, float], precision: str, peak: float) -> list[Row]:
     x, y = images(setting.batch(128), setting)
     ours = search(network(name, setting), x, precision=precision)
-    perturbation = Perturbation(ours.model, score_layers(ours.model), gamma=0.001)
+    perturbation = Perturbation(ours.model, score_layers(ours.model), radius=Relative(0.001))
     functions: dict[str, Callable[[], object]] = {
         "Orig.": lambda: ours.iterate(x, y),
         "S2AP": lambda: ours.iterate(x, y, perturbation),

@@ -38,8 +38,8 @@ def perturbation_of(minimizer: MinimizerSettings) -> str:
     """Say in words how z is made."""
     if minimizer.name == "none":
         return "Orig."
-    if minimizer.single_step:
-        return "S2AP, single_step"
+    if minimizer.source != "pass":
+        return f"S2AP, source = {minimizer.source}"
     if minimizer.subset < 1:
         return f"S2AP, subset = {minimizer.subset:g}"
     return f"S2AP, every = {minimizer.every}" if minimizer.every > 1 else "S2AP"

@@ -141,11 +141,15 @@ class MinimizerSettings(_Settings):
 
     Attributes:
         name: ``none`` (Orig.), ``s2ap`` (perturbs scores), ``awp`` (perturbs masked weights).
-        gamma: radius of each layer's ball relative to the layer's norm.
+        gamma: radius of each layer's ball relative to the layer's norm; ``flips`` takes the smallest radius that flips
+            a share of the mask, ``rise`` follows a relative rise of the loss.
+        flips: with ``flips``, entries that leave each layer's mask, over those kept; as many enter it.
+        rise: with ``rise``, the wished (L(s + z) - L(s)) / L(s).
         warmup: epochs without perturbation at the start.
         eta_z: ascent step: ``inf`` puts each layer on its sphere; ``lr`` or a number is line 6 as printed.
         carry: keep z from one iteration to the next, the literal reading of line 6.
-        single_step, subset, every: cheaper ways to z, see :class:`s2ap_core.training.perturbation.Perturbation`.
+        source, subset, every: cheaper ways to z, see :class:`s2ap_core.training.perturbation.Perturbation`.
+        direction: where z goes; all but ``gradient`` are controls, see the same.
         update: ``method`` steps with the method's optimizer, ``normalized`` divides the scores' gradient by
             its norm and steps without momentum and decay, which is line 10 as printed.
     """
@@ -153,19 +157,36 @@ class MinimizerSettings(_Settings):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True, ser_json_inf_nan="constants")
 
     name: Literal["none", "s2ap", "awp"] = "none"
-    gamma: float = Field(default=0.001, gt=0, allow_inf_nan=False)
+    gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["flips", "rise"] = 0.001
+    flips: float = Field(default=0.01, gt=0, le=1)
+    rise: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     warmup: int = Field(default=5, ge=0)
     eta_z: Annotated[float, Field(gt=0)] | Literal["lr"] = float("inf")
     carry: bool = False
-    single_step: bool = False
+    source: Literal["pass", "last", "attack", "momentum"] = "pass"
+    direction: Literal["gradient", "reversed", "shuffled", "random"] = "gradient"
     subset: float = Field(default=1.0, gt=0, le=1)
     every: int = Field(default=1, ge=1)
     update: Literal["method", "normalized"] = "method"
 
     @model_validator(mode="after")
-    def _single_step_is_of_scores(self) -> Self:
-        if self.single_step and self.name == "awp":
-            raise ValueError("single_step reuses the scores' gradient; the weights of awp have none in the search")
+    def _weights_are_perturbed_as_published(self) -> Self:
+        if self.name == "awp" and (self.source, self.direction) != ("pass", "gradient"):
+            raise ValueError("source and direction are of scores: awp perturbs weights along the gradient of a pass")
+        if self.name == "awp" and isinstance(self.gamma, str):
+            raise ValueError(f"gamma = {self.gamma} is of scores: awp perturbs weights by a number times their norm")
+        return self
+
+    @model_validator(mode="after")
+    def _the_radius_can_be_found(self) -> Self:
+        if self.gamma == "flips" and (self.carry or self.eta_z != float("inf")):
+            raise ValueError("gamma = flips is a radius along one direction: leave carry and eta_z at their defaults")
+        passes = self.source == "pass" and self.direction in ("gradient", "reversed")
+        if self.gamma == "rise" and not (passes and self.subset == 1 and not self.carry):
+            raise ValueError(
+                "gamma = rise reads L(s) in the extra pass: leave source, subset and carry at their defaults, and "
+                "direction at gradient or reversed"
+            )
         return self
 
 
@@ -207,6 +228,7 @@ class TrackingSettings(_Settings):
         batch_norm: the statistics that BatchNorm normalises with, a reading in each; one of them is half the cost.
         spectrum: lambda_max over ``all`` scores as the paper defines it, over those of ``live`` channels, which
             keep a weight, or both; where no channel is dead both cost no more than one.
+        by_layer: read the perturbation's flips and the curvature along it of each layer too.
     """
 
     metrics: list[str] = ["curvature"]
@@ -217,6 +239,7 @@ class TrackingSettings(_Settings):
     images: int | None = Field(default=None, ge=1)
     batch_norm: list[Literal["running", "batch"]] = ["running", "batch"]
     spectrum: list[Literal["all", "live"]] = Field(default=["all", "live"], min_length=1)
+    by_layer: bool = False
 
 
 class ComputeSettings(_Settings):
@@ -262,6 +285,17 @@ class Config(_Settings):
     tracking: TrackingSettings = TrackingSettings()
     distributed: DistributedSettings = DistributedSettings()
     compute: ComputeSettings = ComputeSettings()
+
+    @model_validator(mode="after")
+    def _the_perturbation_has_what_it_needs(self) -> Self:
+        minimizer = self.minimizer
+        if self.finetune.awp and self.finetune.gamma is None and isinstance(minimizer.gamma, str):
+            raise ValueError(
+                f"finetune.gamma is not set: give a number, such as 0.001, where minimizer.gamma = {minimizer.gamma}"
+            )
+        if minimizer.source == "attack" and self.objective.name == "clean":
+            raise ValueError("minimizer.source = attack: objective.name = clean makes no attack; choose another source")
+        return self
 
     def to_toml(self) -> str:
         """Write the resolved settings; what is None is left out, as TOML has no null."""

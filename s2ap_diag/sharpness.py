@@ -25,6 +25,7 @@ from s2ap_diag.curvature.eigen import Lanczos, Solver
 from s2ap_diag.curvature.hessian import BatchNormMode
 from s2ap_diag.curvature.landscape import Scale
 from s2ap_diag.curvature.loss_difference import Ascent, LossDifference, loss_differences
+from s2ap_diag.curvature.reach import out_of_reach
 from s2ap_diag.curvature.tracking import batch_loss
 from s2ap_diag.stability.margins import ScoreMargins, score_margins
 
@@ -67,7 +68,11 @@ class SharpnessSettings:
 
 @dataclass(frozen=True)
 class Sharpness:
-    """Curvature, loss differences and score margins of one checkpoint, in the order of the rho asked for."""
+    """Curvature, loss differences and score margins of one checkpoint, in the order of the rho asked for.
+
+    Attributes:
+        out_of_reach: layers whose mask the search's gamma cannot change; None where it had none, or no number.
+    """
 
     checkpoint: Checkpoint
     keep: float
@@ -78,6 +83,7 @@ class Sharpness:
     seconds: float
     margins: tuple[ScoreMargins, ...]
     density: SpectralDensity | None
+    out_of_reach: tuple[str, ...] | None
 
     def record(self) -> dict[str, Any]:
         """Return the entry of ``sharpness --json``."""
@@ -85,7 +91,7 @@ class Sharpness:
         error = density.mean_standard_error if density else None
         return {
             "checkpoint": str(self.checkpoint.path),
-            **{name: self.checkpoint.header.get(name) for name in ("epoch", "method", "minimizer", "seed")},
+            **{name: self.checkpoint.header.get(name) for name in ("epoch", "method", "minimizer", "gamma", "seed")},
             "keep": self.keep,
             **asdict(self.curvature),
             "batch_norm": self.batch_norm,
@@ -95,6 +101,7 @@ class Sharpness:
                 f"{difference.rho:g}": _loss_difference_record(difference, margin)
                 for difference, margin in zip(self.loss_differences, self.margins, strict=True)
             },
+            "out_of_reach": None if self.out_of_reach is None else list(self.out_of_reach),
             "adversary": self.adversary,
             "seconds": round(self.seconds, 3),
         }
@@ -178,7 +185,18 @@ def measure_sharpness(
         seconds=time.monotonic() - started,
         margins=margins,
         density=density,
+        out_of_reach=_out_of_reach(checkpoint),
     )
+
+
+def _out_of_reach(checkpoint: Checkpoint) -> tuple[str, ...] | None:
+    gamma = checkpoint.header.get("gamma")
+    if not isinstance(gamma, float):
+        return None
+    layers = tuple(out_of_reach(checkpoint.model, gamma))
+    if layers:
+        log.warning("no z within gamma = %g changes the mask of %s: %s", gamma, ", ".join(layers), checkpoint.path)
+    return layers
 
 
 def _batches(

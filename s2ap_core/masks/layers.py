@@ -143,6 +143,11 @@ def constant_mask(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def constant_weights(model: nn.Module) -> list[Tensor]:
+    """Return the masked weights that :func:`constant_mask` holds, of each masked layer in the network's order."""
+    return [weight_of(layer) for layer in model.modules() if is_masked(layer)]
+
+
 def to_channels_last(model: M) -> M:
     """Lay out, in place, all weights of four dimensions channels last, as convolutions are fastest."""
     # torch's stubs do not know this form of its own method.

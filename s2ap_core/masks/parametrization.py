@@ -60,6 +60,16 @@ class ScoreMask(nn.Module):
         """Compute the binary mask, of the scores' shape, with its straight-through gradient."""
         return straight_through_topk(self.scores.abs(), self.keep_rate(), self._count())
 
+    @torch.no_grad()
+    def select(self, magnitude: Tensor) -> Tensor:
+        """Compute the mask that other magnitudes, of the scores' shape, would have at the keep rate in force."""
+        return straight_through_topk(magnitude, None, self._count())
+
+    @torch.no_grad()
+    def score_gradient(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """Pull a gradient in ``w * m`` straight through the selection: that in the scores, of their shape."""
+        return (gradient * weight).sum_to_size(self.scores.shape) * self.scores.sign()
+
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.mask()
 

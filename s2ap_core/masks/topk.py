@@ -71,6 +71,19 @@ def topk_mask_on_device(magnitude: Tensor, n_keep: int | Tensor) -> Tensor:
     return mask.copy_(kept.view(magnitude.shape)).add_(flat.sum() * 0)
 
 
+def kth_smallest(values: Tensor, k: Tensor) -> Tensor:
+    """Select the k-th smallest of all values, k from 1, a scalar; off the CPU without a host synchronisation.
+
+    Where there are fewer than k, the largest.
+    """
+    if values.device.type == "cpu":
+        flat = values.numpy().ravel(order="K")
+        position = min(int(k), flat.size) - 1
+        return torch.tensor(np.partition(flat, position)[position])
+    ascending = values.reshape(-1).sort().values
+    return ascending.gather(0, (k.long() - 1).clamp(max=ascending.numel() - 1).view(1))[0]
+
+
 def straight_through_topk(magnitude: Tensor, keep: Tensor | None, n_keep: int | Tensor) -> Tensor:
     """Select as :func:`topk_mask`; backward, pass the mask's gradient to what it was selected by.
 

@@ -69,6 +69,12 @@ def _unread_in_the_search(config: Config) -> Unread:
         yield from _all_of("minimizer", config, why, but=("name", "gamma", "warmup", "update"))
         if not (method.finetuned and config.finetune.awp and config.finetune.gamma is None):
             yield "minimizer.gamma", "neither minimizer.name nor finetune.awp perturbs anything by it"
+    for kind in ("flips", "rise"):
+        if minimizer.gamma != kind:
+            yield f"minimizer.{kind}", f"minimizer.gamma = {minimizer.gamma} does not read it"
+    if minimizer.direction in ("shuffled", "random"):
+        why = f"minimizer.direction = {minimizer.direction} makes no extra pass"
+        yield from ((f"minimizer.{field}", why) for field in ("source", "subset"))
     frozen = prune.freeze_norm or not network.norm_affine
     if not network.norm_affine:
         yield "prune.freeze_norm", "network.norm_affine = false leaves the normalisation layers no parameters"

@@ -92,27 +92,33 @@ def arm(config: Config) -> str:
 def as_published(config: Config) -> bool:
     """Return whether the search steps as in the experiments behind the paper's tables.
 
-    It does not with a cheaper perturbation, one that is carried on or steps otherwise, or the update as printed.
+    It does not with a cheaper perturbation, one of another radius or direction, one that is carried on or steps
+    otherwise, or the update as printed.
     """
     minimizer = config.minimizer
     if minimizer.update != "method":
         return False
     if minimizer.name == "none":
         return True
-    cheaper = minimizer.single_step or minimizer.subset < 1 or minimizer.every > 1
-    return not cheaper and not minimizer.carry and minimizer.eta_z == math.inf
+    cheaper = minimizer.source != "pass" or minimizer.subset < 1 or minimizer.every > 1
+    another = isinstance(minimizer.gamma, str) or minimizer.direction != "gradient"
+    return not cheaper and not another and not minimizer.carry and minimizer.eta_z == math.inf
 
 
 def gamma(config: Config) -> float | None:
-    """Return the radius of the search's perturbations, or else of the finetuning's; None where there are none."""
+    """Return the relative radius of the search's perturbations, or else of the finetuning's; None where none is."""
     if config.minimizer.name != "none":
-        return config.minimizer.gamma
+        return None if isinstance(config.minimizer.gamma, str) else config.minimizer.gamma
     return finetuning_gamma(config) if "finetune" in trained(config) else None
 
 
 def finetuning_gamma(config: Config) -> float | None:
     """Return the radius that weights are perturbed by in the finetuning, None where it is plain."""
-    return (config.finetune.gamma or config.minimizer.gamma) if config.finetune.awp else None
+    if not config.finetune.awp:
+        return None
+    gamma = config.finetune.gamma or config.minimizer.gamma
+    assert not isinstance(gamma, str)  # the config asks for a number then
+    return gamma
 
 
 def flops_reduction(config: Config) -> float | None:

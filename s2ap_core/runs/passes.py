@@ -68,7 +68,11 @@ def passes_of_a_loss(objective: ObjectiveSettings) -> int:
 def _passes_of_a_perturbation(config: Config) -> float:
     """Count the passes of the extra loss for z."""
     minimizer = config.minimizer
-    return 0.0 if minimizer.single_step else passes_of_a_loss(config.objective) * minimizer.subset / minimizer.every
+    if minimizer.direction in ("shuffled", "random") or minimizer.source in ("last", "momentum"):
+        return 0.0
+    if minimizer.source == "attack":
+        return 1 / minimizer.every  # gradients in the weights beside those in the images
+    return passes_of_a_loss(config.objective) * minimizer.subset / minimizer.every
 
 
 def _tracked(config: Config, train: int) -> float:

@@ -11,7 +11,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from s2ap_core.distributed.share import draw
-from s2ap_core.masks.layers import constant_mask
+from s2ap_core.masks.layers import constant_mask, constant_weights
 from s2ap_core.modes import train_mode
 from s2ap_core.training.replay import repeat
 
@@ -33,7 +33,8 @@ def pgd(
 ) -> Tensor:
     """Ascend the loss by projected gradients in the l-inf ball (PGD, Madry et al. 2018).
 
-    One mask serves all steps; the model is attacked in eval mode and left in the mode it was in.
+    One mask serves all steps; the model is attacked in eval mode and left in the mode it was in. Where the masked
+    weights that are held constant ask for a gradient, the last step leaves the loss's in their ``grad``.
 
     Args:
         loss: maps logits [B, classes] to a scalar; it sums over images, so that each has its own gradient.
@@ -45,14 +46,19 @@ def pgd(
     """
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
 
-    def ascend(x_adv: Tensor) -> Tensor:
+    def ascend(x_adv: Tensor, also: Sequence[Tensor] = ()) -> Tensor:
         x_adv = x_adv.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(loss(model(x_adv)), x_adv)
+        grad, *others = torch.autograd.grad(loss(model(x_adv)), [x_adv, *also])
+        for tensor, other in zip(also, others, strict=True):
+            tensor.grad = other
         with torch.no_grad():
             return torch.clamp(x_adv + step * grad.sign(), low, high)
 
     with train_mode(model, False), constant_mask(model):
-        return repeat(ascend, start, steps).detach()
+        watched = [weight for weight in constant_weights(model) if weight.requires_grad]
+        if not watched:
+            return repeat(ascend, start, steps).detach()
+        return ascend(repeat(ascend, start, steps - 1), watched).detach()
 
 
 def uniform_start(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:

@@ -39,7 +39,7 @@ def iterate(
     perturbation: Perturbation | None = None,
     penalty: Callable[[], Tensor] | None = None,
     clip: float | None = None,
-    on_attacked: Callable[[Tensor], None] | None = None,
+    on_attacked: Callable[[Tensor], None] = lambda x_adv: None,
 ) -> Step:
     """Run lines 3 to 11 of Algorithm 1 (S2AP); without ``perturbation`` those outside its orange box (Orig.).
 
@@ -52,10 +52,10 @@ def iterate(
         on_attacked: called with the adversarial images before anything changes; for trackers.
     """
     # Line 3: adversarial examples on the pruned model, one mask for all passes of the attack.
-    with constant_mask(model):
+    watching = perturbation.watching_attack() if perturbation else nullcontext()
+    with constant_mask(model), watching:
         x_adv = objective.attack(model, x, y, generator)
-    if on_attacked is not None:
-        on_attacked(x_adv)
+    on_attacked(x_adv)
 
     # Line 4: the robust loss L(s) = L(w * M(s, k)); of it, this process's term.
     share = Share(len(y)) if share is None else share
@@ -67,8 +67,11 @@ def iterate(
             return share.of_mean(objective.loss(model, x[:own], x_adv[:own], y[:own]), n)
 
     # Lines 6 to 9: z <- the layer-wise projected ascent step on L(s + z), then s <- s + z.
-    lr = optimizer.param_groups[0]["lr"]
-    z = perturbation.applied(partial(robust_loss, perturbation.subset), lr) if perturbation else nullcontext()
+    z = (
+        perturbation.applied(partial(robust_loss, perturbation.subset), optimizer, generator.initial_seed())
+        if perturbation
+        else nullcontext()
+    )
     with z, one_mask(model):
         # Line 10, the gradient of L(s + z).
         optimizer.zero_grad()

@@ -175,7 +175,7 @@ class Loop:
                 callback.on_attacked(self, x, x_adv, y)
 
         with gpu_arithmetic(tf32=self.precision == "tf32"):
-            return iterate(
+            step = iterate(
                 self.model,
                 x,
                 y,
@@ -188,6 +188,9 @@ class Loop:
                 penalty=partial(self.method.penalty, self.model, self.epoch - 1) if self.method else None,
                 on_attacked=on_attacked,
             )
+        if self.perturbation is not None:
+            self.perturbation.radius.learn(self.perturbation.loss, step.loss)
+        return step
 
     def remedy(self) -> str:
         """Say what to do about a loss that is no longer finite."""
@@ -195,7 +198,7 @@ class Loop:
         if self.perturbation is None:
             return lower
         section = "minimizer" if self.stage == "prune" else "finetune"
-        return f"{lower} or {section}.gamma ({self.perturbation.gamma})"
+        return f"{lower} or {section}.gamma ({self.perturbation.radius})"
 
     def candidate(self) -> nn.Module:
         """Return the network that this epoch offers: it is validated, and handed on if it is selected.

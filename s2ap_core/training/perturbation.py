@@ -6,58 +6,44 @@ on different parameters, so one class holds lines 6-9 and 11 of the first and 5-
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from s2ap_core.distributed.group import add_up
-from s2ap_core.masks.layers import is_masked, mask_of, one_mask, raw_weight, score_masks
+from s2ap_core.masks.layers import constant_weights, one_mask
 from s2ap_core.modes import frozen_statistics
+from s2ap_core.seeds import generator
+from s2ap_core.training.ball import PerturbedLayer, Radius
 
-
-@dataclass(frozen=True)
-class PerturbedLayer:
-    """One layer's perturbed tensor, and the norm of it that the radius is a multiple of."""
-
-    tensor: nn.Parameter
-    norm: Callable[[], Tensor]
-
-
-def score_layers(model: nn.Module) -> list[PerturbedLayer]:
-    """Collect the scores of each masked layer; HARP's rates are not perturbed."""
-    return [PerturbedLayer(mask.scores, mask.scores.norm) for mask in score_masks(model).values()]
-
-
-def weight_layers(model: nn.Module) -> list[PerturbedLayer]:
-    """Collect the weights of each masked layer; their norm is that of ``w * m``, as is their gradient."""
-    layers = [layer for layer in model.modules() if is_masked(layer)]
-    return [PerturbedLayer(raw_weight(layer), _masked_norm(layer)) for layer in layers]
-
-
-def _masked_norm(layer: nn.Module) -> Callable[[], Tensor]:
-    return lambda: (raw_weight(layer) * mask_of(layer).mask()).norm()
+Source = Literal["pass", "last", "attack", "momentum"]
+Direction = Literal["gradient", "reversed", "shuffled", "random"]
 
 
 class Perturbation:
-    """A worst-case perturbation z of some layers, within a ball ``|z_l| <= gamma |s_l|`` for each layer l.
+    """A worst-case perturbation z of some layers, within a ball ``|z_l| <= r_l`` for each layer l.
 
     Args:
         model: the model, whose BatchNorm statistics the extra pass leaves alone.
-        layers: what is perturbed, see :func:`score_layers` and :func:`weight_layers`.
-        gamma: radius of each layer's ball, relative to the layer's norm (Eq. 5 and 7).
+        layers: what is perturbed, see :mod:`s2ap_core.training.ball`.
+        radius: of each layer's ball, ``gamma |s_l|`` in the paper (Eq. 5 and 7).
         eta_z: length of the ascent step. Infinite (the default) puts every layer on its sphere, as AWP's
             code does; a finite one is line 6 as printed, where ``"lr"`` is the optimizer's learning rate.
         carry: start from the last iteration's z instead of 0, the literal reading of line 6.
-        single_step: ascend along the gradient that the last iteration took at s + z, instead of making an extra
-            pass (after Ji et al. 2024); the first iteration of an epoch makes that pass.
+        source: where the gradient of line 6 comes from: an extra ``pass``, as published; the ``last`` iteration's
+            update, at its s + z (after Ji et al. 2024); the last backward pass of the ``attack`` on this batch, of
+            the attack's loss; or the optimizer's ``momentum``. Where there is none yet, an extra pass makes it.
+        direction: where z goes. Controls for ``gradient``: its opposite, ``reversed``; the entries of the last
+            iteration's in random places, ``shuffled``; a normal draw, ``random``. The last two make no extra pass.
         subset: share of the batch that the extra pass sees.
         every: how many iterations in a row use one z.
 
     Attributes:
         loss: L(s), the loss that the ascent started from, after a block of :meth:`applied`; NaN if it
             was not computed at s and on the whole batch.
+        curvature: ``(g(s + z) - g(s)) . z_l`` and ``|z_l|^2`` by layer, two vectors [layers], after a block of
+            :meth:`applied` in which the loss was differentiated; None if g(s) was not computed as ``loss`` is.
         on_perturbed: called once per :meth:`applied`, when s + z is in force; for trackers.
     """
 
@@ -66,48 +52,66 @@ class Perturbation:
         model: nn.Module,
         layers: Sequence[PerturbedLayer],
         *,
-        gamma: float,
+        radius: Radius,
         eta_z: float | Literal["lr"] = float("inf"),
         carry: bool = False,
-        single_step: bool = False,
+        source: Source = "pass",
+        direction: Direction = "gradient",
         subset: float = 1.0,
         every: int = 1,
     ) -> None:
-        self.model, self.layers = model, layers
-        self.gamma, self.eta_z, self.carry = gamma, eta_z, carry
-        self.single_step, self.subset, self.every = single_step, subset, every
+        self.model, self.layers, self.radius = model, layers, radius
+        self.eta_z, self.carry = eta_z, carry
+        self.source, self.direction, self.subset, self.every = source, direction, subset, every
         self.z: list[Tensor] | None = None
-        self._age = 0
         self.loss = torch.tensor(torch.nan)
+        self.curvature: tuple[Tensor, Tensor] | None = None
         self.on_perturbed: Callable[[], None] | None = None
+        self._age = 0
+        self._at_s: list[Tensor] | None = None
+        self._of_attack: list[Tensor] | None = None
 
     @contextmanager
-    def applied(self, robust_loss: Callable[[], Tensor], lr: float) -> Iterator[None]:
+    def watching_attack(self) -> Iterator[None]:
+        """Take the gradient from the attack made in the block, where that is the source; its weights are constant."""
+        if self.source != "attack" or self.direction == "random":
+            yield
+            return
+        weights = [weight.requires_grad_(True) for weight in constant_weights(self.model)]
+        yield
+        own = [weight.new_zeros(weight.shape) if weight.grad is None else weight.grad for weight in weights]
+        pulled = [layer.pulled(gradient) for layer, gradient in zip(self.layers, own, strict=True)]
+        self._of_attack = add_up(pulled)
+
+    @contextmanager
+    def applied(self, robust_loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, seed: int) -> Iterator[None]:
         """Perturb s to s + z within the block; afterwards s is what it was, to the last bit.
 
         Args:
             robust_loss: L as a function of what the perturbed tensors hold.
-            lr: the optimizer's learning rate, which is the ascent step with ``eta_z = "lr"``.
+            optimizer: its learning rate is the ascent step with ``eta_z = "lr"``, its momentum a source.
+            seed: of the directions that are drawn, the same in all processes.
         """
         tensors = [layer.tensor for layer in self.layers]
         before = [tensor.detach().clone() for tensor in tensors]
-        self.loss = torch.tensor(torch.nan)
+        self.loss, self.curvature, self._at_s = torch.tensor(torch.nan), None, None
         try:
             if self.z is None or self._age % self.every == 0:
                 if self.carry and self.z is not None:
                     _add(tensors, self.z)
                 else:
                     self.z = [torch.zeros_like(tensor) for tensor in before]
-                gradient = self._gradient(robust_loss, tensors)
+                ascent = self._ascent(robust_loss, optimizer, seed)
                 _copy(tensors, before)
-                radii = [self.gamma * layer.norm().detach() for layer in self.layers]
-                eta = lr if self.eta_z == "lr" else self.eta_z
-                self.z = ascend_and_project(self.z, gradient, radii, eta)
+                radii = self.radius(self.layers, ascent)
+                eta = optimizer.param_groups[0]["lr"] if self.eta_z == "lr" else self.eta_z
+                self.z = ascend_and_project(self.z, ascent, radii, eta)
             self._age += 1
             _add(tensors, self.z)
             if self.on_perturbed is not None:
                 self.on_perturbed()
             yield
+            self._read_curvature(before)
         finally:
             _copy(tensors, before)
 
@@ -117,10 +121,36 @@ class Perturbation:
         for layer in self.layers:
             layer.tensor.grad = None
 
+    def _ascent(self, robust_loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, seed: int) -> list[Tensor]:
+        """Find where z goes, of any length."""
+        tensors = [layer.tensor for layer in self.layers]
+        if self.direction == "random":
+            rng = generator(tensors[0].device, seed, "direction")
+            return [torch.randn(t.shape, generator=rng, device=t.device, dtype=t.dtype) for t in tensors]
+        gradient = self._known_gradient(optimizer) or self._gradient(robust_loss, tensors)
+        if self.direction == "shuffled":
+            rng = generator(tensors[0].device, seed, "direction")
+            orders = [torch.randperm(g.numel(), generator=rng, device=g.device) for g in gradient]
+            return [g.flatten()[order].view_as(g) for g, order in zip(gradient, orders, strict=True)]
+        return [-g for g in gradient] if self.direction == "reversed" else gradient
+
+    def _known_gradient(self, optimizer: torch.optim.Optimizer) -> list[Tensor] | None:
+        """Return the gradient of a source that makes no pass, None where it has none yet."""
+        tensors = [layer.tensor for layer in self.layers]
+        if self.source == "attack":
+            return self._of_attack
+        if self.source == "momentum":
+            states = [optimizer.state.get(tensor, {}) for tensor in tensors]
+            known = [state.get("momentum_buffer", state.get("exp_avg")) for state in states]
+        elif self.source == "last" or self.direction == "shuffled":
+            known = [tensor.grad for tensor in tensors]
+        else:
+            return None
+        found = [gradient for gradient in known if gradient is not None]
+        return found if len(found) == len(tensors) else None
+
     def _gradient(self, robust_loss: Callable[[], Tensor], tensors: list[nn.Parameter]) -> list[Tensor]:
-        last = [tensor.grad for tensor in tensors if tensor.grad is not None]
-        if self.single_step and len(last) == len(tensors):
-            return last
+        """Make the extra pass."""
         frozen = [tensor for tensor in tensors if not tensor.requires_grad]
         for tensor in frozen:
             tensor.requires_grad_(True)
@@ -132,8 +162,25 @@ class Perturbation:
             for tensor in frozen:
                 tensor.requires_grad_(False)
         if self.subset == 1 and not self.carry:
-            self.loss = loss
+            self.loss, self._at_s = loss, gradient
         return gradient
+
+    @torch.no_grad()
+    def _read_curvature(self, before: list[Tensor]) -> None:
+        """Compute the secant curvature along z from the gradients at s and at s + z, which are there anyway.
+
+        The selection is by |s|: where z turns a score's sign, so does its gradient, for the same loss.
+        """
+        if self._at_s is None or self.z is None or any(layer.tensor.grad is None for layer in self.layers):
+            return
+        products = []
+        for layer, s, z, at_s in zip(self.layers, before, self.z, self._at_s, strict=True):
+            assert layer.tensor.grad is not None
+            there = layer.tensor.grad
+            if layer.mask is not None:
+                there = torch.where(layer.tensor * s < 0, -there, there)
+            products.append(((there - at_s) * z).sum())
+        self.curvature = torch.stack(products), torch.stack([z.square().sum() for z in self.z])
 
 
 @torch.no_grad()

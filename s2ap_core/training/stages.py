@@ -24,12 +24,13 @@ from s2ap_core.runs.directory import TIMING, RunDirectory
 from s2ap_core.runs.disk import check_space
 from s2ap_core.runs.identity import check_unchanged
 from s2ap_core.seeds import derive_seed, generator
+from s2ap_core.training.ball import Relative, score_layers, search_radius, weight_layers
 from s2ap_core.training.epochs import Epochs
 from s2ap_core.training.evaluation import Evaluation, evaluate
 from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.optimization import build_optimizer, normalize_score_gradient, searched_parameters
-from s2ap_core.training.perturbation import Perturbation, score_layers, weight_layers
+from s2ap_core.training.perturbation import Perturbation
 
 log = logging.getLogger(__name__)
 
@@ -128,10 +129,11 @@ class Stages:
             perturbation = Perturbation(
                 model,
                 layers,
-                gamma=minimizer.gamma,
+                radius=search_radius(minimizer),
                 eta_z=minimizer.eta_z,
                 carry=minimizer.carry,
-                single_step=minimizer.single_step,
+                source=minimizer.source,
+                direction=minimizer.direction,
                 subset=minimizer.subset,
                 every=minimizer.every,
             )
@@ -150,7 +152,7 @@ class Stages:
         loop = self._loop("finetune", settings, model, [p for p in model.parameters() if p.requires_grad])
         gamma = course.finetuning_gamma(self.config)
         if gamma is not None:
-            perturbation = Perturbation(model, weight_layers(model), gamma=gamma)
+            perturbation = Perturbation(model, weight_layers(model), radius=Relative(gamma))
             loop.perturb = lambda epoch: perturbation
         self._train(loop)
 

@@ -14,7 +14,7 @@ from s2ap_core.training.loop import Loop, Selection
 
 
 def save_state(path: Path, loop: Loop, selection: Selection, header: Mapping[str, Any], metrics_bytes: int) -> None:
-    """Write what a stage goes on from: network, optimizer, schedule, z if it is carried, method, selection, callbacks.
+    """Write what a stage goes on from: network, optimizer, schedule, radius, carried z, method, selection, callbacks.
 
     Args:
         metrics_bytes: length of ``metrics.csv`` with this epoch's rows, which a resume cuts it back to.
@@ -22,8 +22,10 @@ def save_state(path: Path, loop: Loop, selection: Selection, header: Mapping[str
     tensors = {f"model.{name}": tensor for name, tensor in plain_state_dict(loop.model).items()}
     for index, state in loop.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    carried = loop.perturbation.z if loop.perturbation is not None and loop.perturbation.carry else None
-    tensors |= {f"z.{index}": z for index, z in enumerate(carried or ())}
+    if (perturbation := loop.perturbation) is not None:
+        carried = perturbation.z if perturbation.carry else None
+        tensors |= {f"z.{index}": z for index, z in enumerate(carried or ())}
+        tensors |= {f"radius.{name}": value for name, value in perturbation.radius.state_dict().items()}
     for index, callback in enumerate(loop.callbacks):
         tensors |= {f"callback.{index}.{name}": value for name, value in callback.state_dict().items()}
     described = {
@@ -44,7 +46,7 @@ def load_state(path: Path, loop: Loop, selection: Selection) -> int:
     """
     tensors, header = load_tensors(path)
     with _named(path):
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "z": {}, "callback": {}}
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "z": {}, "radius": {}, "callback": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
             groups[group][rest] = tensor
@@ -52,10 +54,12 @@ def load_state(path: Path, loop: Loop, selection: Selection) -> int:
         _load_optimizer(loop, groups["optimizer"])
         loop.epoch = int(header["epoch"])
         _load_schedule(loop, header["schedule"])
-        if groups["z"] and (perturbation := loop.perturb(loop.epoch)) is not None:
-            carried = [groups["z"][str(index)] for index in range(len(groups["z"]))]
-            layers = zip(carried, perturbation.layers, strict=True)
-            perturbation.z = [z.to(layer.tensor.device) for z, layer in layers]
+        if (perturbation := loop.perturb(loop.epoch)) is not None:
+            perturbation.radius.load_state_dict(groups["radius"])
+            if groups["z"]:
+                carried = [groups["z"][str(index)] for index in range(len(groups["z"]))]
+                layers = zip(carried, perturbation.layers, strict=True)
+                perturbation.z = [z.to(layer.tensor.device) for z, layer in layers]
         selection.best, selection.epoch = header["selection"]
         if loop.method is not None:
             loop.method.load_state_dict(header["method"])

@@ -5,6 +5,7 @@ from typing import Any
 
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.masks.masking import density, masks
+from s2ap_diag.curvature.reach import LayerReach, perturbation_reach
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table
 from s2ap_diag.reading.files import expand
@@ -14,6 +15,7 @@ from s2ap_diag.verification import blind_scores
 
 def run_command(
     checkpoints: tuple[Path, ...],
+    gamma: float | None,
     source: Source,
     output: Output,
 ) -> None:
@@ -22,6 +24,10 @@ def run_command(
     for path in expand(checkpoints, "checkpoint"):
         checkpoint = source.open(path)
         blind = blind_scores(checkpoint)
+        radius = gamma if gamma is not None else checkpoint.header.get("gamma")
+        reach = {}
+        if isinstance(radius, float) and score_masks(checkpoint.model):
+            reach = perturbation_reach(checkpoint.model, radius)
         layers: list[dict[str, Any]] = [
             {
                 "layer": name,
@@ -29,6 +35,7 @@ def run_command(
                 "kept": int(mask.sum()),
                 "keep": float(mask.float().mean()),
                 "blind": None if blind is None else blind.layers[name.removesuffix("weight").removesuffix(".")],
+                **_reached(reach.get(name.removesuffix("weight").removesuffix("."))),
             }
             for name, mask in masks(checkpoint.model).items()
         ]
@@ -40,6 +47,7 @@ def run_command(
                 "masked_weights": sum(layer["entries"] for layer in layers),
                 "kept_weights": sum(layer["kept"] for layer in layers) if layers else None,
                 "density": density(checkpoint.model) if layers else 1.0,
+                "gamma": radius,
                 "scores": bool(score_masks(checkpoint.model)),
                 "blind_scores": None if blind is None else blind.count,
                 "blind_share": None if blind is None else blind.share,
@@ -68,17 +76,32 @@ def table_of(records: list[dict[str, Any]]) -> Any:
             f"{k} {one[k]}" for k in known if one.get(k) is not None
         )
         rows = [[r["layer"], r["entries"], r["kept"], round(r["keep"], 5), _known(r["blind"])] for r in one["layers"]]
+        columns = ["layer", "entries", "kept", "keep", "blind"]
         if not rows:
             return make_table(f"{title}; dense", ["parameters"], [[one["parameters"]]])
         blind = _known(one["blind_scores"], one["blind_share"])
         rows.append(["all masked", one["masked_weights"], one["kept_weights"], round(one["density"], 5), blind])
-        return make_table(title, ["layer", "entries", "kept", "keep", "blind"], rows)
+        if any(r["flippable"] is not None for r in one["layers"]):
+            columns += [f"flips at gamma {one['gamma']:g}", "gamma of a flip"]
+            rows[:-1] = [
+                [*row, r["flippable"], "-" if r["gamma_of_a_flip"] is None else f"{r['gamma_of_a_flip']:.2g}"]
+                for row, r in zip(rows, one["layers"], strict=False)
+            ]
+            rows[-1] += [sum(r["flippable"] for r in one["layers"]), ""]
+        return make_table(title, columns, rows)
     columns = ["checkpoint", "stage", "epoch", "method", "minimizer", "density", "kept_weights", "scores"]
     rows = [
         [Path(r["checkpoint"]).name, *(r.get(c) for c in columns[1:]), _known(r["blind_scores"], r["blind_share"])]
         for r in records
     ]
     return make_table(str(Path(records[0]["checkpoint"]).parent), [*columns, "blind"], rows)
+
+
+def _reached(reach: LayerReach | None) -> dict[str, Any]:
+    return {
+        "flippable": None if reach is None else reach.flippable,
+        "gamma_of_a_flip": None if reach is None else reach.needed,
+    }
 
 
 def _known(count: int | None, share: float | None = None) -> str:

@@ -1,5 +1,6 @@
 """Curvature and what the perturbation does, while the search runs."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,13 +12,18 @@ from torch import Tensor
 from s2ap_core.config import TrackingSettings
 from s2ap_core.distributed.share import Share
 from s2ap_core.errors import InputError
+from s2ap_core.masks.layers import score_masks
 from s2ap_core.masks.masking import masks
+from s2ap_core.training.ball import Relative
 from s2ap_core.training.iteration import Step
 from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.objectives import Objective
 from s2ap_diag.curvature.eigen import LambdaMax, PowerIteration, lambda_max
 from s2ap_diag.curvature.hessian import DeadScores, Loss, ScoreHessian, dead_scores
 from s2ap_diag.curvature.operators import Projected
+from s2ap_diag.curvature.reach import out_of_reach
+
+log = logging.getLogger(__name__)
 
 
 def batch_loss(objective: Objective) -> Loss:
@@ -35,7 +41,11 @@ class CurvatureTracker(Callback):
       with the HVPs spent: none where no channel is dead and the other is read;
     - the number of dead channels;
     - with a perturbation z: the mask bits that it flips, ``L(s + z) - L(s)``, the share of layers whose
-      mask stayed.
+      mask stayed, and the layers whose mask no z within gamma can change, which are also named in the log.
+
+    At every iteration, for it costs no pass, it reads the secant curvature along z, ``(g(s + z) - g(s)) . z / |z|^2``
+    (``curvature_along_z``): through the bits that z flips, and 0 without a flip. With ``by_layer`` it and the flips
+    are read of each layer too.
 
     Recipe ``paper`` runs ``iterations`` of power iteration from a random vector (App. C.1). Recipe ``warm`` starts
     from the last eigenvector and stops at the residual ``tolerance``, after ``iterations`` at the latest.
@@ -43,8 +53,9 @@ class CurvatureTracker(Callback):
 
     def __init__(self, settings: TrackingSettings) -> None:
         self.settings = settings
-        self.rows: list[tuple[int | str, str, float]] = []
+        self.rows: list[tuple[int | str, str, float | Tensor]] = []
         self.vectors: dict[str, Tensor] = {}
+        self.warned = False
 
     def on_attacked(self, loop: Loop, x: Tensor, x_adv: Tensor, y: Tensor) -> None:
         due = loop.stage == "prune" and loop.iteration % self.settings.every == 0
@@ -56,6 +67,8 @@ class CurvatureTracker(Callback):
             self._read_curvature(loop, (x[:n], x_adv[:n], y[:n]), n / images)
         if loop.perturbation is not None:
             loop.perturbation.on_perturbed = self._watch_flips(loop) if due else None
+            if due and isinstance(loop.perturbation.radius, Relative):
+                self._read_reach(loop, loop.perturbation.radius.gamma)
 
     def on_stage(self, loop: Loop) -> None:
         if loop.stage != "prune":
@@ -100,7 +113,14 @@ class CurvatureTracker(Callback):
         self.vectors[name] = op.expand(reading.dominant.product)
         return reading
 
-    def _add(self, loop: Loop, **values: float) -> None:
+    def _read_reach(self, loop: Loop, gamma: float) -> None:
+        layers = out_of_reach(loop.model, gamma)
+        self._add(loop, perturbation_layers_out_of_reach=len(layers))
+        if layers and not self.warned:
+            log.warning("no z within minimizer.gamma = %g changes the mask of %s", gamma, ", ".join(layers))
+            self.warned = True
+
+    def _add(self, loop: Loop, **values: float | Tensor) -> None:
         self.rows += [(loop.iteration, metric, value) for metric, value in values.items()]
 
     def _watch_flips(self, loop: Loop) -> Any:
@@ -110,10 +130,19 @@ class CurvatureTracker(Callback):
             flips = [int((mask ^ before[name]).sum()) for name, mask in masks(loop.model).items()]
             stayed = sum(flip == 0 for flip in flips) / len(flips)
             self._add(loop, perturbation_flips=sum(flips), perturbation_layers_unchanged=stayed)
+            if self.settings.by_layer:
+                by_layer = zip(score_masks(loop.model), flips, strict=True)
+                self._add(loop, **{f"perturbation_flips/{name}": count for name, count in by_layer})
 
         return on_perturbed
 
     def on_iteration(self, loop: Loop, step: Step) -> None:
+        if loop.stage == "prune" and loop.perturbation is not None and loop.perturbation.curvature is not None:
+            products, squares = loop.perturbation.curvature
+            self._add(loop, curvature_along_z=products.sum() / squares.sum())
+            if self.settings.by_layer:
+                names = score_masks(loop.model)
+                self._add(loop, **{f"curvature_along_z/{n}": v for n, v in zip(names, products / squares, strict=True)})
         if loop.perturbation is not None and loop.perturbation.on_perturbed is not None:
             if loop.perturbation.loss.isfinite():
                 self._add(loop, perturbation_loss_difference=(step.loss - loop.perturbation.loss).item())
@@ -122,9 +151,10 @@ class CurvatureTracker(Callback):
     def on_epoch(self, loop: Loop) -> Sequence[tuple[int | str, str, float]]:
         """Return every reading of the epoch, then the mean of each metric over them."""
         by_metric: dict[str, list[float]] = defaultdict(list)
-        for _, metric, value in self.rows:
+        readings = [(iteration, metric, float(value)) for iteration, metric, value in self.rows]
+        for _, metric, value in readings:
             by_metric[metric].append(value)
-        rows = [*self.rows, *(("", metric, float(np.mean(values))) for metric, values in by_metric.items())]
+        rows = [*readings, *(("", metric, float(np.mean(values))) for metric, values in by_metric.items())]
         self.rows = []
         return rows
 

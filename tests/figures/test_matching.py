@@ -83,7 +83,7 @@ def test_a_damaged_run_spoils_nothing_else(runs, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        ("single_step = false", "single_step = true"),
+        ('source = "pass"', 'source = "last"'),
         ("subset = 1.0", "subset = 0.5"),
         ("\nevery = 1\nupdate", "\nevery = 2\nupdate"),
         ("carry = false", "carry = true"),

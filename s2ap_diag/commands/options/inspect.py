@@ -9,6 +9,8 @@ from s2ap_diag.commands.options.shared import EXISTING, output_options, source_o
 
 @click.command(name="inspect")
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
+@click.option("--gamma", type=click.FloatRange(min=0, min_open=True),
+              help="Say the most mask entries that |z| <= gamma |s| can flip.  [default: the search's]")  # fmt: skip
 @source_options
 @output_options
 def command(**options: Any) -> None:

@@ -23,12 +23,13 @@ from s2ap_core.models import build
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.seeds import generator
+from s2ap_core.training.ball import Relative, score_layers, weight_layers
 from s2ap_core.training.evaluation import evaluate
 from s2ap_core.training.iteration import iterate
 from s2ap_core.training.loop import Loop
 from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.optimization import searched_parameters
-from s2ap_core.training.perturbation import Perturbation, score_layers, weight_layers
+from s2ap_core.training.perturbation import Perturbation
 from s2ap_core.training.stages import Stages
 from s2ap_diag.curvature.eigen import Lanczos
 from s2ap_diag.curvature.tracking import build_trackers
@@ -155,7 +156,7 @@ def iterations() -> Any:
         perturbs = options.pop("perturbs", None)
         if options.pop("dropout", False):
             model.layer3.register_forward_pre_hook(lambda layer, given: F.dropout(given[0], 0.3, layer.training))
-        z = perturbs and Perturbation(model, perturbs(model), gamma=0.1, **options)
+        z = perturbs and Perturbation(model, perturbs(model), radius=Relative(0.1), **options)
         x, y = images(count)
         share = distributed.Share.own(count)
         rows = slice(share.rank, None, share.world)
@@ -190,7 +191,7 @@ def searched(lr: float) -> dict[str, Tensor]:
     data = digits(387)
     model, method, optimizer = search("hydra", size=8)
     settings = PruneSettings(batch_size=128, lr=lr, epochs=2)
-    perturbation = Perturbation(model, score_layers(model), gamma=0.01)
+    perturbation = Perturbation(model, score_layers(model), radius=Relative(0.01))
     loop = Loop(
         "prune", settings, model, build_objective(ObjectiveSettings(**THREAT)), optimizer, data, 0,
         method=method, perturb=lambda epoch: perturbation,

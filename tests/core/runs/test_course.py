@@ -67,9 +67,7 @@ def test_gammas_that_perturb_nothing_are_none():
     assert gammas == [0.5, 0.1, 0.5, None, None]
 
 
-@pytest.mark.parametrize(
-    "change", [{"single_step": True}, {"subset": 0.5}, {"every": 2}, {"carry": True}, {"eta_z": 1.0}]
-)
+@pytest.mark.parametrize("change", [{"source": "last"}, {"subset": 0.5}, {"every": 2}, {"carry": True}, {"eta_z": 1.0}])
 def test_however_z_is_made_it_is_s2ap_and_where_nothing_is_perturbed_it_makes_no_difference(change):
     s2ap, orig = (parse_config({"minimizer": {"name": name, **change}}, "test") for name in ("s2ap", "none"))
     assert (course.arm(s2ap), course.as_published(s2ap)) == ("s2ap-plain", False)

@@ -10,12 +10,13 @@ from s2ap_core.distributed.share import Share
 from s2ap_core.files.tensors import load_tensors
 from s2ap_core.masks.masking import attach
 from s2ap_core.models import NETWORKS
+from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.dropout import repeated_dropout
 from s2ap_core.training.iteration import iterate
 from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.optimization import searched_parameters
-from s2ap_core.training.perturbation import Perturbation, score_layers
+from s2ap_core.training.perturbation import Perturbation
 from s2ap_core.training.stages import Stages
 from tests.tiny import Tiny
 
@@ -66,7 +67,7 @@ def test_the_pass_for_z_and_the_update_drop_the_same_and_iterations_others(batch
     torch.manual_seed(0)
     model = attach(Dropping(), 0.5).train()
     optimizer = torch.optim.SGD(searched_parameters(model, PruneSettings()), lr=0.1)
-    perturbation = Perturbation(model, score_layers(model), gamma=0.1, subset=subset)
+    perturbation = Perturbation(model, score_layers(model), radius=Relative(0.1), subset=subset)
     dropped: list[list[Tensor]] = []
 
     def ones(module: nn.Module, given: tuple[Tensor, ...]) -> Tensor:

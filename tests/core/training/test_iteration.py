@@ -19,10 +19,11 @@ from s2ap_core.config import ObjectiveSettings, PruneSettings
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.masks.masking import fix_masks, masks
 from s2ap_core.methods import MethodSettings, build_method
+from s2ap_core.training.ball import Relative, score_layers, weight_layers
 from s2ap_core.training.iteration import iterate
 from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.optimization import normalize_score_gradient, searched_parameters
-from s2ap_core.training.perturbation import Perturbation, score_layers, weight_layers
+from s2ap_core.training.perturbation import Perturbation
 
 EPS, STEP, STEPS, BETA = 16 / 255, 4 / 255, 10, 6.0
 KEEP, EPOCH, C = 0.1, 2, 0.3
@@ -193,7 +194,7 @@ def test_two_iterations_of_s2ap_are_algorithm_1(narrow, batch, harp, eta):
     rendering = Rendering(narrow().double().train(), harp)
     model, method, optimizer = searched(narrow().double(), harp)
     optimizer.param_groups[0]["lr"] = lr
-    perturbation = Perturbation(model, score_layers(model), gamma=gamma, eta_z=eta)
+    perturbation = Perturbation(model, score_layers(model), radius=Relative(gamma), eta_z=eta)
     leaves = {**rendering.scores, **{f"{n}.rate": r for n, r in rendering.rates.items()}, **rendering.norms}
     momentum = {n: torch.zeros_like(p) for n, p in leaves.items()}
     for index, x in enumerate((batch[0].double(), 1 - batch[0].double())):
@@ -232,7 +233,7 @@ def test_running_statistics_see_one_clean_and_one_adversarial_batch(narrow, batc
     x, y = batch
     model, _, optimizer = searched(narrow(), harp=False)
     twin = copy.deepcopy(model)
-    perturbation = Perturbation(model, score_layers(model), gamma=1e-6)
+    perturbation = Perturbation(model, score_layers(model), radius=Relative(1e-6))
     step = iterate(
         model, x, y, objective=our_objective(), optimizer=optimizer, perturbation=perturbation,
         generator=torch.Generator().manual_seed(0),
@@ -250,7 +251,7 @@ def test_line_10_as_printed(narrow, batch):
     model, _, optimizer = searched(narrow().double(), harp=False)
     tensors = [mask.scores for mask in score_masks(model).values()]
     normalize_score_gradient(optimizer, tensors)
-    perturbation = Perturbation(model, score_layers(model), gamma=0.05)
+    perturbation = Perturbation(model, score_layers(model), radius=Relative(0.05))
     gradients, norm_momentum = [], torch.zeros_like(model.bn1.weight)
     for index in range(2):
         before = [s.detach().clone() for s in tensors]
@@ -278,7 +279,7 @@ def test_awp_in_the_search_perturbs_masked_weights_and_moves_scores_alone(narrow
     model, _, optimizer = searched(narrow(), harp=False)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     expected = copy.deepcopy(model)
-    perturbation = Perturbation(model, weight_layers(model), gamma=0.05)
+    perturbation = Perturbation(model, weight_layers(model), radius=Relative(0.05))
     step = iterate(
         model, x, y, objective=our_objective(), optimizer=optimizer, perturbation=perturbation,
         generator=torch.Generator().manual_seed(0),
@@ -304,7 +305,7 @@ def test_trackers_are_called_before_anything_changes(narrow, batch):
         seen.append(x_adv)
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
-    perturbation = Perturbation(model, score_layers(model), gamma=0.05)
+    perturbation = Perturbation(model, score_layers(model), radius=Relative(0.05))
     step = iterate(
         model, x, y, objective=our_objective(), optimizer=optimizer, perturbation=perturbation,
         generator=torch.Generator().manual_seed(0), on_attacked=on_attacked,

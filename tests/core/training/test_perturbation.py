@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2ap_core.masks.masking import attach, fix_masks, masks, scores
-from s2ap_core.training.perturbation import Perturbation, ascend_and_project, score_layers, weight_layers
+from s2ap_core.training.ball import Relative, score_layers, weight_layers
+from s2ap_core.training.perturbation import Perturbation, ascend_and_project
 
 INFINITE = float("inf")
 
@@ -30,6 +31,11 @@ def gradient_at(model: nn.Module, loss: Callable[[nn.Module], Tensor], z: list[T
         for tensor, z_l in zip(tensors, z, strict=True):
             tensor.add_(z_l)
     return list(torch.autograd.grad(loss(twin), tensors))
+
+
+def stepping(lr: float) -> torch.optim.SGD:
+    """An optimizer with this learning rate."""
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
 
 
 def perturbed(model: nn.Module, weights: bool) -> list[nn.Parameter]:
@@ -77,7 +83,7 @@ def test_the_perturbation_is_the_algorithms(world, weights, kind, carry):
     tensors = perturbed(model, weights)
     before = [t.detach().clone() for t in tensors]
     layers = weight_layers(model) if weights else score_layers(model)
-    perturbation = Perturbation(model, layers, gamma=gamma, eta_z=eta, carry=carry)
+    perturbation = Perturbation(model, layers, radius=Relative(gamma), eta_z=eta, carry=carry)
     radii = [gamma * norm for norm in norms(model, weights)]
     # Infinitely far along the printed step, every layer is projected.
     printed = 1e9 if kind == "infinite" else step
@@ -86,7 +92,7 @@ def test_the_perturbation_is_the_algorithms(world, weights, kind, carry):
         if not carry:
             z = [torch.zeros_like(s) for s in before]
         z = lines_6_to_9(z, gradient_at(model, loss, z, weights), radii, printed)
-        with perturbation.applied(lambda *_: loss(model), lr):
+        with perturbation.applied(lambda *_: loss(model), stepping(lr), 0):
             for tensor, s, z_l, found in zip(tensors, before, z, perturbation.z, strict=True):
                 assert torch.allclose(found, z_l, rtol=1e-7, atol=1e-12)
                 assert torch.equal(tensor, s + found)
@@ -106,8 +112,8 @@ def test_without_a_gradient_there_is_no_perturbation(world, eta):
     model, loss = world
     with torch.no_grad():
         model.conv2.parametrizations.weight.original.zero_()  # dL/ds = w sign(s) dL/d(wm)
-    perturbation = Perturbation(model, score_layers(model), gamma=0.01, eta_z=eta)
-    with perturbation.applied(lambda *_: loss(model), 0.1):
+    perturbation = Perturbation(model, score_layers(model), radius=Relative(0.01), eta_z=eta)
+    with perturbation.applied(lambda *_: loss(model), stepping(0.1), 0):
         conv1, conv2, linear = (z.norm() for z in perturbation.z)
     assert conv2 == 0
     assert linear > 0
@@ -148,11 +154,11 @@ def test_what_was_there_is_restored_to_the_last_bit(narrow, batch, weights, carr
     modes = [m.training for m in model.modules()]
     state = copy.deepcopy(model.state_dict())
     layers = weight_layers(model) if weights else score_layers(model)
-    perturbation = Perturbation(model, layers, gamma=0.3, carry=carry)
+    perturbation = Perturbation(model, layers, radius=Relative(0.3), carry=carry)
     moved = 0
     for _ in range(3):
         try:
-            with perturbation.applied(loss, 0.1):
+            with perturbation.applied(loss, stepping(0.1), 0):
                 now = model.state_dict()
                 moved += any(not torch.equal(now[k], state[k]) for k in now)
                 # The running statistics have seen nothing of the extra pass.
@@ -172,11 +178,11 @@ def test_what_was_there_is_restored_to_the_last_bit(narrow, batch, weights, carr
 
 def test_a_perturbation_reports_the_loss_it_started_from_and_says_when_it_is_in_force(world):
     model, loss = world
-    perturbation = Perturbation(model, score_layers(model), gamma=0.5)
+    perturbation = Perturbation(model, score_layers(model), radius=Relative(0.5))
     seen = []
     perturbation.on_perturbed = lambda: seen.append(masks(model))
     before, expected = masks(model), loss(copy.deepcopy(model)).item()
-    with perturbation.applied(lambda *_: loss(model), 0.1):
+    with perturbation.applied(lambda *_: loss(model), stepping(0.1), 0):
         flipped = masks(model)
     assert perturbation.loss.item() == pytest.approx(expected, rel=1e-12)
     assert len(seen) == 1
@@ -188,10 +194,10 @@ def test_awp_keeps_pruned_weights_at_zero_and_moves_the_others(narrow, batch):
     model = fix_masks(attach(narrow(), 0.3)).train()
     held = masks(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    perturbation = Perturbation(model, weight_layers(model), gamma=0.05)
+    perturbation = Perturbation(model, weight_layers(model), radius=Relative(0.05))
     before = [w.detach().clone() for w in perturbed(model, True)]
     for _ in range(3):
-        with perturbation.applied(lambda *_: F.cross_entropy(model(batch[0]), batch[1]), 0.1):
+        with perturbation.applied(lambda *_: F.cross_entropy(model(batch[0]), batch[1]), stepping(0.1), 0):
             optimizer.zero_grad()
             F.cross_entropy(model(batch[0]), batch[1]).backward()
         optimizer.step()

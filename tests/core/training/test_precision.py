@@ -11,10 +11,11 @@ from s2ap_core.files.tensors import load_tensors
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.methods import build_method
 from s2ap_core.modes import gpu_arithmetic
+from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.iteration import iterate
 from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.optimization import searched_parameters
-from s2ap_core.training.perturbation import Perturbation, score_layers
+from s2ap_core.training.perturbation import Perturbation
 from s2ap_core.training.replay import repeat
 from s2ap_core.training.stages import Stages
 from s2ap_diag.curvature.hessian import ScoreHessian
@@ -69,7 +70,7 @@ def test_an_iteration_never_waits_for_the_gpu(method, precision, narrow, batch):
     settings.attach(model, torch.Generator())
     optimizer = torch.optim.SGD(searched_parameters(model, PruneSettings()), lr=0.1, momentum=0.9)
     objective = build_objective(ObjectiveSettings()).autocast(precision)
-    perturbation = Perturbation(model, score_layers(model), gamma=0.01)
+    perturbation = Perturbation(model, score_layers(model), radius=Relative(0.01))
 
     def once() -> None:
         iterate(

@@ -89,7 +89,10 @@ def test_sharpness_measures_every_checkpoint_with_scores(run):
         assert record["lambda_max_live_standard_error"] > 0
         assert record["converged"]
         assert max(record["residual"], record["residual_live"]) <= 1e-4
-    assert not result.stderr
+    # The search's gamma is too small for some layers, which is said of each checkpoint, and nothing else is.
+    warned = result.stderr.splitlines()
+    assert all("no z within gamma = 0.01 changes the mask of" in line for line in warned)
+    assert len(warned) == sum(bool(record["out_of_reach"]) for record in records) > 0
     # Before the search the running statistics are the dense network's, and the record says what was done.
     assert "re-estimated" in records[0]["batch_norm"]
     assert records[1]["batch_norm"] == "running"

@@ -13,11 +13,12 @@ from s2ap_core.config import ObjectiveSettings, PruneSettings, TrackingSettings,
 from s2ap_core.errors import InputError
 from s2ap_core.files.tensors import load_tensors
 from s2ap_core.masks.masking import attach, masks, scores
+from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.iteration import iterate
 from s2ap_core.training.loop import Loop
 from s2ap_core.training.objectives import Objective, build_objective
 from s2ap_core.training.optimization import searched_parameters
-from s2ap_core.training.perturbation import Perturbation, score_layers
+from s2ap_core.training.perturbation import Perturbation
 from s2ap_core.training.stages import Stages
 from s2ap_diag.curvature.tracking import CurvatureTracker, build_trackers
 
@@ -231,7 +232,7 @@ def test_a_reading_changes_nothing(world, data):
 @pytest.mark.parametrize("carry", [False, True])
 def test_what_the_perturbation_does(world, data, carry):
     model, objective, (x, _, y) = world
-    perturbation = Perturbation(model, score_layers(model), gamma=0.4, carry=carry)
+    perturbation = Perturbation(model, score_layers(model), radius=Relative(0.4), carry=carry)
     loop, found = loop_of(model.train(), objective, data, perturbation), tracker(iterations=1)
     for loop.iteration in range(3):
         at_s = copy.deepcopy(model)
@@ -259,7 +260,7 @@ def test_what_the_perturbation_does(world, data, carry):
 
 def test_every_other_iteration_is_read_and_an_epochs_mean_follows(world, data):
     model, objective, (x, _, y) = world
-    perturbation = Perturbation(model, score_layers(model), gamma=0.2)
+    perturbation = Perturbation(model, score_layers(model), radius=Relative(0.2))
     loop, found = loop_of(model.train(), objective, data, perturbation), tracker(every=2, iterations=2)
     for loop.iteration in range(5):
         step = iterate(
@@ -269,7 +270,8 @@ def test_every_other_iteration_is_read_and_an_epochs_mean_follows(world, data):
         found.on_iteration(loop, step)
     rows = found.on_epoch(loop)
     assert found.on_epoch(loop) == []
-    assert {i for i, _, _ in rows} == {0, 2, 4, ""}
+    assert {i for i, n, _ in rows if n != "curvature_along_z"} == {0, 2, 4, ""}
+    assert [i for i, n, _ in rows if n == "curvature_along_z"] == [0, 1, 2, 3, 4, ""]  # it costs nothing
     for name in ("lambda_max_batch", "hvps_running", "perturbation_flips", "perturbation_loss_difference"):
         values = [v for i, n, v in rows if n == name and i != ""]
         assert len(values) == 3

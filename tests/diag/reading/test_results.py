@@ -18,7 +18,7 @@ class Unfinetuned(Hydra):
 
 def test_a_run_of_a_users_method_that_finetunes_nothing_is_complete(tmp_path, new_run, data, monkeypatch):
     monkeypatch.setitem(METHODS, "unfinetuned", Unfinetuned)
-    sections = {"method": {"name": "unfinetuned"}, "minimizer": {"name": "s2ap", "gamma": 0.5, "single_step": True}}
+    sections = {"method": {"name": "unfinetuned"}, "minimizer": {"name": "s2ap", "gamma": 0.5, "source": "last"}}
     Stages(new_run(tmp_path / "run", **sections, finetune={"awp": True}), data).all()
     runs, skipped = collect(tmp_path)
     assert skipped == []

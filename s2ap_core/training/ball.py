@@ -1,0 +1,219 @@
+"""The ball that a perturbation stays in: which layers it moves, and how far."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from s2ap_core.config import MinimizerSettings
+from s2ap_core.masks.layers import is_masked, mask_of, raw_weight
+from s2ap_core.masks.parametrization import ScoreMask
+from s2ap_core.masks.topk import kth_smallest
+
+
+@dataclass(frozen=True)
+class PerturbedLayer:
+    """One layer's perturbed tensor, the norm of it that the radius is a multiple of; of scores also mask and weight."""
+
+    tensor: nn.Parameter
+    norm: Callable[[], Tensor]
+    mask: ScoreMask | None = None
+    weight: nn.Parameter | None = None
+
+    def pulled(self, gradient: Tensor) -> Tensor:
+        """Turn the gradient in the layer's masked weights into that in its scores."""
+        assert self.mask is not None
+        assert self.weight is not None
+        return self.mask.score_gradient(self.weight, gradient)
+
+
+def score_layers(model: nn.Module) -> list[PerturbedLayer]:
+    """Collect the scores of each masked layer; HARP's rates are not perturbed."""
+    layers = [(layer, mask_of(layer)) for layer in model.modules() if is_masked(layer)]
+    return [
+        PerturbedLayer(mask.scores, mask.scores.norm, mask, raw_weight(layer))
+        for layer, mask in layers
+        if isinstance(mask, ScoreMask)
+    ]
+
+
+def weight_layers(model: nn.Module) -> list[PerturbedLayer]:
+    """Collect the weights of each masked layer; their norm is that of ``w * m``, as is their gradient."""
+    layers = [layer for layer in model.modules() if is_masked(layer)]
+    return [PerturbedLayer(raw_weight(layer), _masked_norm(layer)) for layer in layers]
+
+
+def _masked_norm(layer: nn.Module) -> Callable[[], Tensor]:
+    return lambda: (raw_weight(layer) * mask_of(layer).mask()).norm()
+
+
+class Radius(Protocol):
+    """How long each layer's perturbation may be."""
+
+    def __call__(self, layers: Sequence[PerturbedLayer], ascent: Sequence[Tensor]) -> list[Tensor]:
+        """Return a radius, a scalar, for each layer; ``ascent`` is where z goes, of any length."""
+
+    def learn(self, loss: Tensor, perturbed_loss: Tensor) -> None:
+        """Take note of L(s) and L(s + z); the first is NaN where it was not computed."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors from which :meth:`load_state_dict` goes on after an epoch."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+
+
+class _Fixed:
+    """A radius that learns nothing."""
+
+    def learn(self, loss: Tensor, perturbed_loss: Tensor) -> None:
+        """Stay as it is."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Stay as it is."""
+
+
+@dataclass(frozen=True)
+class Relative(_Fixed):
+    """``gamma |s_l|``, the paper's (Eq. 5 and 7)."""
+
+    gamma: float
+
+    def __call__(self, layers: Sequence[PerturbedLayer], ascent: Sequence[Tensor]) -> list[Tensor]:
+        return [self.gamma * layer.norm().detach() for layer in layers]
+
+    def __str__(self) -> str:
+        return f"{self.gamma}"
+
+
+@dataclass(frozen=True)
+class Flips(_Fixed):
+    """The smallest radius at which s + z keeps other entries than s: ``max(1, round(share k_l))`` of the k_l kept.
+
+    z acts through the mask bits that it flips alone, so this asks for them instead of a length.
+    """
+
+    share: float
+
+    def __call__(self, layers: Sequence[PerturbedLayer], ascent: Sequence[Tensor]) -> list[Tensor]:
+        return [radius_of_swaps(layer, a, self.share) for layer, a in zip(layers, ascent, strict=True)]
+
+    def __str__(self) -> str:
+        return f"flips, {self.share}"
+
+
+RISE_STEP = 1.0
+"""eta of :class:`Rise`: an excess of a tenth changes gamma by a tenth."""
+
+RISE_START = 0.01
+"""gamma that :class:`Rise` begins with."""
+
+
+class Rise:
+    """``gamma |s_l|``, where gamma follows a relative rise of the loss, kappa.
+
+    After each iteration ``log gamma += eta (kappa - (L(s + z) - L(s)) / L(s))``.
+
+    Attributes:
+        log_gamma: a scalar on the device of the layers, so that nothing waits for it.
+    """
+
+    def __init__(self, kappa: float) -> None:
+        self.kappa = kappa
+        self.log_gamma = torch.tensor(math.log(RISE_START), dtype=torch.float64)
+
+    def __call__(self, layers: Sequence[PerturbedLayer], ascent: Sequence[Tensor]) -> list[Tensor]:
+        self.log_gamma = self.log_gamma.to(ascent[0].device)
+        return [(self.log_gamma.exp() * layer.norm().detach()).to(layer.tensor.dtype) for layer in layers]
+
+    def learn(self, loss: Tensor, perturbed_loss: Tensor) -> None:
+        """Move gamma; stay where a loss is not finite."""
+        rise = (perturbed_loss - loss).double() / loss.double()
+        self.log_gamma = self.log_gamma + RISE_STEP * torch.where(rise.isfinite(), self.kappa - rise, 0.0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"log_gamma": self.log_gamma}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.log_gamma = state["log_gamma"]
+
+    def __str__(self) -> str:
+        return f"rise, {self.kappa}, now {self.log_gamma.exp().item():.3g}"
+
+
+SELECTIONS = 6
+"""Masks that :func:`radius_of_swaps` selects at most, besides the one in force."""
+
+
+@torch.no_grad()
+def radius_of_swaps(layer: PerturbedLayer, ascent: Tensor, share: float) -> Tensor:
+    """Find about the smallest radius at which a layer keeps ``max(1, round(share k))`` other entries of its k.
+
+    Where each entry would cross today's threshold gives a first radius; the threshold itself moves, so the masks at a
+    few radii, between one that is too small and one that is not, find the rest. Nothing is read back to the host.
+
+    Args:
+        layer: of scores, which are where they are without the perturbation.
+        ascent: the direction, of the scores' shape.
+
+    Returns:
+        A scalar; 0 where the direction is 0 or not finite, or no entry can change.
+    """
+    assert layer.mask is not None
+    scores, mask = layer.tensor.detach(), layer.mask
+    length = ascent.norm()
+    usable = (length > 0) & length.isfinite()
+    direction = torch.where(usable, ascent / length, 0.0)
+    kept = mask.select(scores.abs()).bool()
+    swaps = (share * kept.sum()).round().clamp(min=1)
+    crossing = _crossings(scores, direction, kept)
+    radius = kth_smallest(crossing, 2 * swaps)
+    first = kth_smallest(crossing, swaps)
+    radius = torch.where(radius.isfinite(), radius, torch.where(first.isfinite(), first, 0.0))  # 0 if none crosses
+
+    def swapped(radius: Tensor) -> Tensor:
+        return (mask.select((scores + radius * direction).abs()).bool() & ~kept).sum()
+
+    low, at_low = torch.zeros_like(radius), torch.zeros_like(swaps)
+    high, at_high = torch.full_like(radius, math.inf), swaps
+    for _ in range(SELECTIONS):
+        found = swapped(radius)
+        enough = found >= swaps
+        high, at_high = torch.where(enough, radius, high), torch.where(enough, found, at_high)
+        low, at_low = torch.where(enough, low, radius), torch.where(enough, at_low, found)
+        # Along the line between the two, by a part of the way at least; beyond the larger where both are too small.
+        way = ((swaps - at_low) / (at_high - at_low).clamp(min=1)).clamp(0.1, 0.9)
+        beyond = low * (1.2 * swaps / found.clamp(min=0.1)).clamp(1.1, 4)
+        radius = torch.where(high.isfinite(), low + way * (high - low), beyond)
+    return torch.where(high.isfinite(), high, low)
+
+
+def _crossings(scores: Tensor, direction: Tensor, kept: Tensor) -> Tensor:
+    """Compute at which radius each entry crosses today's threshold, midway between the entries beside it."""
+    magnitude = scores.abs()
+    weakest = torch.where(kept, magnitude, math.inf).min()
+    strongest = torch.where(kept, -math.inf, magnitude).max()
+    threshold = (weakest + strongest) / 2
+    speed = torch.where(scores < 0, -direction, direction)  # of the magnitude
+    speed = torch.where(scores == 0, direction.abs(), speed)
+    leaves = (magnitude - threshold) / -speed
+    enters = torch.where(speed > 0, threshold - magnitude, threshold + magnitude) / speed.abs()  # or through 0
+    crossing = torch.where(kept, torch.where(speed < 0, leaves, math.inf), enters)
+    return torch.where(crossing.isnan(), math.inf, crossing)
+
+
+def search_radius(settings: MinimizerSettings) -> Radius:
+    """Build the radius that settings ask for."""
+    match settings.gamma:
+        case "flips":
+            return Flips(settings.flips)
+        case "rise":
+            return Rise(settings.rise)
+        case gamma:
+            return Relative(gamma)

@@ -1,0 +1,99 @@
+"""What a perturbation of the scores can reach: the most mask entries within its ball, exactly."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+from torch import nn
+
+from s2ap_core.errors import InputError
+from s2ap_diag.curvature.hessian import chosen_masks
+
+ROUNDING = 1e-5
+"""By how much a z in float32 may be longer than its radius, squared and relative."""
+
+
+@dataclass(frozen=True)
+class LayerReach:
+    """What a perturbation within a layer's ball can do to its mask at most.
+
+    Attributes:
+        radius: of the l2 ball, ``gamma |s|``.
+        flippable: the most mask entries that a z within it changes, see :func:`perturbation_reach`.
+        needed: the smallest gamma that flips an entry; None where no gamma does, as in a dense layer.
+    """
+
+    entries: int
+    radius: float
+    flippable: int
+    needed: float | None
+
+
+def perturbation_reach(model: nn.Module, gamma: float) -> dict[str, LayerReach]:
+    """Compute by layer the most mask entries that a perturbation ``|z| <= gamma |s|`` can flip, exactly.
+
+    m of the kept and m of the dropped entries change places if there is a threshold tau that the first fall to and the
+    second rise to. The cheapest are the m weakest kept, of magnitudes a, and the m strongest dropped, of magnitudes b:
+    m swaps fit if and only if
+
+        min over tau of  sum over j <= m of  (a_j - tau)_+^2 + (tau - b_j)_+^2  <=  (gamma |s|)^2.
+
+    At the minimum both sides fall and rise by equal sums, which gives tau. A z of S2AP goes in one direction only and
+    flips fewer. Where entries tie at tau, the z that flips them lies just outside of the ball.
+
+    Args:
+        gamma: radius of the balls, relative to the norm of each layer's scores.
+
+    Raises:
+        InputError: if gamma is not positive and finite, the network has no scores, or they hold NaN.
+    """
+    if not (gamma > 0 and np.isfinite(gamma)):
+        raise InputError(f"gamma = {gamma}: give a finite radius above 0")
+    found = {}
+    with torch.no_grad():
+        for name, mask in chosen_masks(model).items():
+            magnitude = mask.scores.abs().double().cpu().numpy().ravel()
+            kept = mask.mask().bool().cpu().numpy().ravel()
+            found[name] = _layer_reach(magnitude, kept, gamma)
+    return found
+
+
+def out_of_reach(model: nn.Module, gamma: float) -> list[str]:
+    """Name the layers, of those that are not dense, whose mask no perturbation within the ball can change."""
+    reach = perturbation_reach(model, gamma)
+    return [name for name, layer in reach.items() if layer.needed is not None and not layer.flippable]
+
+
+def _layer_reach(magnitude: np.ndarray, kept: np.ndarray, gamma: float) -> LayerReach:
+    norm = float(np.linalg.norm(magnitude))
+    weakest, strongest = np.sort(magnitude[kept]), np.sort(magnitude[~kept])[::-1]
+    most = min(len(weakest), len(strongest))
+    if not most or not norm:
+        return LayerReach(magnitude.size, gamma * norm, 0, None)
+    cost = _SwapCost(weakest, strongest)
+    reach = (gamma * norm) ** 2 * (1 + ROUNDING)
+    # The cost rises with the number of swaps.
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= reach else (low, middle)
+    return LayerReach(magnitude.size, gamma * norm, 2 * low, float(np.sqrt(cost(1))) / norm)
+
+
+class _SwapCost:
+    """The squared length of the shortest z that makes m swaps; ``weakest`` ascend, ``strongest`` descend."""
+
+    def __init__(self, weakest: np.ndarray, strongest: np.ndarray) -> None:
+        self.weakest, self.strongest = weakest, strongest
+
+    def __call__(self, m: int) -> float:
+        a, b = self.weakest[:m], self.strongest[:m]
+
+        def excess(tau: float) -> float:
+            """Compute what the kept fall less what the dropped rise, which falls as tau grows."""
+            return float(np.maximum(a - tau, 0).sum() - np.maximum(tau - b, 0).sum())
+
+        low, high = float(b[-1]), float(a[-1])
+        tau = brentq(excess, low, high, xtol=1e-15 * high) if excess(low) > 0 > excess(high) else low
+        return float(np.square(np.maximum(a - tau, 0)).sum() + np.square(np.maximum(tau - b, 0)).sum())

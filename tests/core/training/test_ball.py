@@ -1,0 +1,139 @@
+"""The radius of a perturbation: how many entries it flips, held against the masks themselves, and what it follows."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from s2ap_core.config import MethodSettings, MinimizerSettings
+from s2ap_core.masks.masking import attach, masks
+from s2ap_core.methods import build_method
+from s2ap_core.training.ball import Flips, Relative, Rise, radius_of_swaps, score_layers, search_radius
+
+
+def one_layer(entries: int, keep: float, seed: int, scale: str = "normal"):
+    torch.manual_seed(seed)
+    model = attach(nn.Sequential(nn.Linear(entries, 1, bias=False)), keep)
+    (layer,) = score_layers(model)
+    with torch.no_grad():
+        layer.tensor.normal_()
+        if scale == "heavy":
+            layer.tensor.pow_(3)
+    return model, layer
+
+
+def swaps_at(model: nn.Module, layer, z: torch.Tensor) -> int:
+    """Entries that leave the mask, counted on a copy by a full sort."""
+    scores = layer.tensor.detach()
+    (mask,) = masks(model).values()
+    count = int(mask.sum())
+    before, after = (set(v.abs().flatten().argsort()[-count:].tolist()) for v in (scores, scores + z))
+    return len(before - after)
+
+
+@pytest.mark.parametrize("direction", ["normal", "heavy", "sparse", "along s", "against s"])
+@pytest.mark.parametrize("keep", [0.5, 0.1, 0.01])
+@pytest.mark.parametrize("scale", ["normal", "heavy"])
+def test_a_layer_flips_the_share_that_is_asked_for(direction, keep, scale):
+    within, readings = 0, 0
+    for seed in range(3):
+        model, layer = one_layer(20_000, keep, seed, scale)
+        torch.manual_seed(100 + seed)
+        d = torch.randn_like(layer.tensor)
+        d = {
+            "normal": d,
+            "heavy": d**3,
+            "sparse": d * (torch.rand_like(d) < 0.3),
+            "along s": layer.tensor.detach() * d.abs(),
+            "against s": -layer.tensor.detach() * d.abs(),
+        }[direction]
+        for share in (0.003, 0.01, 0.03, 0.1):
+            wish = max(1, round(share * int(keep * 20_000)))
+            radius = radius_of_swaps(layer, d, share)
+            found = swaps_at(model, layer, 1.0001 * radius * d / d.norm())
+            if wish > 0.05 * keep * 20_000 and direction == "sparse":
+                continue  # so many do not move
+            if wish < 5:
+                assert found >= wish
+                continue
+            readings += 1
+            within += abs(found - wish) <= 0.2 * wish
+            # It is about the smallest: half of it does not do.
+            assert swaps_at(model, layer, 0.5 * radius * d / d.norm()) < wish
+    assert within >= 0.95 * readings
+
+
+def test_a_layer_of_few_entries_swaps_one():
+    model, layer = one_layer(8, 0.5, 0)
+    d = torch.randn_like(layer.tensor)
+    radius = radius_of_swaps(layer, d, 0.01)
+    assert swaps_at(model, layer, 1.001 * radius * d / d.norm()) >= 1
+    assert swaps_at(model, layer, 0.5 * radius * d / d.norm()) == 0
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_where_nothing_can_flip_the_radius_is_0(keep):
+    _, layer = one_layer(30, keep, 0)
+    d = torch.randn_like(layer.tensor) if keep == 1.0 else torch.zeros_like(layer.tensor)
+    assert radius_of_swaps(layer, d, 0.1) == 0
+    d[0, 0] = math.nan
+    assert radius_of_swaps(layer, d, 0.1) == 0
+
+
+@pytest.mark.parametrize("method", ["hydra", "harp", "rlth", "hydra-channels", "harp-channels"])
+def test_every_kind_of_scores_flips_as_asked(method, narrow):
+    model = narrow("resnet18")
+    budget = {"flops_reduction": 1.5} if "channels" in method else {"keep": 0.3}
+    attached = build_method(MethodSettings(name=method, **budget))
+    attached.image_shape = (1, 8, 8)
+    attached.attach(model, torch.Generator().manual_seed(0))
+    layers = score_layers(model)
+    for layer in layers:
+        if layer.mask.rate is not None:
+            layer.mask.set_rate(torch.tensor(-0.5))
+    torch.manual_seed(1)
+    ascent = [torch.randn_like(layer.tensor) for layer in layers]
+    radii = Flips(0.05)(layers, ascent)
+    before = masks(model)
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer, radius, a in zip(score_layers(moved), radii, ascent, strict=True):
+            layer.tensor.add_(1.0001 * radius * a / a.norm())
+    counted = 0
+    for (name, after), layer in zip(masks(moved).items(), layers, strict=True):
+        scores_kept = int(layer.mask.select(layer.tensor.abs()).sum())
+        if scores_kept == layer.tensor.numel():
+            continue
+        entries = after.numel() // layer.tensor.numel()  # of the mask for each score
+        swapped = int((after & ~before[name]).sum()) / entries
+        wish = max(1, round(0.05 * scores_kept))
+        assert swapped >= wish
+        assert swapped <= max(wish + 2, 1.25 * wish)
+        counted += 1
+    assert counted > 3
+
+
+def test_gamma_follows_the_rise_of_the_loss():
+    """Against a loss that rises as gamma squared: gamma ends where the rise is the one asked for."""
+    _, layer = one_layer(50, 0.5, 0)
+    rise = Rise(0.2)
+    for _ in range(200):
+        (radius,) = rise([layer], [torch.ones_like(layer.tensor)])
+        gamma = float(radius / layer.tensor.norm())
+        rise.learn(torch.tensor(3.0), torch.tensor(3.0 * (1 + 50 * gamma**2)))
+    assert 50 * gamma**2 == pytest.approx(0.2, rel=1e-3)
+    state = rise.state_dict()
+    rise.learn(torch.tensor(math.nan), torch.tensor(3.0))  # an iteration without the pass
+    assert rise.state_dict() == state
+    again = Rise(0.2)
+    again.load_state_dict(state)
+    assert again([layer], [layer.tensor])[0] == rise([layer], [layer.tensor])[0]
+
+
+def test_settings_choose_the_radius():
+    chosen = [search_radius(MinimizerSettings(gamma=gamma, flips=0.2, rise=0.3)) for gamma in (0.5, "flips", "rise")]
+    assert chosen[:2] == [Relative(0.5), Flips(0.2)]
+    assert isinstance(chosen[2], Rise)
+    assert chosen[2].kappa == 0.3

@@ -1,0 +1,82 @@
+"""The reach of a perturbation against every mask of a small layer, each at its distance by a general solver."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import nn
+
+from s2ap_core.errors import InputError
+from s2ap_core.masks.masking import attach, masks, scores
+from s2ap_diag.curvature.reach import out_of_reach, perturbation_reach
+
+
+def linear_with_scores(values: np.ndarray, keep: float) -> nn.Module:
+    model = attach(nn.Linear(len(values), 1, bias=False).double(), keep=keep)
+    with torch.no_grad():
+        scores(model)["scores"].copy_(torch.from_numpy(values)[None])
+    return model
+
+
+def nearest(magnitude: np.ndarray, wanted: np.ndarray) -> float:
+    """Distance to the nearest magnitudes of which exactly ``wanted`` is kept, by a general solver."""
+    pairs = [(i, j) for i in np.flatnonzero(wanted) for j in np.flatnonzero(~wanted)]
+    matrix = np.zeros((len(pairs), len(magnitude)))
+    for row, (i, j) in enumerate(pairs):
+        matrix[row, i], matrix[row, j] = 1, -1
+    size = magnitude.max()
+    magnitude = magnitude / size
+    found = minimize(
+        lambda m: np.square(m - magnitude).sum(), magnitude, jac=lambda m: 2 * (m - magnitude), method="SLSQP",
+        constraints={"type": "ineq", "fun": lambda m: matrix @ m, "jac": lambda m: matrix}, options={"ftol": 1e-14},
+    )  # fmt: skip
+    assert found.success
+    return float(size * np.sqrt(found.fun))
+
+
+@pytest.mark.parametrize("keep", [0.34, 0.5, 0.67])
+@pytest.mark.parametrize("heavy", [False, True])
+def test_the_reach_of_a_radius_is_the_most_of_all_masks_within_it(keep: float, heavy: bool) -> None:
+    rng = np.random.default_rng(int(100 * keep))
+    for _ in range(3):
+        s = rng.normal(size=6) ** (3 if heavy else 1)
+        model = linear_with_scores(s, keep)
+        own = masks(model)["weight"].numpy()[0]
+        distances = []
+        for kept in itertools.combinations(range(6), int(own.sum())):
+            wanted = np.isin(np.arange(6), kept)
+            distances.append((nearest(np.abs(s), wanted), int((wanted ^ own).sum())))
+        for gamma in (0.001, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8):
+            radius = gamma * np.linalg.norm(s)
+            most = max(flips for distance, flips in distances if distance <= radius)
+            layer = perturbation_reach(model, gamma)[""]
+            assert layer.flippable == most
+            assert layer.needed == pytest.approx(
+                min(distance for distance, flips in distances if flips) / np.linalg.norm(s), rel=1e-5
+            )
+        assert (out_of_reach(model, 0.99 * layer.needed), out_of_reach(model, 1.01 * layer.needed)) == ([""], [])
+
+
+def test_no_perturbation_flips_more_than_is_in_reach() -> None:
+    torch.manual_seed(0)
+    model = attach(nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 10)), keep=0.2)
+    for gamma in (0.003, 0.01, 0.03, 0.1, 0.5):
+        reach = perturbation_reach(model, gamma)
+        before = masks(model)
+        for _ in range(20):
+            ascent = [torch.randn_like(s) ** 3 for s in scores(model).values()]
+            moved = copy.deepcopy(model)
+            with torch.no_grad():
+                for s, a in zip(scores(moved).values(), ascent, strict=True):
+                    s.add_(gamma * s.norm() * a / a.norm())
+            for name, mask in masks(moved).items():
+                assert int((mask ^ before[name]).sum()) <= reach[name.removesuffix(".weight")].flippable
+    assert reach["0"].flippable == 2 * 240  # all that are kept
+    dense = perturbation_reach(attach(nn.Linear(4, 2), keep=1.0), 0.5)[""]
+    assert (dense.flippable, dense.needed) == (0, None)
+    for gamma in (0.0, float("inf")):
+        with pytest.raises(InputError, match="give a finite radius above 0"):
+            perturbation_reach(model, gamma)
