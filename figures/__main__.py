@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from figures.catalogue import choose, load_catalogue
-from figures.claims import claims_table
 from figures.matching import Library
-from figures.report import listing, render, render_claims, warnings
+from figures.report import claim_tables, listing, render, render_claims, warnings
 from s2ap_core.errors import InputError
 from s2ap_diag.commands.options.shared import EXISTING
 from s2ap_diag.curvature.hessian import BatchNormMode
@@ -77,9 +76,11 @@ def command(
         raise click.UsageError("--out is missing: name a folder for the tables and figures, or --list, or --claims")
     library = Library.open(runs, batch_norm, attack)
     if claims:
-        table = claims_table(library)
-        show_table(make_table(table.heading, table.columns, [[cell.text for cell in row] for row in table.rows]))
-        rendered = [] if out is None else [render_claims(library, out)]
+        for table in claim_tables(library):
+            show_table(make_table(table.heading, table.columns, [[cell.text for cell in row] for row in table.rows]))
+            for sentence in table.caption:
+                click.echo(sentence)
+        rendered = [] if out is None else render_claims(library, out)
     elif out is None or list_entries:
         shown = entries if only else catalogue
         library.drop_damaged(dict.fromkeys(need for entry in shown for need in entry.needs))

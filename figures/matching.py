@@ -50,6 +50,7 @@ class Library:
     others, so that no number mixes both.
 
     Attributes:
+        runs: all of them, used or not.
         skipped: what could not be used.
         left_out: how many runs were searched, trained or evaluated otherwise, and how.
         conflicts: groups of runs that claim the same place, none of which is used.
@@ -66,7 +67,7 @@ class Library:
         batch_norm: BatchNormMode = "batch",
         attack: str | None = None,
     ) -> None:
-        self.skipped = list(skipped)
+        self.runs, self.skipped = list(runs), list(skipped)
         self.conflicts: dict[tuple[Path, ...], str] = {}
         self.used: dict[Path, tuple[PlacedRun, set[str]]] = {}
         self.batch_norm = batch_norm
@@ -85,7 +86,7 @@ class Library:
             more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
             self.left_out.append(
                 f"{paths[0]}{more}: {arm} by a perturbation or an update that is none of the paper's, so that they are "
-                "in no cell; `python -m figures.cheaper` compares the cheaper ones"
+                "in no cell; the table of doses and `python -m figures.cheaper` compare such"
             )
         self.placed_runs = [placed for alike in map(self._alike, by_setting.values()) for placed in alike]
 

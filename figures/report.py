@@ -11,6 +11,7 @@ import pandas as pd
 from figures.afterwards import loss_differences
 from figures.catalogue import Entry, repeated
 from figures.claims import claims_table
+from figures.dose import dose_table, draw_doses, studies
 from figures.drawings import FIGURES
 from figures.matching import Library, PlacedRun
 from figures.overheads import overheads, seconds
@@ -56,16 +57,27 @@ def render(
         InputError: if ``out`` cannot be written to.
     """
     library.drop_damaged(dict.fromkeys(need for entry in entries for need in entry.needs))
-    rendered = [render_claims(library, out)] if claims else []
+    rendered = render_claims(library, out) if claims else []
     rendered += [_render(entry, library, out) for entry in entries]
     write_file(out / "results.csv", to_csv(results(library)))
     write_file(out / "README.md", page(rendered, library, command))
     return rendered
 
 
-def render_claims(library: Library, out: Path) -> Rendered:
-    """Write the table of the paper's claims, tested on the runs."""
-    return _write_table(claims_table(library), out)
+def claim_tables(library: Library) -> list[RenderedTable]:
+    """Test the paper's claims, and what doses of mask flips do, where there are runs of them."""
+    return [claims_table(library), *([dose_table(found)] if (found := studies(library.runs)) else [])]
+
+
+def render_claims(library: Library, out: Path) -> list[Rendered]:
+    """Write the tables of :func:`claim_tables`, and the figure of the doses."""
+    rendered = [_write_table(table, out) for table in claim_tables(library)]
+    found = studies(library.runs)
+    if found:
+        draw_doses(found, [out / f"dose.{ending}" for ending in ("png", "pdf")])
+        rendered.append(Rendered("![Dose against outcome](dose.png)\n\nDifferences from no perturbation, with 95 % "
+                                 "intervals over folds. [PDF](dose.pdf), [numbers](dose.csv)\n"))  # fmt: skip
+    return rendered
 
 
 def warnings(rendered: Sequence[Rendered], library: Library) -> list[str]:
