@@ -78,9 +78,8 @@ class Study:
         effects = [self.effect(direction, metric) for metric in ROBUSTNESS for direction in ("gradient", "reversed")]
         needed = [effect.seeds_needed() for effect in effects if effect is not None and not effect.beyond_chance]
         most = max((math.inf if seeds is None else seeds for seeds in needed), default=0)
-        decide = (
-            [] if not most else [f"{many(None if most == math.inf else int(most))} would resolve all effects on it"]
-        )
+        enough = many(None if most == math.inf else int(most))
+        decide = [f"{enough} would resolve all effects on robustness"] if most else []
         return "not shown: " + "; ".join([*(seen or ["no effect beyond chance"]), *decide])
 
     def agreement(self, sharpness: str, robustness: str, *, alike: bool = False) -> PairedDifference | None:
