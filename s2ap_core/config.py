@@ -229,6 +229,7 @@ class TrackingSettings(_Settings):
         spectrum: lambda_max over ``all`` scores as the paper defines it, over those of ``live`` channels, which
             keep a weight, or both; where no channel is dead both cost no more than one.
         by_layer: read the perturbation's flips and the curvature along it of each layer too.
+        along_z: without a perturbation in the search, read the curvature along one of this gamma, at two passes.
     """
 
     metrics: list[str] = ["curvature"]
@@ -240,6 +241,7 @@ class TrackingSettings(_Settings):
     batch_norm: list[Literal["running", "batch"]] = ["running", "batch"]
     spectrum: list[Literal["all", "live"]] = Field(default=["all", "live"], min_length=1)
     by_layer: bool = False
+    along_z: float | None = Field(default=None, gt=0)
 
 
 class ComputeSettings(_Settings):

@@ -107,6 +107,8 @@ def _unread_by_the_tracking(config: Config) -> Unread:
         yield from _all_of("tracking", config, "tracking.every = 0 reads nothing", but=("every",))
     if not tracking.metrics:
         yield "tracking.every", "tracking.metrics is empty"
+    if config.minimizer.name != "none":
+        yield "tracking.along_z", f"minimizer.name = {config.minimizer.name} has a z of its own, which is read anyway"
     if tracking.recipe == "paper":
         yield "tracking.tolerance", "tracking.recipe = paper makes all of tracking.iterations"
 

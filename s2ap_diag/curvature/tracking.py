@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from s2ap_core.config import TrackingSettings
+from s2ap_core.distributed.group import add_up_gradients
 from s2ap_core.distributed.share import Share
 from s2ap_core.errors import InputError
-from s2ap_core.masks.layers import score_masks
+from s2ap_core.masks.layers import one_mask, score_masks
 from s2ap_core.masks.masking import masks
-from s2ap_core.training.ball import Relative
+from s2ap_core.modes import frozen_statistics
+from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.iteration import Step
 from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.objectives import Objective
+from s2ap_core.training.perturbation import Perturbation
 from s2ap_diag.curvature.eigen import LambdaMax, PowerIteration, lambda_max
 from s2ap_diag.curvature.hessian import DeadScores, Loss, ScoreHessian, dead_scores
 from s2ap_diag.curvature.operators import Projected
@@ -45,7 +48,7 @@ class CurvatureTracker(Callback):
 
     At every iteration, for it costs no pass, it reads the secant curvature along z, ``(g(s + z) - g(s)) . z / |z|^2``
     (``curvature_along_z``): through the bits that z flips, and 0 without a flip. With ``by_layer`` it and the flips
-    are read of each layer too.
+    are read of each layer too. Of a search without a perturbation it is read with ``along_z``, at two passes.
 
     Recipe ``paper`` runs ``iterations`` of power iteration from a random vector (App. C.1). Recipe ``warm`` starts
     from the last eigenvector and stops at the residual ``tolerance``, after ``iterations`` at the latest.
@@ -65,6 +68,8 @@ class CurvatureTracker(Callback):
             images = min(self.settings.images or share.count, share.count)
             n = share.first(images)
             self._read_curvature(loop, (x[:n], x_adv[:n], y[:n]), n / images)
+        if due and loop.perturbation is None and self.settings.along_z is not None:
+            self._probe(loop, x, x_adv, y, self.settings.along_z)
         if loop.perturbation is not None:
             loop.perturbation.on_perturbed = self._watch_flips(loop) if due else None
             if due and isinstance(loop.perturbation.radius, Relative):
@@ -113,6 +118,33 @@ class CurvatureTracker(Callback):
         self.vectors[name] = op.expand(reading.dominant.product)
         return reading
 
+    def _probe(self, loop: Loop, x: Tensor, x_adv: Tensor, y: Tensor, gamma: float) -> None:
+        """Read the curvature along a z that the search does not use."""
+        share = loop.share or Share(len(y))
+        probe = Perturbation(loop.model, score_layers(loop.model), radius=Relative(gamma))
+        tensors = [layer.tensor for layer in probe.layers]
+
+        def loss() -> Tensor:
+            return share.of_mean(loop.objective.loss(loop.model, x, x_adv, y), share.count)
+
+        with probe.applied(loss, loop.optimizer, loop.seed), frozen_statistics(loop.model), one_mask(loop.model):
+            loss_there = loss()
+            for tensor, gradient in zip(tensors, torch.autograd.grad(loss_there, tensors), strict=True):
+                tensor.grad = gradient
+            add_up_gradients(loss_there, tensors)
+        self._add_curvature(loop, probe)
+        for tensor in tensors:
+            tensor.grad = None
+
+    def _add_curvature(self, loop: Loop, perturbation: Perturbation) -> None:
+        if perturbation.curvature is None:
+            return
+        products, squares = perturbation.curvature
+        self._add(loop, curvature_along_z=products.sum() / squares.sum())
+        if self.settings.by_layer:
+            names = score_masks(loop.model)
+            self._add(loop, **{f"curvature_along_z/{n}": v for n, v in zip(names, products / squares, strict=True)})
+
     def _read_reach(self, loop: Loop, gamma: float) -> None:
         layers = out_of_reach(loop.model, gamma)
         self._add(loop, perturbation_layers_out_of_reach=len(layers))
@@ -137,12 +169,8 @@ class CurvatureTracker(Callback):
         return on_perturbed
 
     def on_iteration(self, loop: Loop, step: Step) -> None:
-        if loop.stage == "prune" and loop.perturbation is not None and loop.perturbation.curvature is not None:
-            products, squares = loop.perturbation.curvature
-            self._add(loop, curvature_along_z=products.sum() / squares.sum())
-            if self.settings.by_layer:
-                names = score_masks(loop.model)
-                self._add(loop, **{f"curvature_along_z/{n}": v for n, v in zip(names, products / squares, strict=True)})
+        if loop.stage == "prune" and loop.perturbation is not None:
+            self._add_curvature(loop, loop.perturbation)
         if loop.perturbation is not None and loop.perturbation.on_perturbed is not None:
             if loop.perturbation.loss.isfinite():
                 self._add(loop, perturbation_loss_difference=(step.loss - loop.perturbation.loss).item())

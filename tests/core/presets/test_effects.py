@@ -60,6 +60,7 @@ BASES: dict[str, dict[str, dict[str, Any] | None]] = {
     "random": {"minimizer": {**S2AP, "direction": "random"}},
     "paper-tracking": {"tracking": {**TRACKED, "recipe": "paper"}},
     "given": {"pretrain": None},
+    "tracked": {"tracking": TRACKED},
     "longer": {"pretrain": {"epochs": 2}, "finetune": {"epochs": 2}},
     "undecayed": {stage: {"weight_decay": 0.0} for stage in ("pretrain", "prune", "finetune")},
 }
@@ -116,6 +117,7 @@ EFFECTS: dict[str, tuple[str, Any]] = {
     "tracking.batch_norm": ("full", ["batch"]),
     "tracking.spectrum": ("full", ["live"]),
     "tracking.by_layer": ("full", True),
+    "tracking.along_z": ("tracked", 0.2),
     "compute.precision": ("orig", "bfloat16"),
 }
 """For each setting a config and a value that must change its run."""
@@ -175,6 +177,7 @@ VOID: list[tuple[str, str, Any, str]] = [
         )
     ),
     ("paper-tracking", "tracking.tolerance", 5.0, "tracking.recipe = paper"),
+    ("full", "tracking.along_z", 0.2, "minimizer.name = s2ap has a z of its own"),
 ]  # fmt: skip
 
 

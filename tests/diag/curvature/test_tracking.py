@@ -324,3 +324,29 @@ def test_trackers_by_name():
     assert isinstance(found, CurvatureTracker)
     with pytest.raises(InputError, match=r"tracking\.metrics: unknown metric 'trace': choose from curvature"):
         build_trackers(TrackingSettings(every=1, metrics=["trace"]))
+
+
+def test_a_search_without_a_perturbation_is_probed_along_one(world, data):
+    """What the tracker reads of Orig. is what S2AP of that gamma reads at its first iteration, and nothing is changed."""
+    model, objective, (x, _, y) = world
+    model.train()
+    readings = {}
+    for name in ("orig", "s2ap"):
+        twin = copy.deepcopy(model)
+        perturbation = Perturbation(twin, score_layers(twin), radius=Relative(0.2)) if name == "s2ap" else None
+        loop = loop_of(twin, objective, data, perturbation)
+        found = tracker(iterations=1, **({"along_z": 0.2} if name == "orig" else {}))
+        before = copy.deepcopy(twin.state_dict())
+
+        def on_attacked(x_adv, loop=loop, found=found, twin=twin, before=before):
+            found.on_attacked(loop, x, x_adv, y)
+            assert all(torch.equal(value, before[key]) for key, value in twin.state_dict().items())
+
+        step = iterate(
+            twin, x, y, objective=objective, optimizer=loop.optimizer, perturbation=perturbation,
+            generator=torch.Generator().manual_seed(0), on_attacked=on_attacked,
+        )  # fmt: skip
+        found.on_iteration(loop, step)
+        readings[name] = [value for _, metric, value in found.on_epoch(loop) if metric == "curvature_along_z"]
+    assert readings["orig"] == pytest.approx(readings["s2ap"], rel=1e-5)
+    assert readings["orig"][0] != 0
