@@ -327,7 +327,7 @@ def test_trackers_by_name():
 
 
 def test_a_search_without_a_perturbation_is_probed_along_one(world, data):
-    """What the tracker reads of Orig. is what S2AP of that gamma reads at its first iteration, and nothing is changed."""
+    """Of Orig. it reads what S2AP of that gamma reads at its first iteration, and changes nothing."""
     model, objective, (x, _, y) = world
     model.train()
     readings = {}
