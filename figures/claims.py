@@ -1,5 +1,6 @@
 """What the paper claims of S2AP, tested on runs: effect, interval, verdict, and the seeds that would decide it."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -83,10 +84,14 @@ class Test:
 def judge_claims(library: Library) -> tuple[list[Test], list[str]]:
     """Test each claim in each setting that has runs of both arms; say also why a claim could not be tested."""
     tests, notes = [], []
-    cells = sorted({placed.cell for placed in library.placed_runs}, key=lambda cell: cell.name)
+    arms: dict[Cell, set[str]] = defaultdict(set)
+    for placed in library.placed_runs:
+        arms[placed.cell].add(placed.arm)
     for claim in CLAIMS:
         settings: list[tuple[Cell, SettingComparison]] = []
-        for cell in cells:
+        for cell in sorted(arms, key=lambda cell: cell.name):
+            if not {claim.first, claim.second} <= arms[cell]:
+                continue
             first, second = (list(library.find(cell, arm, claim.need).values()) for arm in (claim.first, claim.second))
             if not first or not second:
                 continue

@@ -1,6 +1,7 @@
 """Renders entries of the catalogue into a folder, with the results that they rest on and a page that shows all."""
 
 import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,8 @@ def render(
     library.drop_damaged(dict.fromkeys(need for entry in entries for need in entry.needs))
     rendered = render_claims(library, out) if claims else []
     rendered += [_render(entry, library, out) for entry in entries]
+    if claims:  # all was rendered
+        rendered.append(Rendered("", unused(library)))
     write_file(out / "results.csv", to_csv(results(library)))
     write_file(out / "README.md", page(rendered, library, command))
     return rendered
@@ -78,6 +81,16 @@ def render_claims(library: Library, out: Path) -> list[Rendered]:
         rendered.append(Rendered("![Dose against outcome](dose.png)\n\nDifferences from no perturbation, with 95 % "
                                  "intervals over folds. [PDF](dose.pdf), [numbers](dose.csv)\n"))  # fmt: skip
     return rendered
+
+
+def unused(library: Library) -> list[str]:
+    """Name the runs that are in no table or figure, by setting and arm."""
+    left: dict[str, list[PlacedRun]] = defaultdict(list)
+    for placed in library.placed_runs:
+        if placed.run.path not in library.used:
+            left[f"{placed.cell.name}, {placed.arm}"].append(placed)
+    return [f"{what}: {len(group)} runs are in no table or figure, such as {group[0].run.path}"
+            for what, group in left.items()]  # fmt: skip
 
 
 def warnings(rendered: Sequence[Rendered], library: Library) -> list[str]:
@@ -144,7 +157,7 @@ def page(rendered: Sequence[Rendered], library: Library, command: Sequence[str])
         if library.used
         else "No runs were used.\n"
     )
-    parts += [part.markdown for part in rendered]
+    parts += [part.markdown for part in rendered if part.markdown]
     said = warnings(rendered, library)
     if said:
         parts.append("## Left out, and to be known\n")

@@ -132,3 +132,16 @@ def test_the_same_runs_give_the_same_files(made, rendered, tmp_path):
     render(made, tmp_path, "table1", "fig8")
     for name in ("table1.csv", "table1.tex", "fig8.png", "fig8.pdf"):
         assert (tmp_path / name).read_bytes() == (rendered / name).read_bytes(), name
+
+
+def test_a_run_that_no_cell_shows_is_named(runs, tmp_path):
+    """A sparsity that the paper does not have: used by no table or figure, and by no claim as it has no other arm."""
+    run = runs / "hydra-s2ap-1"
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace("keep = 0.1\n", "keep = 0.07\n"))
+    result = invoke("--runs", runs, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.output.splitlines() if "no table or figure" in line]
+    assert "hydra 93 %, s2ap: 1 runs" in line
+    assert str(run) in line
+    assert "hydra 93" in (tmp_path / "out/README.md").read_text()
