@@ -23,7 +23,7 @@ from s2ap_core.models import build
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.seeds import generator
-from s2ap_core.training.ball import Relative, score_layers, weight_layers
+from s2ap_core.training.ball import Flips, Relative, score_layers, weight_layers
 from s2ap_core.training.evaluation import evaluate
 from s2ap_core.training.iteration import iterate
 from s2ap_core.training.loop import Loop
@@ -151,12 +151,16 @@ def iterations() -> Any:
     cases = [("hydra", 5, {"perturbs": score_layers}), ("harp", 3, {"perturbs": score_layers, "subset": 0.4})]
     cases += [("hydra", 7, {"perturbs": weight_layers, "subset": 0.1}), ("harp", 9, {}), ("hydra", 1, {})]
     cases += [("hydra", 6, {"perturbs": score_layers, "subset": 0.5, "dropout": True})]
+    cases += [("hydra", 4, {"perturbs": score_layers, "source": "attack"})]
+    cases += [("harp", 8, {"perturbs": score_layers, "direction": "random"})]
+    cases += [("hydra", 2, {"perturbs": score_layers, "radius": Flips(0.1)})]
     for name, count, options in cases:
+        options.setdefault("radius", Relative(0.1))
         model, method, optimizer = search(name)
         perturbs = options.pop("perturbs", None)
         if options.pop("dropout", False):
             model.layer3.register_forward_pre_hook(lambda layer, given: F.dropout(given[0], 0.3, layer.training))
-        z = perturbs and Perturbation(model, perturbs(model), radius=Relative(0.1), **options)
+        z = perturbs and Perturbation(model, perturbs(model), **options)
         x, y = images(count)
         share = distributed.Share.own(count)
         rows = slice(share.rank, None, share.world)

@@ -145,6 +145,31 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(stages, uninterrupted, tm
         assert ours[name] == theirs[name], name
 
 
+@pytest.mark.parametrize(
+    "minimizer",
+    [
+        {"gamma": "rise", "rise": 0.05},
+        {"gamma": "flips", "flips": 0.1, "source": "attack"},
+        {"source": "momentum", "gamma": 0.2},
+        {"direction": "shuffled", "gamma": 0.2},
+        {"direction": "random", "gamma": "flips"},
+    ],
+    ids=lambda minimizer: "-".join(map(str, minimizer.values())),
+)
+def test_however_z_is_made_an_interrupted_search_ends_as_if_it_had_not_been(minimizer, prune, tmp_path, new_run, data):
+    sections = {"minimizer": {"name": "s2ap", "warmup": 1, **minimizer}, "prune": {"epochs": 4}}
+    whole = prune("whole", **sections)
+    with pytest.raises(Stop):
+        prune("cut", Interrupt("prune", 3), **sections)
+    Stages(RunDirectory.open(tmp_path / "cut"), data).prune()
+    states = [load_tensors(path / "ckpt/state-prune.safetensors") for path in (whole, tmp_path / "cut")]
+    assert states[0][0].keys() == states[1][0].keys()
+    assert all(torch.equal(tensor, states[1][0][name]) for name, tensor in states[0][0].items())
+    assert ("radius.log_gamma" in states[0][0]) == (minimizer["gamma"] == "rise")
+    if minimizer["gamma"] == "rise":
+        assert states[0][0]["radius.log_gamma"].exp() != pytest.approx(0.01)
+
+
 def test_the_uninterrupted_run_has_what_an_interruption_must_bring_back(uninterrupted):
     tensors, header = load_tensors(uninterrupted / "ckpt" / "state-prune.safetensors")
     for kind in (
