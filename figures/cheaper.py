@@ -55,7 +55,9 @@ def searched_alike(config: Config) -> str:
 def comparable(run: Run) -> bool:
     """Return whether a run has what is compared, and is Orig. or perturbs as S2AP does by default."""
     minimizer = run.config.minimizer
-    by_default = not minimizer.carry and minimizer.eta_z == math.inf and minimizer.update == "method"
+    by_default = (minimizer.carry, minimizer.eta_z, minimizer.update, minimizer.direction) == (
+        False, math.inf, "method", "gradient",
+    ) and not isinstance(minimizer.gamma, str)  # fmt: skip
     measured = "evaluate-prune" in run.results and "0.01" in (run.sharpness or {}).get("loss_difference", {})
     return measured and (minimizer.name == "none" or (minimizer.name == "s2ap" and by_default))
 

@@ -80,10 +80,11 @@ def flips(run: Evidence) -> Iterator[Finding]:
         return
     perturbed = course.perturbed(run.config)
     seen = [value for epoch, value in run.tracked("perturbation_flips").items() if epoch in perturbed]
-    gamma = 10 * run.config.minimizer.gamma
+    gamma = run.config.minimizer.gamma
+    wider = 0.01 if isinstance(gamma, str) else 10 * gamma
     if seen:
         mean = sum(seen) / len(seen)
-        remedy = f"z flips no mask bit: widen its radius: {remedies.anew(run, f'minimizer.gamma={gamma:g}')}"
+        remedy = f"z flips no mask bit: widen its radius: {remedies.anew(run, f'minimizer.gamma={wider:g}')}"
         yield Finding.of(_name(run), "flips", mean > 0, mean, 0, remedy)
     else:
         remedy = f"nobody counted the mask bits that z flips: {remedies.anew(run, 'tracking.every=50')}"
