@@ -14,6 +14,7 @@ from s2ap_core.data import Dataset, InMemory, load
 from s2ap_core.masks.masking import bake
 from s2ap_core.methods import MethodSettings, build_method
 from s2ap_core.models import build
+from s2ap_core.modes import gpu_arithmetic
 from s2ap_core.presets.read import read_config
 from s2ap_core.seeds import generator
 from s2ap_core.training.iteration import iterate
@@ -67,26 +68,28 @@ class Search:
     model: nn.Module
     objective: Objective
     optimizer: torch.optim.Optimizer
+    tf32: bool = True
 
     def iterate(self, x: Tensor, y: Tensor, perturbation: Perturbation | None = None) -> None:
         rng = generator(x.device, 0, "benchmark")
-        iterate(
-            self.model,
-            x,
-            y,
-            objective=self.objective,
-            optimizer=self.optimizer,
-            generator=rng,
-            perturbation=perturbation,
-        )
+        with gpu_arithmetic(tf32=self.tf32):
+            iterate(
+                self.model,
+                x,
+                y,
+                objective=self.objective,
+                optimizer=self.optimizer,
+                generator=rng,
+                perturbation=perturbation,
+            )
 
 
-def search(model: nn.Module, x: Tensor, objective: ObjectiveSettings = TRADES, precision: str = "float32") -> Search:
+def search(model: nn.Module, x: Tensor, objective: ObjectiveSettings = TRADES, precision: str = "tf32") -> Search:
     """Mask ``model`` in place and make it ready to be searched; ``x`` settles the running statistics."""
     build_method(MethodSettings(keep=KEEP)).attach(model, generator("cpu", 0, "scores"))
     settle_statistics(model, x)
     optimizer = sgd(searched_parameters(model, PruneSettings()))
-    return Search(model.train(), build_objective(objective).autocast(precision), optimizer)
+    return Search(model.train(), build_objective(objective).autocast(precision), optimizer, precision == "tf32")
 
 
 def sgd(parameters: list[nn.Parameter]) -> torch.optim.SGD:

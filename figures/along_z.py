@@ -43,6 +43,7 @@ def read_along(checkpoint: Checkpoint, batch: tuple[Tensor, Tensor, Tensor], gam
     """Read the three along the z of one gamma."""
     model, objective = checkpoint.model, build_objective(objective_of(checkpoint))
     probe = Perturbation(model, score_layers(model), radius=Relative(gamma))
+    probe.reads_curvature = True
     tensors = [layer.tensor for layer in probe.layers]
     before = masks(model)
 
@@ -107,6 +108,8 @@ def command(checkpoints: tuple[Path, ...], gammas: tuple[float, ...], images: in
         adversary = Adversary(build_objective(objective_of(checkpoint)), 0)
         (batch,) = adversary.batches(checkpoint.model, source.data(checkpoint), images, images)
         rows += [read_along(checkpoint, batch, gamma) for gamma in gammas]
+    if not rows:
+        raise click.ClickException("no checkpoint of a search's epoch among them; give RUN/ckpt")
     readings = pd.DataFrame(rows)
     if csv is not None:
         write_file(csv, to_csv(readings))

@@ -38,11 +38,9 @@ def perturbation_of(minimizer: MinimizerSettings) -> str:
     """Say in words how z is made."""
     if minimizer.name == "none":
         return "Orig."
-    if minimizer.source != "pass":
-        return f"S2AP, source = {minimizer.source}"
-    if minimizer.subset < 1:
-        return f"S2AP, subset = {minimizer.subset:g}"
-    return f"S2AP, every = {minimizer.every}" if minimizer.every > 1 else "S2AP"
+    parts = {"source": minimizer.source, "subset": f"{minimizer.subset:g}", "every": str(minimizer.every)}
+    usual = {"source": "pass", "subset": "1", "every": "1"}
+    return ", ".join(["S2AP", *(f"{name} = {value}" for name, value in parts.items() if value != usual[name])])
 
 
 def searched_alike(config: Config) -> str:

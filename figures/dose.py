@@ -18,9 +18,10 @@ from scipy.stats import kendalltau
 
 from figures.panels import grid, shared_legend
 from figures.rendered_table import RenderedTable, Text
+from s2ap_core.errors import InputError
 from s2ap_core.runs import course
 from s2ap_diag.comparison.arms import compare_arms, seed_of, setting_of
-from s2ap_diag.comparison.metrics import METRICS, TRACKED, MetricComparison, many, spanned
+from s2ap_diag.comparison.metrics import METRICS, TRACKED, MetricComparison, Unit, many, spanned
 from s2ap_diag.comparison.statistics import PairedDifference, paired_difference
 from s2ap_diag.output import plots
 from s2ap_diag.reading.results import Run
@@ -36,19 +37,27 @@ ALIKE = 1.0
 Dose = tuple[str, float]
 """Direction of the perturbation, and the share of the kept entries that it swaps."""
 
+NO_DOSE: Dose = ("none", 0.0)
+
 
 @dataclass(frozen=True)
 class Study:
     """The doses of one setting, each against no perturbation on the same folds.
 
     Attributes:
-        compared: by direction and dose each metric's comparison with Orig.
-        runs: all runs of the setting, Orig. included.
+        compared: by direction and dose each metric's comparison with Orig., all over the folds that every dose has.
+        runs: the runs of these folds, Orig. included.
+        notes: what could not be compared, and why.
     """
 
     setting: str
     compared: Mapping[Dose, Mapping[str, MetricComparison]]
     runs: Sequence[Run]
+    notes: Sequence[str] = ()
+
+    def unit(self, metric: str) -> Unit:
+        """Give the unit of a metric's differences."""
+        return next((by[metric].unit for by in self.compared.values() if metric in by), "")
 
     @property
     def directions(self) -> list[str]:
@@ -56,9 +65,10 @@ class Study:
 
     def effect(self, direction: str, metric: str) -> PairedDifference | None:
         """Average a metric's difference from Orig. over the doses of a direction, fold by fold."""
-        found = [by[metric].difference for (way, _), by in self.compared.items() if way == direction and metric in by]
-        if not found or len({len(difference.by_unit) for difference in found}) > 1:
-            return None
+        doses = [by for (way, _), by in self.compared.items() if way == direction]
+        found = [by[metric].difference for by in doses if metric in by]
+        if not found or len(found) < len(doses):
+            return None  # not all doses have it
         return paired_difference(np.mean([difference.by_unit for difference in found], axis=0).tolist())
 
     def moved(self, direction: str, metric: str) -> int:
@@ -129,33 +139,43 @@ def dosed(run: Run) -> Dose | None:
 def _measured(run: Run) -> bool:
     """Return whether a run has all that is read, and was finetuned plainly, as the mask alone is what is asked for."""
     evaluated = {"evaluate-prune", "evaluate-finetune"} <= run.results.keys()
-    record = (run.sharpness or {}).get("loss_difference") or {}
-    return evaluated and "0.01" in record and course.finetuning_gamma(run.config) is None
+    if not evaluated or course.finetuning_gamma(run.config) is not None or "fold" not in run.config.data.options:
+        return False  # the folds are the units that differences are over
+    try:
+        return "0.01" in ((run.sharpness or {}).get("loss_difference") or {})
+    except InputError:  # damaged: said where a table needs it
+        return False
 
 
 def studies(runs: Sequence[Run]) -> list[Study]:
-    """Compare every dose with no perturbation, in each setting that has both.
-
-    Raises:
-        InputError: if two runs were evaluated in different ways.
-    """
-    by_setting: dict[str, dict[Dose, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    origs: dict[str, list[Run]] = defaultdict(list)
+    """Compare every dose with no perturbation, in each setting that has both, over the folds that all have."""
+    by_setting: dict[tuple[Any, ...], dict[Dose, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         dose = dosed(run)
         if dose is not None:
-            by_setting[setting_of(run)][dose].append(run)
-        elif run.config.minimizer.name == "none" and _measured(run):
-            origs[setting_of(run)].append(run)
-    found = []
-    for setting, doses in by_setting.items():
-        alike = [run for run in origs[setting] if _search_of(run) == _search_of(next(iter(doses.values()))[0])]
-        if not alike:
+            by_setting[setting_of(run), _search_of(run)][dose].append(run)
+    for run in runs if by_setting else ():
+        key = setting_of(run), _search_of(run)
+        if key in by_setting and run.config.minimizer.name == "none" and course.as_published(run.config):
+            by_setting[key][NO_DOSE] += [run] if _measured(run) else []
+    return [_study(setting, doses) for (setting, _), doses in by_setting.items() if doses[NO_DOSE]]
+
+
+def _study(setting: str, doses: Mapping[Dose, Sequence[Run]]) -> Study:
+    folds = set.intersection(*({seed_of(run) for run in own} for own in doses.values()))
+    alike = {dose: [run for run in own if seed_of(run) in folds] for dose, own in doses.items()}
+    origs = alike.pop(NO_DOSE)
+    readers = {name: (METRICS | TRACKED)[name] for name in READ}
+    compared, notes = {}, []
+    for dose in sorted(alike):
+        try:
+            (found,) = compare_arms(origs, alike[dose], readers)
+        except InputError as error:  # no fold that all doses have, one of them twice, or other evaluations
+            notes.append(f"{setting}: {dose[0]}, {dose[1]:g}: {error}")
             continue
-        readers = {name: (METRICS | TRACKED)[name] for name in READ}
-        compared = {dose: compare_arms(alike, doses[dose], readers)[0].metrics for dose in sorted(doses)}
-        found.append(Study(setting, compared, [*alike, *(run for dosed_runs in doses.values() for run in dosed_runs)]))
-    return found
+        compared[dose] = found.metrics
+        notes += [f"{setting}: {dose[0]}, {dose[1]:g}: {note}" for note in found.notes]
+    return Study(setting, compared, [*origs, *(run for own in alike.values() for run in own)], notes)
 
 
 def _search_of(run: Run) -> tuple[Any, ...]:
@@ -174,7 +194,7 @@ def dose_table(found: Sequence[Study]) -> RenderedTable:
     for study in found:
         for direction in study.directions:
             effects = {metric: study.effect(direction, metric) for metric in metrics}
-            units = {metric: next(iter(study.compared.values()))[metric].unit for metric in metrics}
+            units = {metric: study.unit(metric) for metric in metrics}
             cells = [
                 Text(
                     "" if effect is None else spanned(effect, units[metric]), bold=bool(effect and effect.beyond_chance)
@@ -198,6 +218,7 @@ def dose_table(found: Sequence[Study]) -> RenderedTable:
             *agreements,
         ],
         records=pd.DataFrame(records),
+        notes=[note for study in found for note in study.notes],
     )
 
 
@@ -207,7 +228,7 @@ def _agreements(study: Study) -> list[str]:
         for robustness, outcome in ROBUSTNESS.items():
             taus = [study.agreement(sharpness, robustness, alike=alike) for alike in (False, True)]
             if taus[0] is not None:
-                alike = "" if taus[1] is None else f", at equal clean accuracy {spanned(taus[1], '')}"
+                alike = "" if taus[1] is None else f"; concordance at equal clean accuracy {spanned(taus[1], '')}"
                 said.append(f"{study.setting}: Kendall's tau of {word} with {outcome} {spanned(taus[0], '')}{alike}.")
     return said
 

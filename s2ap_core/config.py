@@ -181,11 +181,11 @@ class MinimizerSettings(_Settings):
     def _the_radius_can_be_found(self) -> Self:
         if self.gamma == "flips" and (self.carry or self.eta_z != float("inf")):
             raise ValueError("gamma = flips is a radius along one direction: leave carry and eta_z at their defaults")
-        passes = self.source == "pass" and self.direction in ("gradient", "reversed")
-        if self.gamma == "rise" and not (passes and self.subset == 1 and not self.carry):
+        ascends = self.source == "pass" and self.direction == "gradient" and self.eta_z == float("inf")
+        if self.gamma == "rise" and not (ascends and self.subset == 1 and not self.carry):
             raise ValueError(
-                "gamma = rise reads L(s) in the extra pass: leave source, subset and carry at their defaults, and "
-                "direction at gradient or reversed"
+                "gamma = rise compares L(s + z) with L(s) of the extra pass: leave source, direction, subset, carry "
+                "and eta_z at their defaults"
             )
         return self
 
@@ -251,8 +251,8 @@ class ComputeSettings(_Settings):
         precision: of the matrix products in training: ``tf32`` is float32 with TensorFloat-32 on GPUs that have it,
             torch's default for convolutions; ``bfloat16`` runs attack and loss under autocast. Scores, weights and
             their updates, validation, evaluation and curvature are float32 with all of them.
-        deterministic: a GPU computes the same bits each time, so that a resumed run is the uninterrupted one; on a
-            CPU it always is.
+        deterministic: a GPU's convolutions give the same bits each time, so that a resumed run is the uninterrupted
+            one; on a CPU it always is.
     """
 
     precision: Literal["float32", "tf32", "bfloat16"] = "tf32"
@@ -287,17 +287,6 @@ class Config(_Settings):
     tracking: TrackingSettings = TrackingSettings()
     distributed: DistributedSettings = DistributedSettings()
     compute: ComputeSettings = ComputeSettings()
-
-    @model_validator(mode="after")
-    def _the_perturbation_has_what_it_needs(self) -> Self:
-        minimizer = self.minimizer
-        if self.finetune.awp and self.finetune.gamma is None and isinstance(minimizer.gamma, str):
-            raise ValueError(
-                f"finetune.gamma is not set: give a number, such as 0.001, where minimizer.gamma = {minimizer.gamma}"
-            )
-        if minimizer.source == "attack" and self.objective.name == "clean":
-            raise ValueError("minimizer.source = attack: objective.name = clean makes no attack; choose another source")
-        return self
 
     def to_toml(self) -> str:
         """Write the resolved settings; what is None is left out, as TOML has no null."""

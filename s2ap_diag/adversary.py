@@ -9,6 +9,7 @@ from s2ap_core.config import ObjectiveSettings, parse_config
 from s2ap_core.data import Dataset
 from s2ap_core.data.base import without_lone_image
 from s2ap_core.distributed.share import gather_in_order, own_items
+from s2ap_core.modes import gpu_arithmetic
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.seeds import generator
 from s2ap_core.training.objectives import Objective
@@ -56,7 +57,8 @@ class Adversary:
     def __call__(self, model: nn.Module, batch: tuple[Tensor, ...], index: int = 0) -> AdversarialBatch:
         x, y = batch[0], batch[-1]
         rng = generator(x.device, self.seed, "adversary", index)
-        return x, self.objective.attack(model, x, y, rng), y
+        with gpu_arithmetic(tf32=False):
+            return x, self.objective.attack(model, x, y, rng), y
 
     def batches(self, model: nn.Module, data: Dataset, images: int, batch_size: int) -> list[AdversarialBatch]:
         """Draw training images without augmentation by the seed, and make their adversarial examples.

@@ -11,6 +11,7 @@ from typing import Any
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
 from s2ap_core.methods import build_method
+from s2ap_core.runs import course
 
 UNREAD = {"clean": ("beta", "eps", "step", "steps"), "pgd-at": ("beta",), "fast-at": ("beta", "step", "steps")}
 """Settings that an objective does not read."""
@@ -73,8 +74,10 @@ def _unread_in_the_search(config: Config) -> Unread:
         if minimizer.gamma != kind:
             yield f"minimizer.{kind}", f"minimizer.gamma = {minimizer.gamma} does not read it"
     if minimizer.direction in ("shuffled", "random"):
-        why = f"minimizer.direction = {minimizer.direction} makes no extra pass"
+        why = f"minimizer.direction = {minimizer.direction} does not follow this batch's gradient"
         yield from ((f"minimizer.{field}", why) for field in ("source", "subset"))
+    if minimizer.source != "pass":
+        yield "minimizer.subset", f"minimizer.source = {minimizer.source} makes no extra pass"
     frozen = prune.freeze_norm or not network.norm_affine
     if not network.norm_affine:
         yield "prune.freeze_norm", "network.norm_affine = false leaves the normalisation layers no parameters"
@@ -109,6 +112,8 @@ def _unread_by_the_tracking(config: Config) -> Unread:
         yield "tracking.every", "tracking.metrics is empty"
     if config.minimizer.name != "none":
         yield "tracking.along_z", f"minimizer.name = {config.minimizer.name} has a z of its own, which is read anyway"
+    elif tracking.along_z is None:
+        yield "tracking.by_layer", "there is neither a perturbation nor tracking.along_z"
     if tracking.recipe == "paper":
         yield "tracking.tolerance", "tracking.recipe = paper makes all of tracking.iterations"
 
@@ -161,6 +166,7 @@ def check_sense(config: Config, source: str) -> None:
         InputError: naming ``source``, the settings and the remedy.
     """
     minimizer, evaluation = config.minimizer, config.evaluation
+    _check_perturbation(config, source)
     for stage in ("pretrain", "prune", "finetune"):
         settings = getattr(config, stage)
         if settings.lr_warmup >= settings.epochs:
@@ -189,4 +195,27 @@ def check_sense(config: Config, source: str) -> None:
         raise InputError(
             f"{source}: evaluation.stages = finetune leaves nothing to evaluate: method.name = {config.method.name} "
             "does not finetune; name prune"
+        )
+
+
+def _check_perturbation(config: Config, source: str) -> None:
+    """Refuse a perturbation that asks for what the run does not have."""
+    minimizer = config.minimizer
+    finetuned = config.finetune.awp and "finetune" in course.trained(config)
+    if finetuned and config.finetune.gamma is None and isinstance(minimizer.gamma, str):
+        raise InputError(
+            f"{source}: finetune.awp = true has no radius, as minimizer.gamma = {minimizer.gamma} is no number; set "
+            "finetune.gamma, such as 0.001"
+        )
+    if minimizer.name == "none":
+        return
+    if minimizer.source == "attack" and config.objective.name == "clean":
+        raise InputError(
+            f"{source}: minimizer.source = attack, but objective.name = clean makes no attack; choose another source"
+        )
+    still = config.prune.momentum == 0 or minimizer.update == "normalized"
+    if minimizer.source == "momentum" and still:
+        raise InputError(
+            f"{source}: minimizer.source = momentum, but the scores are stepped without momentum (prune.momentum, "
+            "minimizer.update); choose another source"
         )

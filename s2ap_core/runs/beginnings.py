@@ -13,6 +13,7 @@ from pathlib import Path
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
 from s2ap_core.files.tensors import load_tensors, save_tensors
+from s2ap_core.runs.checkpoints import describe_minimizer
 from s2ap_core.runs.course import Until, beginning
 from s2ap_core.runs.directory import RunDirectory
 
@@ -45,7 +46,7 @@ def continue_from(source: Path, path: Path, config: Config, until: Until, device
             ignore=lambda folder, names: {name for name in names if name in own or name.startswith(".")},
         )
         for file in unfinished.rglob("*.safetensors"):
-            _relabel(file, config.minimizer.name)
+            _relabel(file, config)
         unfinished.replace(path)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -65,8 +66,10 @@ def _link(source: str, target: str) -> str:
         return shutil.copy2(source, target)
 
 
-def _relabel(file: Path, minimizer: str) -> None:
+def _relabel(file: Path, config: Config) -> None:
     """Name the run's own minimizer in the files of the warm-up, which is the same for all minimizers."""
     tensors, header = load_tensors(file)
-    if header.get("minimizer") not in (None, minimizer):
-        save_tensors(file, tensors, {**header, "minimizer": minimizer})
+    own = describe_minimizer(config)
+    if header.get("minimizer") is not None and {k: header[k] for k in ("minimizer", "gamma") if k in header} != own:
+        others = {key: value for key, value in header.items() if key not in ("minimizer", "gamma")}
+        save_tensors(file, tensors, {**others, **own})

@@ -82,6 +82,12 @@ def describe_network(config: Config, images: Images) -> dict[str, Any]:
     }
 
 
+def describe_minimizer(config: Config) -> dict[str, Any]:
+    """Make the entries of a header that name the minimizer, and the gamma of one that perturbs scores."""
+    minimizer = config.minimizer
+    return {"minimizer": minimizer.name, **({"gamma": minimizer.gamma} if minimizer.name == "s2ap" else {})}
+
+
 def describe(config: Config, data: Images, stage: str, epoch: int) -> dict[str, Any]:
     """Compose the header of a checkpoint or mask file of this run; a dense network has no method and keeps all."""
     dense = stage == "pretrain"
@@ -91,8 +97,7 @@ def describe(config: Config, data: Images, stage: str, epoch: int) -> dict[str, 
         **({"fold": config.data.options["fold"]} if "fold" in config.data.options else {}),
         "objective": config.objective.model_dump(mode="json"),
         "method": None if dense else config.method.name,
-        "minimizer": None if dense else config.minimizer.name,
-        **({} if dense or config.minimizer.name == "none" else {"gamma": config.minimizer.gamma}),
+        **({"minimizer": None} if dense else describe_minimizer(config)),
         "keep": 1.0 if dense else config.method.keep,
         "flops_reduction": None if dense else config.method.flops_reduction,
         "seed": config.seed,

@@ -115,10 +115,14 @@ RISE_START = 0.01
 """gamma that :class:`Rise` begins with."""
 
 
+RISE_BOUNDS = (math.log(1e-6), 0.0)
+"""log gamma stays within them: at 1 a perturbation is as long as the scores."""
+
+
 class Rise:
     """``gamma |s_l|``, where gamma follows a relative rise of the loss, kappa.
 
-    After each iteration ``log gamma += eta (kappa - (L(s + z) - L(s)) / L(s))``.
+    After each iteration ``log gamma += eta (kappa - (L(s + z) - L(s)) / L(s))``, by 1 at most.
 
     Attributes:
         log_gamma: a scalar on the device of the layers, so that nothing waits for it.
@@ -135,7 +139,8 @@ class Rise:
     def learn(self, loss: Tensor, perturbed_loss: Tensor) -> None:
         """Move gamma; stay where a loss is not finite."""
         rise = (perturbed_loss - loss).double() / loss.double()
-        self.log_gamma = self.log_gamma + RISE_STEP * torch.where(rise.isfinite(), self.kappa - rise, 0.0)
+        step = (RISE_STEP * (self.kappa - rise)).clamp(-1, 1)  # a loss near 0 makes any rise large
+        self.log_gamma = (self.log_gamma + torch.where(rise.isfinite(), step, 0.0)).clamp(*RISE_BOUNDS)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"log_gamma": self.log_gamma}

@@ -22,7 +22,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.files.arrays import load_arrays
 from s2ap_core.files.atomic import write_file
 from s2ap_core.masks.masking import bake
-from s2ap_core.modes import train_mode
+from s2ap_core.modes import gpu_arithmetic, train_mode
 from s2ap_core.seeds import derive_seed, generator
 from s2ap_core.training.attacks import AUTOATTACK, AttackNorm, autoattack, pgd, uniform_start
 from s2ap_core.training.folding import folded
@@ -158,7 +158,8 @@ def evaluate(
     own = _own_batches(data, settings.batch_size, done, total)
     while sum(map(len, parts["label"])) < total:
         batch = next(own, None)  # None where the last round has no batch for this process
-        evaluated = None if batch is None else _evaluate_batch(plain, batch, settings, float(radius), seed)
+        with gpu_arithmetic(tf32=False):
+            evaluated = None if batch is None else _evaluate_batch(plain, batch, settings, float(radius), seed)
         for columns in filter(None, gather(evaluated)):
             for column, values in zip(COLUMNS, columns, strict=True):
                 parts[column].append(values)

@@ -42,6 +42,7 @@ class Perturbation:
     Attributes:
         loss: L(s), the loss that the ascent started from, after a block of :meth:`applied`; NaN if it
             was not computed at s and on the whole batch.
+        reads_curvature: whether ``curvature`` is computed, at the memory of a gradient; trackers ask for it.
         curvature: ``(g(s + z) - g(s)) . z_l`` and ``|z_l|^2`` by layer, two vectors [layers], after a block of
             :meth:`applied` in which the loss was differentiated; None if g(s) was not computed as ``loss`` is.
         on_perturbed: called once per :meth:`applied`, when s + z is in force; for trackers.
@@ -65,6 +66,7 @@ class Perturbation:
         self.source, self.direction, self.subset, self.every = source, direction, subset, every
         self.z: list[Tensor] | None = None
         self.loss = torch.tensor(torch.nan)
+        self.reads_curvature = False
         self.curvature: tuple[Tensor, Tensor] | None = None
         self.on_perturbed: Callable[[], None] | None = None
         self._age = 0
@@ -74,7 +76,8 @@ class Perturbation:
     @contextmanager
     def watching_attack(self) -> Iterator[None]:
         """Take the gradient from the attack made in the block, where that is the source; its weights are constant."""
-        if self.source != "attack" or self.direction == "random":
+        in_use = self.z is not None and self._age % self.every != 0
+        if self.source != "attack" or self.direction in ("shuffled", "random") or in_use:
             yield
             return
         weights = [weight.requires_grad_(True) for weight in constant_weights(self.model)]
@@ -112,6 +115,7 @@ class Perturbation:
                 self.on_perturbed()
             yield
             self._read_curvature(before)
+            self._at_s = None
         finally:
             _copy(tensors, before)
 
@@ -162,7 +166,8 @@ class Perturbation:
             for tensor in frozen:
                 tensor.requires_grad_(False)
         if self.subset == 1 and not self.carry:
-            self.loss, self._at_s = loss, gradient
+            self.loss = loss
+            self._at_s = gradient if self.reads_curvature else None
         return gradient
 
     @torch.no_grad()

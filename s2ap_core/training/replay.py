@@ -39,6 +39,11 @@ def repeat(step: Callable[[Tensor], Tensor], state: Tensor, times: int) -> Tenso
     return state
 
 
+def release() -> None:
+    """Give back the memory of the recordings, and try again where one failed: another network or stage begins."""
+    _latest.clear()
+
+
 def _record(step: Callable[[Tensor], Tensor], state: Tensor) -> torch.cuda.CUDAGraph | None:
     """Record a step that writes its result over ``state``; None where it cannot be recorded."""
     graph, before = torch.cuda.CUDAGraph(), _latest.get(state.device)

@@ -24,6 +24,7 @@ from s2ap_core.runs.directory import TIMING, RunDirectory
 from s2ap_core.runs.disk import check_space
 from s2ap_core.runs.identity import check_unchanged
 from s2ap_core.seeds import derive_seed, generator
+from s2ap_core.training import replay
 from s2ap_core.training.ball import Relative, score_layers, search_radius, weight_layers
 from s2ap_core.training.epochs import Epochs
 from s2ap_core.training.evaluation import Evaluation, evaluate
@@ -229,6 +230,7 @@ class Stages:
             started = time.monotonic()
             loop.train_epoch()
             epochs.end_epoch(seconds=time.monotonic() - started)
+        replay.release()
         if loop.epoch < loop.settings.epochs:
             return
         wait()

@@ -1,6 +1,6 @@
 """What a perturbation of the scores can reach: the most mask entries within its ball, exactly."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ from scipy.optimize import brentq
 from torch import nn
 
 from s2ap_core.errors import InputError
+from s2ap_core.masks.layers import raw_weight
 from s2ap_diag.curvature.hessian import chosen_masks
 
 ROUNDING = 1e-5
@@ -20,7 +21,8 @@ class LayerReach:
 
     Attributes:
         radius: of the l2 ball, ``gamma |s|``.
-        flippable: the most mask entries that a z within it changes, see :func:`perturbation_reach`.
+        flippable: the most mask entries that a z within it changes, see :func:`perturbation_reach`; of a channel's
+            score all of its entries.
         needed: the smallest gamma that flips an entry; None where no gamma does, as in a dense layer.
     """
 
@@ -55,7 +57,9 @@ def perturbation_reach(model: nn.Module, gamma: float) -> dict[str, LayerReach]:
         for name, mask in chosen_masks(model).items():
             magnitude = mask.scores.abs().double().cpu().numpy().ravel()
             kept = mask.mask().bool().cpu().numpy().ravel()
-            found[name] = _layer_reach(magnitude, kept, gamma)
+            reach = _layer_reach(magnitude, kept, gamma)
+            entries = raw_weight(model.get_submodule(name)).numel()
+            found[name] = replace(reach, entries=entries, flippable=reach.flippable * (entries // magnitude.size))
     return found
 
 

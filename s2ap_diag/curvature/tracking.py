@@ -17,6 +17,7 @@ from s2ap_core.masks.layers import one_mask, score_masks
 from s2ap_core.masks.masking import masks
 from s2ap_core.modes import frozen_statistics
 from s2ap_core.training.ball import Relative, score_layers
+from s2ap_core.training.dropout import repeated_dropout
 from s2ap_core.training.iteration import Step
 from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.objectives import Objective
@@ -27,6 +28,9 @@ from s2ap_diag.curvature.operators import Projected
 from s2ap_diag.curvature.reach import out_of_reach
 
 log = logging.getLogger(__name__)
+
+TINY = 1e-30
+"""Least squared length that is divided by: where z is 0, so is its product with any gradient."""
 
 
 def batch_loss(objective: Objective) -> Loss:
@@ -72,7 +76,9 @@ class CurvatureTracker(Callback):
             self._probe(loop, x, x_adv, y, self.settings.along_z)
         if loop.perturbation is not None:
             loop.perturbation.on_perturbed = self._watch_flips(loop) if due else None
-            if due and isinstance(loop.perturbation.radius, Relative):
+            loop.perturbation.reads_curvature = loop.stage == "prune"
+            scores_move = all(layer.mask is not None for layer in loop.perturbation.layers)
+            if due and scores_move and isinstance(loop.perturbation.radius, Relative):
                 self._read_reach(loop, loop.perturbation.radius.gamma)
 
     def on_stage(self, loop: Loop) -> None:
@@ -122,10 +128,14 @@ class CurvatureTracker(Callback):
         """Read the curvature along a z that the search does not use."""
         share = loop.share or Share(len(y))
         probe = Perturbation(loop.model, score_layers(loop.model), radius=Relative(gamma))
+        probe.reads_curvature = True
         tensors = [layer.tensor for layer in probe.layers]
 
+        objective = loop.objective.autocast(loop.precision)
+
         def loss() -> Tensor:
-            return share.of_mean(loop.objective.loss(loop.model, x, x_adv, y), share.count)
+            with repeated_dropout(x, share, loop.seed):
+                return share.of_mean(objective.loss(loop.model, x, x_adv, y), share.count)
 
         with probe.applied(loss, loop.optimizer, loop.seed), frozen_statistics(loop.model), one_mask(loop.model):
             loss_there = loss()
@@ -140,10 +150,13 @@ class CurvatureTracker(Callback):
         if perturbation.curvature is None:
             return
         products, squares = perturbation.curvature
-        self._add(loop, curvature_along_z=products.sum() / squares.sum())
+        self._add(loop, curvature_along_z=products.sum() / squares.sum().clamp(min=TINY))
         if self.settings.by_layer:
             names = score_masks(loop.model)
-            self._add(loop, **{f"curvature_along_z/{n}": v for n, v in zip(names, products / squares, strict=True)})
+            self._add(
+                loop,
+                **{f"curvature_along_z/{n}": v for n, v in zip(names, products / squares.clamp(min=TINY), strict=True)},
+            )
 
     def _read_reach(self, loop: Loop, gamma: float) -> None:
         layers = out_of_reach(loop.model, gamma)

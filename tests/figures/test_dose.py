@@ -128,3 +128,25 @@ def test_runs_finetuned_otherwise_are_no_part_of_it(world):
         config.write_text(config.read_text().replace("awp = false", "awp = true\ngamma = 0.001"))
     (study,) = studies(collect(runs)[0])
     assert study.directions == ["random", "reversed"]
+
+
+def test_doses_are_compared_over_the_folds_that_all_have(world, tmp_path):
+    runs, counted = world(1)
+    shutil.rmtree(runs / "gradient-0.01-0")
+    shutil.rmtree(runs / "reversed-0.03-1")
+    (study,) = studies(collect(runs)[0])
+    by_fold = [
+        np.mean([counted[fold, "random", dose][0] - counted[fold, "orig", 0.0][0] for dose in DOSES]) for fold in (2, 3)
+    ]
+    assert study.effect("random", "loss_difference").by_unit == pytest.approx(by_fold)
+
+
+def test_a_damaged_or_a_second_run_spoils_nothing_else(world, made, tmp_path):
+    runs, _ = world(1)
+    shutil.copytree(runs / "random-0.03-2", runs / "again")
+    (runs / "orig-0.0-3/sharpness.json").write_text("{")
+    result = invoke("--runs", runs, "--claims")
+    assert result.exit_code == 0, result.output
+    (study,) = studies(collect(runs)[0])
+    assert len(study.effect("gradient", "loss_difference").by_unit) == FOLDS - 1
+    assert any("random, 0.03: " in note and "twice" in note for note in study.notes)

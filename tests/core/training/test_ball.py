@@ -125,6 +125,9 @@ def test_gamma_follows_the_rise_of_the_loss():
         rise.learn(torch.tensor(3.0), torch.tensor(3.0 * (1 + 50 * gamma**2)))
     assert 50 * gamma**2 == pytest.approx(0.2, rel=1e-3)
     state = rise.state_dict()
+    rise.learn(torch.tensor(0.01), torch.tensor(2.3))  # a loss near 0: no more than one step of 1
+    assert rise.state_dict()["log_gamma"] == pytest.approx(float(state["log_gamma"]) - 1)
+    rise.load_state_dict(state)
     rise.learn(torch.tensor(math.nan), torch.tensor(3.0))  # an iteration without the pass
     assert rise.state_dict() == state
     again = Rise(0.2)

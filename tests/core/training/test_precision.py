@@ -11,12 +11,12 @@ from s2ap_core.files.tensors import load_tensors
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.methods import build_method
 from s2ap_core.modes import gpu_arithmetic
+from s2ap_core.training import replay
 from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.iteration import iterate
 from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.optimization import searched_parameters
 from s2ap_core.training.perturbation import Perturbation
-from s2ap_core.training.replay import repeat
 from s2ap_core.training.stages import Stages
 from s2ap_diag.curvature.hessian import ScoreHessian
 
@@ -140,5 +140,9 @@ def test_steps_that_are_replayed_are_those_that_are_launched(reads_back):
     launched = state
     for _ in range(6):
         launched = step(launched)
-    replayed = [repeat(step, state, 6) for _ in range(2)]
+    replay.release()
+    replayed = [replay.repeat(step, state, 6) for _ in range(2)]
     assert all(torch.equal(launched, result) for result in replayed)
+    recorded = replay._latest[state.device]  # the results would be the same without a recording
+    assert (recorded is None) == reads_back
+    replay.release()

@@ -152,6 +152,7 @@ def test_the_curvature_along_z_is_that_of_two_gradients_taken_apart(gamma, narro
     x = x.double()
     objective = build_objective(ObjectiveSettings(eps="32/255", step="8/255", steps=2))
     perturbation = Perturbation(model, score_layers(model), radius=Relative(gamma))
+    perturbation.reads_curvature = True
     before = copy.deepcopy(model)
     optimizer = torch.optim.SGD(list(scores(model).values()), lr=0.1)
     step = iterate(
@@ -184,6 +185,7 @@ def test_the_curvature_along_z_is_that_of_two_gradients_taken_apart(gamma, narro
 def test_without_the_gradient_at_s_there_is_no_curvature():
     for options in ({"source": "last"}, {"direction": "random"}, {"subset": 0.5}):
         _, perturbation, step = world(**options)
+        perturbation.reads_curvature = True
         step()
         step()
         assert perturbation.curvature is None

@@ -9,8 +9,10 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
+from s2ap_core.config import MethodSettings
 from s2ap_core.errors import InputError
 from s2ap_core.masks.masking import attach, masks, scores
+from s2ap_core.methods import build_method
 from s2ap_diag.curvature.reach import out_of_reach, perturbation_reach
 
 
@@ -80,3 +82,16 @@ def test_no_perturbation_flips_more_than_is_in_reach() -> None:
     for gamma in (0.0, float("inf")):
         with pytest.raises(InputError, match="give a finite radius above 0"):
             perturbation_reach(model, gamma)
+
+
+def test_a_channels_score_flips_all_of_its_entries(narrow) -> None:
+    model = narrow("resnet18")
+    method = build_method(MethodSettings(name="hydra-channels", flops_reduction=1.5))
+    method.image_shape = (1, 8, 8)
+    method.attach(model, torch.Generator())
+    before, most = masks(model), perturbation_reach(model, 10.0)
+    for name, layer in most.items():
+        mask = before[f"{name}.weight"]
+        kept = int(mask.sum())
+        assert layer.entries == mask.numel()
+        assert layer.flippable == 2 * min(kept, mask.numel() - kept)  # all that are kept, or all that are dropped
