@@ -73,11 +73,12 @@ def _unread_in_the_search(config: Config) -> Unread:
     for kind in ("flips", "rise"):
         if minimizer.gamma != kind:
             yield f"minimizer.{kind}", f"minimizer.gamma = {minimizer.gamma} does not read it"
-    if minimizer.direction in ("shuffled", "random"):
-        why = f"minimizer.direction = {minimizer.direction} does not follow this batch's gradient"
-        yield from ((f"minimizer.{field}", why) for field in ("source", "subset"))
-    if minimizer.source != "pass":
-        yield "minimizer.subset", f"minimizer.source = {minimizer.source} makes no extra pass"
+    if minimizer.direction == "shuffled":
+        yield "minimizer.source", "minimizer.direction = shuffled takes the last iteration's gradient"
+    if minimizer.direction == "random":
+        yield from ((f"minimizer.{field}", "minimizer.direction = random is drawn") for field in ("source", "subset"))
+    if minimizer.source == "attack":
+        yield "minimizer.subset", "minimizer.source = attack makes no extra pass"
     frozen = prune.freeze_norm or not network.norm_affine
     if not network.norm_affine:
         yield "prune.freeze_norm", "network.norm_affine = false leaves the normalisation layers no parameters"

@@ -141,15 +141,13 @@ class Perturbation:
     def _known_gradient(self, optimizer: torch.optim.Optimizer) -> list[Tensor] | None:
         """Return the gradient of a source that makes no pass, None where it has none yet."""
         tensors = [layer.tensor for layer in self.layers]
-        if self.source == "attack":
-            return self._of_attack
-        if self.source == "momentum":
+        if self.source == "last" or self.direction == "shuffled":
+            known = [tensor.grad for tensor in tensors]
+        elif self.source == "momentum":
             states = [optimizer.state.get(tensor, {}) for tensor in tensors]
             known = [state.get("momentum_buffer", state.get("exp_avg")) for state in states]
-        elif self.source == "last" or self.direction == "shuffled":
-            known = [tensor.grad for tensor in tensors]
         else:
-            return None
+            return self._of_attack  # None where the source is the pass
         found = [gradient for gradient in known if gradient is not None]
         return found if len(found) == len(tensors) else None
 
