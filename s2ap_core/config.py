@@ -21,6 +21,8 @@ class MethodSettings(BaseModel):
             (the published ``010_uni``), ``target`` at ``keep``, or one keep rate for each layer; none above 0.99.
         init: RLTH's untrained weights: ``signed-constant`` or ``kaiming``.
         flops_reduction: how many times fewer FLOPs channel pruning leaves, instead of ``keep``.
+        batches: adversarial training batches of ``prune.batch_size`` that gradients are taken of for a mask without a
+            search.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -31,6 +33,7 @@ class MethodSettings(BaseModel):
     rate_init: Literal["uniform", "target"] | list[Annotated[float, Field(gt=0, le=1)]] = "uniform"
     init: Literal["signed-constant", "kaiming"] = "signed-constant"
     flops_reduction: float | None = Field(default=None, gt=1, allow_inf_nan=False)
+    batches: int = Field(default=4, ge=1)
 
 
 _LARGEST_EXPONENT = 308
@@ -122,9 +125,12 @@ class PretrainSettings(StageSettings):
 
 
 class PruneSettings(StageSettings):
-    """The mask search; ``freeze_norm`` keeps the normalisation layers' affine parameters as they were."""
+    """The mask search; ``freeze_norm`` keeps the normalisation layers' affine parameters as they were.
 
-    epochs: int = Field(default=20, ge=1)
+    With 0 epochs the mask that a search would start from is the result.
+    """
+
+    epochs: int = Field(default=20, ge=0)
     freeze_norm: bool = False
 
 

@@ -12,6 +12,7 @@ from s2ap_core.masks.masking import dead_channels, masks
 from s2ap_core.masks.parametrization import FixedMask, ScoreMask
 from s2ap_core.masks.taps import blind_taps, count_blind
 from s2ap_core.masks.topk import n_dropped
+from s2ap_core.methods import METHODS
 from s2ap_core.methods.harp import keep_floor
 from s2ap_core.runs.checkpoints import Checkpoint, build_network
 
@@ -64,12 +65,13 @@ def wrong_counts(checkpoint: Checkpoint, bits: Mapping[str, Tensor]) -> Iterator
     if keep is None or str(checkpoint.header.get("method")).endswith("-channels"):  # whose budget is in FLOPs
         return
     kept, entries = sum(int(b.sum()) for b in bits.values()), sum(b.numel() for b in bits.values())
-    if checkpoint.header.get("method") == "harp":
+    method = str(checkpoint.header.get("method"))
+    if not getattr(METHODS.get(method), "uniform", True):
         # Only the result of the search has to meet HARP's budget; before that the rates may keep more or less.
         expected = entries - n_dropped(entries, keep)
-        if kept != expected and not _on_the_way(checkpoint):
+        if kept != expected and not (method == "harp" and _on_the_way(checkpoint)):
             yield Finding("violation", "", f"keeps {kept} of {entries} weights; keep {keep:g} is {expected}")
-        low = keep_floor(keep)
+        low = keep_floor(keep) if method == "harp" else 0.0
         for name, b in bits.items():
             if int(b.sum()) < int(low * b.numel()) - 1:
                 yield Finding("violation", name, f"keeps {int(b.sum())} of {b.numel()}, less than HARP's floor {low:g}")

@@ -74,6 +74,31 @@ class ScoreMask(nn.Module):
         return weight * self.mask()
 
 
+class LayerMask(ScoreMask):
+    """Parametrization ``w -> w * M(s, k)`` with a keep rate of the layer's own, which may be 0 and is saved with it.
+
+    Args:
+        scores: importance scores, of the weight's shape.
+        keep: fraction k of the scores that is kept, in [0, 1]; ``round(k * n)`` of the n scores stay.
+    """
+
+    nominal_keep: Tensor
+
+    def __init__(self, scores: Tensor, keep: float) -> None:
+        super().__init__(scores, keep)
+        self.register_buffer("nominal_keep", torch.tensor(keep, dtype=torch.float64))
+
+    @property
+    def keep(self) -> float:
+        """The keep rate in force."""
+        return float(self.nominal_keep)
+
+    @property
+    def n_keep(self) -> int:
+        """Number of scores kept."""
+        return round(self.keep * self.scores.numel())
+
+
 class ChannelMask(ScoreMask):
     """Parametrization ``w -> w * M(s, k)`` with one score per input channel of the layer.
 

@@ -8,7 +8,14 @@ from s2ap_core.methods.base import Method
 from s2ap_core.methods.channels import HarpChannels, HydraChannels
 from s2ap_core.methods.harp import Harp
 from s2ap_core.methods.hydra import Hydra
+from s2ap_core.methods.mad import Mad
+from s2ap_core.methods.magnitude import Magnitude
+from s2ap_core.methods.magnitude_erk import MagnitudeErk
+from s2ap_core.methods.magnitude_global import MagnitudeGlobal
+from s2ap_core.methods.random import Random
 from s2ap_core.methods.rlth import Rlth
+from s2ap_core.methods.snip import Snip
+from s2ap_core.methods.taylor import Taylor
 
 METHODS: dict[str, Callable[[MethodSettings], Method]] = {
     "hydra": Hydra,
@@ -16,6 +23,13 @@ METHODS: dict[str, Callable[[MethodSettings], Method]] = {
     "rlth": Rlth,
     "hydra-channels": HydraChannels,
     "harp-channels": HarpChannels,
+    "magnitude": Magnitude,
+    "magnitude-global": MagnitudeGlobal,
+    "magnitude-erk": MagnitudeErk,
+    "random": Random,
+    "snip": Snip,
+    "taylor": Taylor,
+    "mad": Mad,
 }
 
 

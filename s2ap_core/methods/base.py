@@ -1,13 +1,25 @@
 """What a pruning method decides; the search itself is the same for all."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from s2ap_core.config import MethodSettings
+
+
+class Attacked(NamedTuple):
+    """A batch of training images [B, C, H, W], the same under attack, and their classes [B]."""
+
+    x: Tensor
+    x_adv: Tensor
+    y: Tensor
+
+
+Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+"""``(model, x, x_adv, y) -> scalar``: the mean of a robust loss over a batch."""
 
 
 class Method(ABC):
@@ -16,6 +28,8 @@ class Method(ABC):
     Attributes:
         reads: which of its settings it reads; others are refused where they are not at their default.
         pretrained: whether the search starts from trained weights; if not, from :meth:`initialise`.
+        searches: whether scores are optimised; if not, the first mask is the last, and ``prune.epochs`` is not read.
+        uniform: whether each layer keeps the same fraction.
         finetuned: whether weights are trained under the final mask.
         counts_flops: whether ``flops_reduction`` is the budget, instead of ``keep``.
         image_shape: (C, H, W) of the images, to be set where FLOPs are counted.
@@ -23,6 +37,8 @@ class Method(ABC):
 
     reads: Collection[str] = MethodSettings.model_fields.keys()
     pretrained = True
+    searches = True
+    uniform = True
     finetuned = True
     counts_flops = False
     image_shape: tuple[int, int, int] | None = None
@@ -36,6 +52,17 @@ class Method(ABC):
     @abstractmethod
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
         """Mask ``model`` in place with the scores that the search starts from."""
+
+    def start(self, model: nn.Module, generator: torch.Generator, batches: Iterable[Attacked], loss: Loss) -> None:
+        """Mask ``model`` in place before the first epoch; methods that read no images just :meth:`attach`.
+
+        Args:
+            model: the dense network, in eval mode.
+            batches: adversarial training images, made when they are asked for; the same in every process.
+            loss: the robust loss of a batch.
+        """
+        del batches, loss
+        self.attach(model, generator)
 
     def penalty(self, model: nn.Module, epoch: int) -> Tensor:
         """Compute what the method adds to the loss in this epoch (counted from 0), a scalar."""

@@ -56,6 +56,7 @@ class ChannelMethod(Method):
     """
 
     counts_flops = True
+    uniform = False
     graph: ChannelGraph
 
     def __init__(self, settings: MethodSettings) -> None:

@@ -30,6 +30,7 @@ class Harp(Method):
     """
 
     reads: Collection[str] = ("keep", "penalty", "rate_init")
+    uniform = False
 
     def __init__(self, settings: MethodSettings) -> None:
         super().__init__(settings)

@@ -39,6 +39,7 @@ class Preset:
         fragments: its settings, as in a run's ``config.toml`` without the title and settings at their default.
         tables: numbers of the paper's tables that print a result of this run.
         beside: numbers of the tables that do not print it, but one of the two arms that it is crossed from.
+        grouped: whether it is one of a :class:`Group`'s combinations.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Preset:
     fragments: dict[str, Any]
     tables: tuple[int, ...] = ()
     beside: tuple[int, ...] = ()
+    grouped: bool = False
 
     @property
     def title(self) -> str:
@@ -71,11 +73,12 @@ class Group:
     """A part of a table: all combinations of the values on each axis.
 
     Attributes:
+        table: its number, None for runs that no table shows.
         what: what the table shows of them.
         beside: further arms, which the table does not print.
     """
 
-    table: int
+    table: int | None
     what: str
     axes: Mapping[str, Sequence[Any]]
     beside: Sequence[str]
@@ -84,6 +87,11 @@ class Group:
         """List the combinations of these arms, a run each."""
         for values in product(*({**self.axes, "arm": arms}[axis] for axis in AXES)):
             yield dict(zip(AXES, values, strict=True))
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The table's number, where there is one."""
+        return () if self.table is None else (self.table,)
 
     @property
     def pattern(self) -> str:
@@ -105,10 +113,10 @@ def presets() -> Mapping[str, Preset]:
     for group in groups():
         for combination in group.combinations(group.axes["arm"]):
             preset = _preset(combination, by_name)
-            by_name[preset.name] = replace(preset, tables=(*preset.tables, group.table))
+            by_name[preset.name] = replace(preset, tables=(*preset.tables, *group.numbers))
         for combination in group.combinations(group.beside):
             preset = _preset(combination, by_name)
-            by_name[preset.name] = replace(preset, beside=(*preset.beside, group.table))
+            by_name[preset.name] = replace(preset, beside=(*preset.beside, *group.numbers))
     return by_name
 
 
@@ -116,7 +124,9 @@ def presets() -> Mapping[str, Preset]:
 def groups() -> tuple[Group, ...]:
     """List what each table shows, in the order of the tables."""
     return tuple(
-        Group(entry["table"], entry["what"], {axis: entry.get(axis, [None]) for axis in AXES}, entry.get("beside", []))
+        Group(
+            entry.get("table"), entry["what"], {axis: entry.get(axis, [None]) for axis in AXES}, entry.get("beside", [])
+        )
         for entry in _read("paper_tables.toml")["group"]
     )
 
@@ -139,7 +149,7 @@ def compose(combination: Combination) -> dict[str, Any]:
 
 def _preset(combination: Combination, known: Mapping[str, Preset]) -> Preset:
     name = _join({axis: _word(axis, combination[axis]) for axis in AXES})
-    return known.get(name) or Preset(name, _in_words(combination), compose(combination))
+    return known.get(name) or Preset(name, _in_words(combination), compose(combination), grouped=True)
 
 
 def _in_words(combination: Combination) -> str:

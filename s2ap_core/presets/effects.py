@@ -34,6 +34,7 @@ Unread = Iterator[tuple[str, str]]
 def _unread(config: Config) -> Unread:
     yield from _unread_choices(config)
     yield from _unread_before_the_search(config)
+    yield from _unread_without_a_search(config)
     yield from _unread_in_the_search(config)
     yield from _unread_after_the_search(config)
     yield from _unread_by_the_tracking(config)
@@ -62,13 +63,33 @@ def _unread_before_the_search(config: Config) -> Unread:
         yield from _all_of("pretrain", config, f"method.name = {name} prunes untrained weights", but=("checkpoint",))
 
 
+def _unread_without_a_search(config: Config) -> Unread:
+    """Name what is not read where the first mask is the last: by the method, or as ``prune.epochs`` is 0."""
+    if course.search_epochs(config):
+        return
+    method, name = build_method(config.method), config.method.name
+    why = "prune.epochs = 0 searches nothing" if method.searches else f"method.name = {name} does not search"
+    read = ("batch_size", "epochs") if method.searches else ("batch_size",)  # the mask is validated
+    yield from _all_of("prune", config, why, but=read)
+    yield from _all_of("minimizer", config, why, but=() if not _perturbed_later(config) else ("gamma",))
+    yield from _all_of("tracking", config, why)
+    if "penalty" in method.reads:
+        yield "method.penalty", why
+
+
+def _perturbed_later(config: Config) -> bool:
+    """Return whether the finetuning perturbs by the search's gamma."""
+    finetune = config.finetune
+    return build_method(config.method).finetuned and finetune.awp and finetune.gamma is None
+
+
 def _unread_in_the_search(config: Config) -> Unread:
     network, minimizer, prune = config.network, config.minimizer, config.prune
     method = build_method(config.method)
     if minimizer.name == "none":
         why = "minimizer.name = none perturbs nothing"
         yield from _all_of("minimizer", config, why, but=("name", "gamma", "warmup", "update"))
-        if not (method.finetuned and config.finetune.awp and config.finetune.gamma is None):
+        if not _perturbed_later(config):
             yield "minimizer.gamma", "neither minimizer.name nor finetune.awp perturbs anything by it"
     for kind in ("flips", "rise"):
         if minimizer.gamma != kind:
@@ -168,7 +189,8 @@ def check_sense(config: Config, source: str) -> None:
     """
     minimizer, evaluation = config.minimizer, config.evaluation
     _check_perturbation(config, source)
-    for stage in ("pretrain", "prune", "finetune"):
+    searches = build_method(config.method).searches
+    for stage in ("pretrain", "prune", "finetune") if course.search_epochs(config) else ("pretrain", "finetune"):
         settings = getattr(config, stage)
         if settings.lr_warmup >= settings.epochs:
             raise InputError(
@@ -182,7 +204,7 @@ def check_sense(config: Config, source: str) -> None:
                 f"{source}: minimizer.update = normalized is a plain step of a given length, which prune.{field} = "
                 f"{value} is not; leave one of them out"
             )
-    if minimizer.name != "none" and minimizer.warmup >= config.prune.epochs:
+    if searches and minimizer.name != "none" and minimizer.warmup >= config.prune.epochs:
         raise InputError(
             f"{source}: minimizer.name = {minimizer.name} has no effect: minimizer.warmup = {minimizer.warmup} leaves "
             f"nothing of prune.epochs = {config.prune.epochs}; lower the one or raise the other"

@@ -14,7 +14,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.files.tensors import load_tensors, save_tensors
 from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import attach_masks
-from s2ap_core.masks.parametrization import ChannelMask, FixedMask, ScoreMask, check_keep
+from s2ap_core.masks.parametrization import ChannelMask, FixedMask, LayerMask, ScoreMask, check_keep
 from s2ap_core.masks.state import load_plain_state_dict, plain_state_dict
 from s2ap_core.methods.harp import keep_floor
 from s2ap_core.models import build
@@ -214,6 +214,8 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], keep: float) -> None:
                 raise InputError(f"{name}.rate is NaN or infinite; restore an earlier epoch")
         if f"{name}.group" not in state:
             _check_shape(f"{name}.scores", state, layer.weight.shape)
+            if f"{name}.keep" in state:
+                return LayerMask(scores.clone(), _keep_of_layer(f"{name}.keep", state))
             return ScoreMask(scores.clone(), keep, rate, keep_floor(keep) if rate is not None else 0.0)
         channels = [size if dim == 1 else 1 for dim, size in enumerate(layer.weight.shape)]
         _check_shape(f"{name}.scores", state, channels)
@@ -228,6 +230,15 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], keep: float) -> None:
     if layers:
         attach_masks(model, make, only=layers)
     load_plain_state_dict(model, state)
+
+
+def _keep_of_layer(name: str, state: Mapping[str, Tensor]) -> float:
+    """Read the keep rate of a layer, which may be 0 where the whole network's is not."""
+    _check_shape(name, state, ())
+    keep = float(_real(name, state))
+    if not 0 <= keep <= 1:  # NaN, too
+        raise InputError(f"{name} = {keep}: the fraction of weights kept must lie in [0, 1]; restore the file")
+    return keep
 
 
 def _check_shape(name: str, state: Mapping[str, Tensor], shape: Sequence[int]) -> None:

@@ -56,22 +56,27 @@ def epochs(config: Config, stage: Stage, since: Until | None = None, until: Unti
             given = config.pretrain.checkpoint is not None or not _method(config).pretrained
             return range(1, 1 if given or since is not None else config.pretrain.epochs + 1)
         case "prune":
-            shared = min(config.minimizer.warmup, config.prune.epochs)
-            last = shared if until == "warmup" else config.prune.epochs
+            shared = min(config.minimizer.warmup, search_epochs(config))
+            last = shared if until == "warmup" else search_epochs(config)
             done = {None: 0, "pretrain": 0, "warmup": shared}.get(since, last)
             return range(done + 1, last + 1)
         case "finetune":
             return range(1, config.finetune.epochs + 1)
 
 
+def search_epochs(config: Config) -> int:
+    """Count the epochs of the search; 0 where the first mask is the last."""
+    return config.prune.epochs if _method(config).searches else 0
+
+
 def warmup(config: Config) -> int:
     """Count the search's first epochs, which are not perturbed; 0 where no epoch is."""
-    return 0 if config.minimizer.name == "none" else min(config.minimizer.warmup, config.prune.epochs)
+    return 0 if config.minimizer.name == "none" else min(config.minimizer.warmup, search_epochs(config))
 
 
 def perturbed(config: Config) -> range:
     """Return the epochs of the search, from 1, that are perturbed."""
-    last = 0 if config.minimizer.name == "none" else config.prune.epochs
+    last = 0 if config.minimizer.name == "none" else search_epochs(config)
     return range(warmup(config) + 1, last + 1)
 
 
@@ -129,7 +134,7 @@ def flops_reduction(config: Config) -> float | None:
 def beginnings(config: Config) -> list[Until]:
     """Name the points, in order, from which another run could go on instead of beginning anew."""
     possible: list[Until] = ["pretrain"]
-    if "prune" in trained(config) and 0 < config.minimizer.warmup < config.prune.epochs:
+    if "prune" in trained(config) and 0 < config.minimizer.warmup < search_epochs(config):
         possible.append("warmup")
     if "finetune" in trained(config):
         possible.append("prune")

@@ -102,7 +102,7 @@ def files_of_run(
         files |= {run.checkpoint(f"prune-epoch-{epoch:03d}"): size.pruned for epoch in range(end - kept, end)}
         files |= {run.masks(epoch): size.packed for epoch in range(end)}
         files[run.checkpoint("prune-best")] = size.pruned
-        copies = _moments(config.prune) + config.minimizer.carry  # and z
+        copies = 0 if end == 1 else _moments(config.prune) + config.minimizer.carry  # and z
         if config.tracking.every and config.tracking.recipe == "warm":  # the vectors that readings go on from
             copies += len(config.tracking.batch_norm) * len(config.tracking.spectrum)
         files[run.state("prune")] = size.pruned + size.scores * copies

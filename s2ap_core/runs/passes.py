@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from s2ap_core.config import Config, ObjectiveSettings
 from s2ap_core.data import Split
+from s2ap_core.methods import build_method
 from s2ap_core.runs import course
 from s2ap_core.runs.course import Until
 
@@ -41,8 +42,8 @@ def image_passes(
         done = course.epochs(config, stage, since, until)
         passes[stage] = float(len(done) * (images["train"] + images["val"]) * plain)
         if stage == "prune":
-            if 1 in done:  # the mask before the search is validated, too
-                passes[stage] += images["val"] * plain
+            if since in (None, "pretrain"):  # the mask before the search is validated, and may come from gradients
+                passes[stage] += (images["val"] + _read_for_scores(config, images["train"])) * plain
             perturbed = len(set(done) & set(course.perturbed(config)))
             passes[stage] += perturbed * images["train"] * _passes_of_a_perturbation(config)
             passes[stage] += len(done) * _tracked(config, images["train"])
@@ -52,6 +53,12 @@ def image_passes(
     for stage in course.evaluated(config, until):
         passes[f"evaluate-{stage}"] = EVALUATION[config.evaluation.attack] * shown
     return passes
+
+
+def _read_for_scores(config: Config, train: int) -> int:
+    """Count the training images that are attacked for the gradients of a mask without a search."""
+    reads = build_method(config.method).reads
+    return min(config.method.batches * config.prune.batch_size, train) if "batches" in reads else 0
 
 
 def passes_of_a_step(objective: ObjectiveSettings) -> float:

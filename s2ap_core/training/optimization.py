@@ -42,7 +42,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: StageSettings, it
     the one before, whose rounding errors add up.
     """
     unit = iterations_per_epoch if settings.lr_step == "iteration" else 1
-    rise, fall = settings.lr_warmup * unit, (settings.epochs - settings.lr_warmup) * unit
+    rise = settings.lr_warmup * unit
+    fall = max(1, (settings.epochs - settings.lr_warmup) * unit)  # no epoch: a schedule that nothing steps
     linear = LinearLR(optimizer, start_factor=1 / (rise + 1), total_iters=rise) if rise else None
     cosine = LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / fall)) / 2)
     return cosine if linear is None else SequentialLR(optimizer, [linear, cosine], milestones=[rise])

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from s2ap_core.files import lock
 from s2ap_core.masks.layers import to_channels_last
 from s2ap_core.masks.masking import fix_masks, scores
 from s2ap_core.methods import build_method
+from s2ap_core.methods.base import Attacked
 from s2ap_core.modes import gpu_arithmetic
 from s2ap_core.runs import course
 from s2ap_core.runs.checkpoints import build_network, describe, load_checkpoint, save_checkpoint
@@ -117,12 +118,17 @@ class Stages:
         self._train(self._loop("pretrain", settings, model, list(model.parameters())))
 
     def prune(self, epochs: int | None = None) -> None:
-        """Search for the mask by Algorithm 1: for all epochs, or for the first ``epochs``, to be continued later."""
+        """Search for the mask by Algorithm 1: for all epochs, or for the first ``epochs``, to be continued later.
+
+        Where there is no search the method's first mask is validated and handed on.
+        """
         if self._done("prune"):
             return
-        settings, minimizer = self.config.prune, self.config.minimizer
+        minimizer = self.config.minimizer
+        settings = self.config.prune.model_copy(update={"epochs": course.search_epochs(self.config)})
         model = load_checkpoint(self.run.result("pretrain"), self.device).model
-        self.method.attach(model, generator("cpu", self.config.seed, "scores"))
+        draws = generator("cpu", self.config.seed, "scores")
+        self.method.start(model, draws, self._attacked(model), self.objective.loss)
         loop = self._loop("prune", settings, model, searched_parameters(model, settings))
         loop.method = self.method
         if minimizer.name != "none":
@@ -143,6 +149,17 @@ class Stages:
         if minimizer.update == "normalized":
             normalize_score_gradient(loop.optimizer, list(scores(model).values()))
         self._train(loop, epochs)
+
+    def _attacked(self, model: nn.Module) -> Iterator[Attacked]:
+        """Attack the training images that a method without a search takes gradients of: ``method.batches`` batches.
+
+        Order and noise are functions of the seed and the stage; each process makes all of them.
+        """
+        seed, size = self.config.seed, self.config.prune.batch_size
+        order, limit = derive_seed(seed, "prune", 0), self.config.method.batches * size
+        for index, batch in enumerate(self.data.batches("train", size, shuffle=order, limit=limit)):
+            noise = generator(batch.x.device, seed, "prune", 0, index)
+            yield Attacked(batch.x, self.objective.attack(model, batch.x, batch.y, noise), batch.y)
 
     def finetune(self) -> None:
         """Train the weights under the mask that was found, with Algorithm 2 if ``finetune.awp``."""
@@ -237,6 +254,6 @@ class Stages:
         selected = epochs.selection.epoch
         if selected is None:
             raise InputError(f"{loop.stage}: no epoch has a finite validation loss; {loop.remedy()}")
-        for warning in loop.method.warnings() if loop.method is not None else ():
+        for warning in loop.method.warnings() if loop.method is not None and loop.epoch else ():
             log.warning("%s: %s", loop.stage, warning)
         self.run.add_results(**{loop.stage: {"epochs": loop.epoch, "selected_epoch": selected}})

@@ -76,11 +76,11 @@ def resolve(config: str, scale: str | None, overrides: tuple[str, ...], seed: in
 
 def overview() -> Table:
     """List the presets by the table of the paper that they belong to, many to a row."""
-    plain = [preset for preset in presets().values() if not preset.tables + preset.beside]
+    plain = [preset for preset in presets().values() if not preset.grouped]
     rows: list[list[Any]] = [["", preset.name, 1, preset.what] for preset in plain]
     for group in groups():
         runs = [*group.combinations(group.axes["arm"]), *group.combinations(group.beside)]
-        rows.append([str(group.table), group.pattern, len(runs), group.what])
+        rows.append(["".join(map(str, group.numbers)), group.pattern, len(runs), group.what])
     title = f"{len(presets())} presets; `s2ap-diag run --list PATTERN` describes those that match"
     table = make_table(title, ["table", "presets", "runs", "what they are"], rows)
     table.columns[1].no_wrap = True  # names are there to be copied

@@ -163,7 +163,9 @@ def _loss_difference(name: str, pairs: Pairs) -> MetricComparison | None:
 
 def _h(name: str, pairs: Pairs) -> MetricComparison | None:
     """Compare the Hamming distance of the last mask to the first (Eq. 13)."""
-    if any(run.config.prune.epochs == 0 or "prune" not in run.results for pair in pairs.values() for run in pair):
+    if any(
+        not course.epochs(run.config, "prune") or "prune" not in run.results for pair in pairs.values() for run in pair
+    ):
         return None
     return _paired(name, {seed: (_last_h(a), _last_h(b)) for seed, (a, b) in pairs.items()}, "")
 

@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from s2ap_core.runs.course import Stage
+from s2ap_core.runs.course import Stage, search_epochs
 from s2ap_core.training.evaluation import Evaluation
 from s2ap_diag.comparison.evidence import Evidence
 from s2ap_diag.reading.results import SHARPNESS
@@ -29,7 +29,9 @@ def anew(run: Evidence, setting: str = "", seed: int | None = None) -> str:
 
 
 def longer(run: Evidence, stage: Stage) -> str:
-    """Say how to get a network that learns: fewer weights dropped, twice the epochs."""
+    """Say how to get a network that learns: fewer weights dropped, or twice the epochs, if there are any."""
+    if stage == "prune" and not search_epochs(run.config):
+        return f"keep more weights: {anew(run, f'method.keep={min(1.0, 2 * run.config.method.keep):g}')}"
     epochs = 2 * getattr(run.config, stage).epochs
     return f"keep more weights, or train longer: {anew(run, f'{stage}.epochs={epochs}')}"
 

@@ -90,8 +90,8 @@ class Run:
         Raises:
             InputError: if a mask is missing or damaged.
         """
-        run = RunDirectory(self.path, self.config)
-        saved = [read(run.masks(epoch)).as_masks().masks for epoch in range(self.config.prune.epochs + 1)]
+        run, epochs = RunDirectory(self.path, self.config), course.epochs(self.config, "prune")
+        saved = [read(run.masks(epoch)).as_masks().masks for epoch in range(epochs.stop)]
         distances = [distance.h for distance in trajectory(saved)]
         return pd.Series(distances, index=pd.RangeIndex(1, len(distances) + 1, name="epoch"), dtype=float)
 

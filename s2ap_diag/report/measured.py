@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from s2ap_core.runs import course
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.reading.read import read
 from s2ap_diag.reading.results import SHARPNESS, Run, validated
@@ -99,6 +100,6 @@ def read_spectra(run: Run, mode: str) -> dict[str, dict[int, float]]:
 def read_distances(run: Run) -> list[Hamming]:
     """Compute the distance of each epoch's mask, from 1, to the first; one mask at a time is held beside the first."""
     files = RunDirectory(run.path, run.config)
-    first, *later = (files.masks(epoch) for epoch in range(run.config.prune.epochs + 1))
+    first, *later = (files.masks(epoch) for epoch in range(course.epochs(run.config, "prune").stop))
     start = read(first).as_masks().masks
     return [hamming(start, read(file).as_masks().masks) for file in later]

@@ -37,7 +37,7 @@ from s2ap_core.presets.read import read_config
         ("minimizer.warmup=-1", "minimizer.warmup: "),
         ("prune.lr=nan", "prune.lr: "),
         ("prune.lr=inf", "prune.lr: "),
-        ("prune.epochs=0", "prune.epochs: "),
+        ("prune.epochs=-1", "prune.epochs: "),
         ("prune.epochs=1.5", "prune.epochs: "),
         ("prune.momentum=1", "prune.momentum: "),
         ("prune.select='best'", "prune.select: "),

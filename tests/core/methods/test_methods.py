@@ -37,8 +37,8 @@ def sigmoid(r: float) -> float:
 
 
 def test_unknown_methods_are_refused():
-    with pytest.raises(InputError, match=r"unknown method 'snip': choose one of hydra, harp, rlth"):
-        build_method(MethodSettings(name="snip"))
+    with pytest.raises(InputError, match=r"unknown method 'grasp': choose one of hydra, harp, rlth"):
+        build_method(MethodSettings(name="grasp"))
     assert set(METHODS) >= {"hydra", "harp", "rlth"}
 
 

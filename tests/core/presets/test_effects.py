@@ -64,6 +64,9 @@ BASES: dict[str, dict[str, dict[str, Any] | None]] = {
     "attack": {"minimizer": {**S2AP, "source": "attack"}},
     "shuffled": {"minimizer": {**S2AP, "direction": "shuffled"}},
     "longer": {"pretrain": {"epochs": 2}, "finetune": {"epochs": 2}},
+    "snip": {"method": {"name": "snip"}, "minimizer": {"gamma": 0.2}, "finetune": {"awp": True}},
+    "taylor": {"method": {"name": "taylor"}},
+    "unsearched": {"method": {"name": "harp"}, "prune": {"epochs": 0}},
     "undecayed": {stage: {"weight_decay": 0.0} for stage in ("pretrain", "prune", "finetune")},
 }
 
@@ -86,6 +89,7 @@ EFFECTS: dict[str, tuple[str, Any]] = {
     "method.rate_init": ("full", "target"),
     "method.init": ("rlth", "kaiming"),
     "method.flops_reduction": ("hydra-channels", 3.0),
+    "method.batches": ("snip", 1),
     "minimizer.name": ("full", "awp"),
     "minimizer.gamma": ("orig-awp", 0.4),
     "minimizer.warmup": ("full", 1),
@@ -137,6 +141,21 @@ VOID: list[tuple[str, str, Any, str]] = [
     *(("orig", f"method.{k}", v, METHOD) for k, v in (("penalty", 1), ("rate_init", "target"), ("init", "kaiming"))),
     ("orig", "method.flops_reduction", 4.0, METHOD),
     ("full", "method.init", "kaiming", METHOD),
+    ("orig", "method.batches", 2, METHOD),
+    *(
+        (base, f"{section}.{name}", value, why)
+        for base, why in (("taylor", "method.name = taylor does not search"), ("unsearched", "prune.epochs = 0"))
+        for section, name, value in (
+            *(("prune", name, value) for name, value in TRAINING.items() if name not in ("epochs", "batch_size")),
+            ("prune", "freeze_norm", True), ("prune", "select", "last"), ("minimizer", "warmup", 1),
+            ("minimizer", "update", "normalized"), ("minimizer", "gamma", 0.3), ("tracking", "every", 1),
+        )
+    ),
+    ("taylor", "prune.epochs", 0, "does not search"),
+    ("taylor", "prune.lr_warmup", 30, "does not search"),
+    ("taylor", "minimizer.name", "s2ap", "does not search"),
+    ("snip", "minimizer.name", "s2ap", "does not search"),
+    ("unsearched", "method.penalty", 5.0, "prune.epochs = 0"),
     ("rlth", "method.penalty", 1.0, METHOD),
     *(("hydra-channels", f"method.{k}", v, METHOD) for k, v in (("keep", 0.5), ("penalty", 1))),
     *(("harp-channels", f"method.{k}", v, METHOD) for k, v in (("keep", 0.5), ("rate_init", "target"))),
@@ -204,6 +223,8 @@ def folder(tmp_path_factory, data, tiny_network) -> Path:
             settings["evaluation"] = {"stages": []}
         if name in ("fast-at", "clean"):
             del settings["objective"]["steps"]
+        if name in ("snip", "taylor"):
+            del settings["prune"]["epochs"]
         (path / f"{name}.toml").write_text(tomli_w.dumps(settings))
     return path
 

@@ -105,7 +105,7 @@ def test_a_run_is_complete_once_its_last_stage_is(settings):
 
 
 @pytest.mark.parametrize("name", ["none", "s2ap"])
-@pytest.mark.parametrize("method", ["hydra", "rlth"])
+@pytest.mark.parametrize("method", ["hydra", "rlth", "snip"])
 def test_the_parts_of_a_run_take_what_the_whole_takes(name, method, settings):
     config = settings(
         method={"name": method},

@@ -29,6 +29,8 @@ def tensor_files(run: Path) -> dict[Path, int]:
         ({"method": {"name": "hydra-channels", "flops_reduction": 2}}, "end", None),
         ({"evaluation": {"stages": ["pretrain"]}}, "end", None),
         ({stage: {"optimizer": "adamw"} for stage in ("pretrain", "prune", "finetune")}, "end", None),
+        ({"method": {"name": "magnitude-global", "keep": 0.1}}, "end", None),
+        ({"method": {"name": "harp"}, "prune": {"epochs": 0}}, "end", None),
         (S2AP, "pretrain", None),
         (S2AP, "warmup", None),
         (S2AP | {"evaluation": {"stages": ["prune"]}}, "prune", None),

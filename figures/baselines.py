@@ -1,0 +1,134 @@
+"""``python -m figures.baselines``: masks without a search beside Orig. and S2AP; not a table of the paper.
+
+For each network and budget with such masks: clean and robust accuracy of the raw mask and of the finetuned network, the
+mean over folds with its 95 % t-interval. Searches are shown on the folds that the baselines have.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+
+from figures.matching import PlacedRun, place_run
+from s2ap_core.errors import InputError
+from s2ap_core.files.atomic import write_file
+from s2ap_core.methods import METHODS, build_method
+from s2ap_diag.commands.options.shared import EXISTING
+from s2ap_diag.comparison.arms import seed_of
+from s2ap_diag.comparison.statistics import paired_difference
+from s2ap_diag.output.tables import to_csv
+from s2ap_diag.reading.results import collect
+
+COLUMNS = {
+    (stage, kind): f"{of}, {kind} %"
+    for stage, of in (("prune", "mask"), ("finetune", "finetuned"))
+    for kind in ("clean", "robust")
+}
+"""By stage and kind of accuracy: the column that shows it."""
+
+Row = tuple[str, str, float | None]
+"""Method, arm and gamma."""
+
+Fold = tuple[int, int]
+"""A seed and the fold that it was tested on; -1 where there are no folds."""
+
+
+def searches(placed: PlacedRun) -> bool:
+    """Return whether a run's mask comes from a search."""
+    config = placed.run.config
+    return build_method(config.method).searches and config.prune.epochs > 0
+
+
+def alike(placed: PlacedRun) -> str:
+    """Name what all rows of a table share: data, network, budget, the dense network, attack."""
+    cell, config = placed.cell, placed.run.config
+    network = f"{cell.network} of width {config.network.width}" if config.network.width else cell.network
+    budget = (
+        f"keep {config.method.keep:g}" if cell.flops_reduction is None else f"{cell.flops_reduction:g}x fewer FLOPs"
+    )
+    trained = f"pretrained for {config.pretrain.epochs} epochs on {placed.training}"
+    return f"{cell.data}, {network}, {budget}; {trained}; evaluated under {placed.threat}"
+
+
+def table(placed: Iterable[PlacedRun]) -> pd.DataFrame:
+    """Build a row for each method, arm and gamma of the settings that have a mask without a search.
+
+    Raises:
+        InputError: if two runs claim the same place.
+    """
+    settings: dict[str, dict[Row, dict[Fold, PlacedRun]]] = defaultdict(lambda: defaultdict(dict))
+    for one in placed:
+        if one.arm not in ("orig", "s2ap") or one.cell.method not in METHODS:
+            continue
+        others = settings[alike(one)][(one.cell.method, one.arm if searches(one) else "none", one.gamma)]
+        other = others.setdefault(seed_of(one.run), one)
+        if other is not one:
+            raise InputError(f"{other.run.path} and {one.run.path}: claim the same row and seed; leave one out")
+    rows = []
+    for setting, by_row in settings.items():
+        folds = {fold for row, runs in by_row.items() if row[1] == "none" for fold in runs}
+        for row in sorted(by_row, key=_order):
+            runs = {fold: one for fold, one in by_row[row].items() if fold in folds}
+            if runs:
+                rows.append({"setting": setting} | _record(row, runs))
+    return pd.DataFrame(rows)
+
+
+def _order(row: Row) -> tuple[int, str, float]:
+    method, arm, gamma = row
+    return list(METHODS).index(method), arm, gamma or 0.0
+
+
+def _record(row: Row, runs: Mapping[Fold, PlacedRun]) -> dict[str, Any]:
+    """Average the accuracies of a row over its folds, in percent."""
+    method, arm, gamma = row
+    record: dict[str, Any] = {"method": method, "arm": arm, "gamma": gamma, "folds": len(runs)}
+    for (stage, kind), column in COLUMNS.items():
+        found = [one.run.results.get(f"evaluate-{stage}", {}).get(f"{kind}_accuracy") for one in runs.values()]
+        if None in found:
+            continue
+        mean = paired_difference([100 * value for value in found])
+        low, high = mean.interval or (None, None)
+        record |= {column: mean.mean, f"{column}, low": low, f"{column}, high": high}
+    return record
+
+
+def markdown(means: pd.DataFrame) -> str:
+    """Render a Markdown table for each setting, the interval behind the mean."""
+    lines: list[str] = []
+    for setting, rows in means.groupby("setting", sort=False):
+        lines += [f"{setting}.", "", "| method | search | folds | " + " | ".join(COLUMNS.values()) + " |"]
+        lines.append("|---" * (len(COLUMNS) + 3) + "|")
+        for row in rows.to_dict("records"):
+            gamma = "" if pd.isna(row["gamma"]) else f", gamma {row['gamma']:g}"
+            cells = [_cell(row, column) for column in COLUMNS.values()]
+            lines.append(f"| {row['method']} | {row['arm']}{gamma} | {row['folds']} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    if pd.isna(row.get(column)):
+        return "-"
+    low, high = row[f"{column}, low"], row[f"{column}, high"]
+    return f"{row[column]:.1f}" if pd.isna(low) else f"{row[column]:.1f} [{low:.1f}, {high:.1f}]"
+
+
+@click.command()
+@click.option("--runs", type=EXISTING, required=True, help="Folder that holds the runs.")
+@click.option("--out", type=EXISTING, required=True, help="Folder for baselines.csv and baselines.md.")
+def command(runs: Path, out: Path) -> None:
+    """Show masks without a search beside Orig. and S2AP."""
+    means = table(one for run in collect(runs)[0] if (one := place_run(run)) is not None)
+    if means.empty:
+        raise click.UsageError(f"{runs}: no mask without a search; sweep the grid `gallery`, or name another folder")
+    write_file(out / "baselines.csv", to_csv(means))
+    write_file(out / "baselines.md", markdown(means))
+    click.echo(markdown(means))
+
+
+if __name__ == "__main__":
+    command()
