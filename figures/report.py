@@ -26,7 +26,7 @@ TABLES = {"accuracy": compare_arms, "corruptions": compare_arms, "sharpness": co
 
 KEY = (
     "stage", "data", "network", "method", "arm", "sparsity", "flops_reduction", "gamma", "objective", "beta",
-    "train_eps", "train_step", "train_steps", "seed", "attack", "norm", "eps", "n", "metric",
+    "train_norm", "train_eps", "train_step", "train_steps", "seed", "attack", "norm", "eps", "n", "metric",
 )  # fmt: skip
 """Columns of ``results.csv`` that say what a value is of: no two rows agree in all of them. Empty where they do not
 apply; train_* is the objective's adversary, attack, norm, eps and n are those of an accuracy."""
@@ -138,6 +138,7 @@ def _columns_of(placed: PlacedRun) -> dict[str, Any]:
         "gamma": placed.gamma,
         "objective": training.objective,
         "beta": training.beta,
+        "train_norm": training.norm,
         "train_eps": training.eps,
         "train_step": training.step,
         "train_steps": training.steps,

@@ -35,10 +35,11 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Training(Conditions):
-    """What a run is trained on; eps and step in [0, 1]."""
+    """What a run is trained on; eps and step in its norm, images in [0, 1]."""
 
     objective: str
     beta: float | None
+    norm: str | None
     eps: Fraction | None
     step: Fraction | None
     steps: int | None
@@ -58,7 +59,7 @@ def training_of(config: Config) -> Training:
     """Read what a config trains on."""
     settings = config.objective
     read = {name: value for name, value in settings if name not in UNREAD.get(settings.name, ())}
-    return Training(settings.name, *(read.get(name) for name in ("beta", "eps", "step", "steps")))
+    return Training(settings.name, *(read.get(name) for name in ("beta", "norm", "eps", "step", "steps")))
 
 
 def threat_of(config: Config) -> Threat | None:
@@ -68,7 +69,8 @@ def threat_of(config: Config) -> Threat | None:
         return None
     if asked.attack == "none":
         return Threat("none", None, None, asked.n)
-    return Threat(asked.attack, asked.norm, config.objective.eps if asked.eps is None else asked.eps, asked.n)
+    trained = config.objective
+    return Threat(asked.attack, asked.norm or trained.norm, trained.eps if asked.eps is None else asked.eps, asked.n)
 
 
 def cell_of(config: Config, printed: str = "") -> Cell:

@@ -51,6 +51,10 @@ def _fraction(value: Any) -> Fraction:
         raise ValueError("not a number or a fraction such as 8/255") from error
 
 
+AttackNorm = Literal["Linf", "L2", "L1"]
+"""The norms of the threat models: how far an adversary's images may be from the given ones."""
+
+
 Radius = Annotated[Fraction, BeforeValidator(_fraction), PlainSerializer(str)]
 
 
@@ -83,12 +87,18 @@ class NetworkSettings(_Settings):
 
 
 class ObjectiveSettings(_Settings):
-    """The robust loss and the l-inf adversary that it is trained against; eps and step in [0, 1]."""
+    """The robust loss and the adversary that it is trained against.
+
+    Attributes:
+        norm: of the ball that the adversary stays in.
+        eps, step: its radius and a step's length in this norm, images in [0, 1]; the defaults are Linf's.
+    """
 
     name: str = "trades"
     beta: float = Field(default=6.0, ge=0)
-    eps: Radius = Field(default=Fraction(8, 255), ge=0, le=1)
-    step: Radius = Field(default=Fraction(2, 255), ge=0, le=1)
+    norm: AttackNorm = "Linf"
+    eps: Radius = Field(default=Fraction(8, 255), ge=0)
+    step: Radius = Field(default=Fraction(2, 255), ge=0)
     steps: int = Field(default=10, ge=1)
 
 
@@ -203,22 +213,17 @@ class EvaluationSettings(_Settings):
         stages: which results are evaluated: the dense network, the raw mask, the finetuned network. A run
             trains as far as these need it.
         attack: ``autoattack`` (standard), ``apgd`` (its APGD-CE and targeted APGD), ``pgd-50``, or ``none``.
+        norm: None is the training's.
         eps: None is the training's radius.
         n: number of test images, the first ones; None is all.
     """
 
     stages: list[Literal["pretrain", "prune", "finetune"]] = ["pretrain", "prune", "finetune"]
     attack: Literal["autoattack", "apgd", "pgd-50", "none"] = "autoattack"
-    norm: Literal["Linf", "L2", "L1"] = "Linf"
+    norm: AttackNorm | None = None
     eps: Radius | None = Field(default=None, ge=0)
     n: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=250, ge=1)
-
-    @model_validator(mode="after")
-    def _pgd_is_l_inf(self) -> Self:
-        if self.attack == "pgd-50" and self.norm != "Linf":
-            raise ValueError(f"pgd-50 is an Linf attack; for {self.norm} choose apgd or autoattack")
-        return self
 
 
 class TrackingSettings(_Settings):
@@ -293,6 +298,16 @@ class Config(_Settings):
     tracking: TrackingSettings = TrackingSettings()
     distributed: DistributedSettings = DistributedSettings()
     compute: ComputeSettings = ComputeSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_training_s_norm_is_not_said_twice(cls, settings: Any) -> Any:
+        # Runs of before said it: they are of one setting with those that follow the training's.
+        objective, evaluation = settings.get("objective", {}), settings.get("evaluation", {})
+        if not (isinstance(objective, dict) and isinstance(evaluation, dict)):
+            return settings
+        said = evaluation.get("norm") == objective.get("norm", "Linf")
+        return settings | {"evaluation": {k: v for k, v in evaluation.items() if k != "norm"}} if said else settings
 
     def to_toml(self) -> str:
         """Write the resolved settings; what is None is left out, as TOML has no null."""

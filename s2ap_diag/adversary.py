@@ -23,7 +23,8 @@ def describe_adversary(settings: ObjectiveSettings, *, recrafted: bool = False) 
     if settings.name == "clean":
         return "none (clean cross-entropy)"
     made = "made anew at each step" if recrafted else "held fixed"
-    return f"{settings.name}, PGD-{settings.steps}, eps {settings.eps}, step {settings.step}, examples {made}"
+    norm = "" if settings.norm == "Linf" else f" in {settings.norm}"
+    return f"{settings.name}, PGD-{settings.steps}{norm}, eps {settings.eps}, step {settings.step}, examples {made}"
 
 
 def own_objective(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from s2ap_core.masks.parametrization import ScoreMask
 from s2ap_core.methods import METHODS, Method
 from s2ap_core.models import NETWORKS
 from s2ap_core.runs.checkpoints import load_checkpoint
-from s2ap_core.training.attacks import pgd, uniform_start
+from s2ap_core.training.attacks import pgd
 from s2ap_core.training.loop import Callback
+from s2ap_core.training.norms import uniform_start
 from s2ap_core.training.objectives import OBJECTIVES, Objective
 from s2ap_diag.commands import main
 from s2ap_diag.curvature.tracking import TRACKERS

@@ -13,6 +13,7 @@ from s2ap_core.presets.compose import presets
 from s2ap_core.presets.read import read_config
 from s2ap_core.presets.scale import scale_to_digits
 from s2ap_diag.commands import main
+from s2ap_diag.sweep.grid import Combinations, Grid, expand
 from tests.reading import masks_in
 
 SHORT = ("objective.steps=1", 'evaluation.attack="pgd-50"', "evaluation.n=8")
@@ -51,6 +52,17 @@ def test_what_a_run_is_about_stays_and_only_its_size_changes():
         assert small.pretrain.checkpoint is None
         assert small.title.startswith(full.title)
         assert "digits" in small.title
+
+
+@pytest.mark.parametrize(("norm", "radius", "step"), [("L2", "1/2", "2/5"), ("L1", "3/2", "6/5")])
+def test_a_norm_that_is_set_gets_the_digits_radius_of_it_and_overrides_are_on_top(norm, radius, step):
+    name, chosen = "cifar10-resnet18-hydra-s2ap-90", f"objective.norm={norm}"
+    small = read_config(name, (chosen,), change=scale_to_digits).objective
+    assert (small.norm, small.eps, small.step, small.steps) == (norm, Fraction(radius), Fraction(step), 5)
+    assert read_config(name, ("objective.eps=1/4", chosen), change=scale_to_digits).objective.eps == Fraction(1, 4)
+    group = Combinations(presets=[name], scale="digits", values={"objective.norm": [norm, "Linf"]})
+    planned = [run.config.objective for run in expand(Grid(group=[group]))]
+    assert [(o.norm, o.eps) for o in planned] == [(norm, Fraction(radius)), ("Linf", Fraction(32, 255))]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg16_bn", "wrn_28_4", "resnet50", "vit"])

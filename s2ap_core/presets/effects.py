@@ -13,8 +13,14 @@ from s2ap_core.errors import InputError
 from s2ap_core.methods import build_method
 from s2ap_core.runs import course
 
-UNREAD = {"clean": ("beta", "eps", "step", "steps"), "pgd-at": ("beta",), "fast-at": ("beta", "step", "steps")}
+UNREAD = {"clean": ("beta", "norm", "eps", "step", "steps"), "pgd-at": ("beta",), "fast-at": ("beta", "step", "steps")}
 """Settings that an objective does not read."""
+
+
+SUCH_AS = {
+    "Linf": {"eps": "8/255", "step": "2/255"}, "L2": {"eps": "0.5", "step": "0.1"}, "L1": {"eps": "12", "step": "2.4"},
+}  # fmt: skip
+"""A radius and step of each norm that are usual on CIFAR-10, for messages."""
 
 
 def without_effect(config: Config) -> dict[str, str]:
@@ -209,11 +215,7 @@ def check_sense(config: Config, source: str) -> None:
             f"{source}: minimizer.name = {minimizer.name} has no effect: minimizer.warmup = {minimizer.warmup} leaves "
             f"nothing of prune.epochs = {config.prune.epochs}; lower the one or raise the other"
         )
-    if evaluation.stages and evaluation.attack != "none" and evaluation.norm != "Linf" and evaluation.eps is None:
-        raise InputError(
-            f"{source}: evaluation.norm = {evaluation.norm} has no evaluation.eps: the training's radius is that of "
-            f"Linf; set it, such as 0.5 for L2 or 12 for L1"
-        )
+    _check_radii(config, source)
     if evaluation.stages == ["finetune"] and not build_method(config.method).finetuned:
         raise InputError(
             f"{source}: evaluation.stages = finetune leaves nothing to evaluate: method.name = {config.method.name} "
@@ -241,4 +243,24 @@ def _check_perturbation(config: Config, source: str) -> None:
         raise InputError(
             f"{source}: minimizer.source = momentum, but the scores are stepped without momentum (prune.momentum, "
             "minimizer.update); choose another source"
+        )
+
+
+def _check_radii(config: Config, source: str) -> None:
+    """Refuse a radius or step of Linf for another norm, and one of Linf beyond the range of an image."""
+    objective, evaluation = config.objective, config.evaluation
+    for name in ("eps", "step"):
+        value, read = getattr(objective, name), name not in UNREAD.get(objective.name, ())
+        if objective.norm == "Linf" and value > 1:
+            raise InputError(f"{source}: objective.{name}: above 1, the range of an image (got '{value}')")
+        if objective.norm != "Linf" and read and value == _default(config, "objective", name):
+            raise InputError(
+                f"{source}: objective.norm = {objective.norm} has no objective.{name}: {value} is Linf's; set it, such "
+                f"as {SUCH_AS[objective.norm][name]}"
+            )
+    attacked = evaluation.stages and evaluation.attack != "none"
+    if attacked and evaluation.norm is not None and evaluation.eps is None:
+        raise InputError(
+            f"{source}: evaluation.norm = {evaluation.norm} has no evaluation.eps: the training's radius is that of "
+            f"{objective.norm}; set it, such as {SUCH_AS[evaluation.norm]['eps']}"
         )

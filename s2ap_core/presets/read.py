@@ -23,14 +23,14 @@ def read_config(
     Args:
         source: path of a TOML file, or a preset's name.
         overrides: TOML assignments by dotted key; a value that is no TOML is taken as a string.
-        change: made before the overrides, such as :func:`s2ap_core.presets.scale.scale_to_digits`.
+        change: made before the overrides, such as :func:`s2ap_core.presets.scale.scale_to_digits`, but for the norm.
 
     Raises:
         InputError: if there is no such file or preset, it is not TOML, a key or value does not fit, or one that is
             set has no effect.
     """
     config, own = read_source(source)
-    return override(change(config), overrides, str(source), own)
+    return override(change(in_norm(config, overrides, str(source))), overrides, str(source), own)
 
 
 def read_source(source: str | Path) -> tuple[Config, Iterable[str]]:
@@ -65,18 +65,35 @@ def override(config: Config, overrides: tuple[str, ...], source: str, own: Itera
 
 
 def overridden(config: Config, overrides: tuple[str, ...], source: str) -> Config:
-    """Return a config with ``a.b=value`` overrides on top, whether they have an effect or not."""
+    """Return a config with ``a.b=value`` overrides on top, whether they have an effect or not.
+
+    A radius and a step are of their norm: where an override has another one, they are left at their defaults, unless
+    overrides set them too.
+    """
     settings = tomllib.loads(config.to_toml())
+    if _said(overrides).get("objective", {}).get("norm", config.objective.norm) != config.objective.norm:
+        settings["objective"] = {k: v for k, v in settings["objective"].items() if k not in ("eps", "step")}
     for assignment in overrides:
         _override(settings, assignment)
     return parse_config(settings, source)
 
 
-def keys_of(overrides: Iterable[str]) -> set[str]:
-    """Name the settings, by dotted key, that overrides set."""
+def in_norm(config: Config, overrides: tuple[str, ...], source: str) -> Config:
+    """Return a config in the norm that overrides name, so that what scales it knows which radius it needs."""
+    norm = _said(overrides).get("objective", {}).get("norm")
+    return config if norm is None else overridden(config, (f"objective.norm={norm}",), source)
+
+
+def _said(overrides: Iterable[str]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for assignment in overrides:
         _override(said, assignment)
+    return said
+
+
+def keys_of(overrides: Iterable[str]) -> set[str]:
+    """Name the settings, by dotted key, that overrides set."""
+    said = _said(overrides)
     return {f"{section}.{name}" for section, values in said.items() if isinstance(values, dict) for name in values}
 
 

@@ -4,19 +4,16 @@ Images are float tensors [B, C, H, W] in [0, 1]; labels are int64 [B].
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from s2ap_core.distributed.share import draw
+from s2ap_core.config import AttackNorm
 from s2ap_core.masks.layers import constant_mask, constant_weights
 from s2ap_core.modes import train_mode
+from s2ap_core.training.norms import ascent
 from s2ap_core.training.replay import repeat
-
-AttackNorm = Literal["Linf", "L2", "L1"]
-
 
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -30,8 +27,9 @@ def pgd(
     eps: float,
     step: float,
     steps: int,
+    norm: AttackNorm = "Linf",
 ) -> Tensor:
-    """Ascend the loss by projected gradients in the l-inf ball (PGD, Madry et al. 2018).
+    """Ascend the loss by projected gradients in a ball around each image (PGD, Madry et al. 2018).
 
     One mask serves all steps; the model is attacked in eval mode and left in the mode it was in. Where the masked
     weights that are held constant ask for a gradient, the last step leaves the loss's in their ``grad``.
@@ -39,12 +37,12 @@ def pgd(
     Args:
         loss: maps logits [B, classes] to a scalar; it sums over images, so that each has its own gradient.
         start: where the ascent starts, of the shape of ``x``.
-        eps, step: radius of the ball and length of a step, in units of the image's range.
+        eps, step: radius of the ball and length of a step in ``norm``, in units of the image's range.
 
     Returns:
         Adversarial images within ``eps`` of ``x`` and within [0, 1], detached.
     """
-    low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
+    move = ascent(norm, x, eps, step)
 
     def ascend(x_adv: Tensor, also: Sequence[Tensor] = ()) -> Tensor:
         x_adv = x_adv.detach().requires_grad_()
@@ -52,23 +50,13 @@ def pgd(
         for tensor, other in zip(also, others, strict=True):
             tensor.grad = other
         with torch.no_grad():
-            return torch.clamp(x_adv + step * grad.sign(), low, high)
+            return move(x_adv, grad)
 
     with train_mode(model, False), constant_mask(model):
         watched = [weight for weight in constant_weights(model) if weight.requires_grad]
         if not watched:
             return repeat(ascend, start, steps).detach()
         return ascend(repeat(ascend, start, steps - 1), watched).detach()
-
-
-def uniform_start(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
-    """Add uniform noise in [-eps, eps] to ``x``, clipped to [0, 1]."""
-    return (x + eps * (2 * draw(torch.rand, x, generator) - 1)).clamp(0, 1)
-
-
-def normal_start(x: Tensor, scale: float, generator: torch.Generator) -> Tensor:
-    """Add normal noise of standard deviation ``scale`` to ``x``: where TRADES and MART start from."""
-    return x + scale * draw(torch.randn, x, generator)
 
 
 def autoattack(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2ap_core.config import EvaluationSettings
+from s2ap_core.config import AttackNorm, EvaluationSettings
 from s2ap_core.data import Batch, Dataset
 from s2ap_core.distributed.group import gather
 from s2ap_core.distributed.share import own_items
@@ -24,10 +24,27 @@ from s2ap_core.files.atomic import write_file
 from s2ap_core.masks.masking import bake
 from s2ap_core.modes import gpu_arithmetic, train_mode
 from s2ap_core.seeds import derive_seed, generator
-from s2ap_core.training.attacks import AUTOATTACK, AttackNorm, autoattack, pgd, uniform_start
+from s2ap_core.training.attacks import AUTOATTACK, autoattack, pgd
 from s2ap_core.training.folding import folded
+from s2ap_core.training.norms import uniform_start
 
 COLUMNS = ("index", "label", "clean", "robust", "noise", "zero_gradient")
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What an evaluation attacks with: a name of :class:`EvaluationSettings`, norm and radius."""
+
+    name: str
+    norm: AttackNorm
+    eps: Fraction
+
+    @classmethod
+    def asked(cls, settings: EvaluationSettings, norm: AttackNorm, eps: Fraction) -> "Attack":
+        """Return what settings ask for: of the training's norm and eps, where they have none of their own."""
+        if settings.attack == "none":
+            return cls("none", "Linf", Fraction(0))
+        return cls(settings.attack, settings.norm or norm, eps if settings.eps is None else settings.eps)
 
 
 @dataclass(frozen=True)
@@ -114,6 +131,7 @@ def evaluate(
     settings: EvaluationSettings,
     *,
     eps: Fraction,
+    norm: AttackNorm = "Linf",
     seed: int = 0,
     about: dict[str, Any] | None = None,
     file: Path | None = None,
@@ -126,7 +144,7 @@ def evaluate(
 
     Args:
         model: masked or plain; evaluated in eval mode on baked weights, and left as it is.
-        eps: the attack's radius, unless the settings have one.
+        eps, norm: the attack's radius and norm, unless the settings have their own.
         seed: the attack's.
         about: what is evaluated, such as the checkpoint's name and checksum. A file about something else, or
             about other images, is refused.
@@ -135,14 +153,13 @@ def evaluate(
     Raises:
         InputError: if ``file`` belongs to another evaluation, or an image lies outside [0, 1].
     """
-    asked = settings.eps if settings.eps is not None else eps
-    radius = asked if settings.attack != "none" else Fraction(0)
+    attack = Attack.asked(settings, norm, eps)
     described = {
         **(about or {}),
         "images": data.checksum("test"),
-        "attack": settings.attack,
-        "norm": settings.norm,
-        "eps": str(radius),
+        "attack": attack.name,
+        "norm": attack.norm,
+        "eps": str(attack.eps),
         "seed": seed,
     }
     plain = bake(model).eval()
@@ -159,7 +176,7 @@ def evaluate(
     while sum(map(len, parts["label"])) < total:
         batch = next(own, None)  # None where the last round has no batch for this process
         with gpu_arithmetic(tf32=False):
-            evaluated = None if batch is None else _evaluate_batch(plain, batch, settings, float(radius), seed)
+            evaluated = None if batch is None else _evaluate_batch(plain, batch, attack, seed)
         for columns in filter(None, gather(evaluated)):
             for column, values in zip(COLUMNS, columns, strict=True):
                 parts[column].append(values)
@@ -186,39 +203,38 @@ def _own_batches(data: Dataset, size: int, done: int, total: int) -> Iterator[Ba
         yield batch
 
 
-def _evaluate_batch(
-    model: nn.Module, batch: Batch, settings: EvaluationSettings, eps: float, seed: int
-) -> tuple[np.ndarray, ...]:
+def _evaluate_batch(model: nn.Module, batch: Batch, attack: Attack, seed: int) -> tuple[np.ndarray, ...]:
     """Evaluate a batch, under a seed of its first image; one array for each of :data:`COLUMNS`."""
     batch_seed = derive_seed(seed, "evaluate", int(batch.index[0])) % 2**31
-    outcomes = _outcomes(model, batch.x, batch.y, settings, eps, batch_seed)
+    outcomes = _outcomes(model, batch.x, batch.y, attack, batch_seed)
     return tuple(values.cpu().numpy() for values in (batch.index, batch.y, *outcomes))
 
 
 def _outcomes(
-    model: nn.Module, x: Tensor, y: Tensor, settings: EvaluationSettings, eps: float, seed: int
+    model: nn.Module, x: Tensor, y: Tensor, attack: Attack, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Attack images; return which are correct as they are, under attack and under noise, and have no gradient."""
-    if settings.attack == "none":
+    if attack.name == "none":
         with torch.no_grad():
             clean = model(x).argmax(1) == y
         return clean, clean, clean, torch.zeros_like(clean)
+    eps = float(attack.eps)
     leaf = x.clone().requires_grad_()
     logits = model(leaf)
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), leaf)
     noise_source = generator(x.device, seed, "noise")
     with torch.no_grad():
         clean = logits.argmax(1) == y
-        noise = model(random_start(x, eps, settings.norm, noise_source)).argmax(1) == y
+        noise = model(random_start(x, eps, attack.norm, noise_source)).argmax(1) == y
     if eps == 0:
         return clean, clean, noise, gradient.flatten(1).abs().amax(1) == 0
-    match settings.attack:
+    match attack.name:
         case "autoattack":
-            robust = autoattack(model, x, y, eps=eps, norm=settings.norm, attacks=AUTOATTACK, seed=seed)
+            robust = autoattack(model, x, y, eps=eps, norm=attack.norm, attacks=AUTOATTACK, seed=seed)
         case "apgd":
-            robust = autoattack(model, x, y, eps=eps, norm=settings.norm, attacks=AUTOATTACK[:2], seed=seed)
+            robust = autoattack(model, x, y, eps=eps, norm=attack.norm, attacks=AUTOATTACK[:2], seed=seed)
         case "pgd-50":
-            robust = _pgd_50(model, x, y, eps, seed)
+            robust = _pgd_50(model, x, y, attack, seed)
     return clean, robust & clean, noise, gradient.flatten(1).abs().amax(1) == 0
 
 
@@ -232,14 +248,21 @@ def random_start(x: Tensor, eps: float, norm: AttackNorm, noise_source: torch.Ge
     return moved.clamp(0, 1)
 
 
-def _pgd_50(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-    """Take a quick look, l-inf: 50 steps of 2.5 eps / 50 on the cross-entropy, from a uniform start."""
-    start = uniform_start(x, eps, generator(x.device, seed, "pgd-50"))
+PGD_STEP: dict[AttackNorm, float] = {"Linf": 2.5, "L2": 8.0, "L1": 8.0}
+"""Length of a step of ``pgd-50``, in 50ths of eps; on L2's and L1's balls longer steps come closer to Auto-PGD."""
+
+
+def _pgd_50(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, seed: int) -> Tensor:
+    """Take a quick look: 50 steps of :data:`PGD_STEP` on the cross-entropy, from a uniform start."""
+    eps = float(attack.eps)
+    start = uniform_start(x, eps, generator(x.device, seed, "pgd-50"), attack.norm)
 
     def cross_entropy(logits: Tensor) -> Tensor:
         return F.cross_entropy(logits, y, reduction="sum")
 
-    x_adv = pgd(model, x, cross_entropy, start=start, eps=eps, step=2.5 * eps / 50, steps=50)
+    x_adv = pgd(
+        model, x, cross_entropy, start=start, eps=eps, step=PGD_STEP[attack.norm] * eps / 50, steps=50, norm=attack.norm
+    )
     with torch.no_grad(), train_mode(model, False):
         predicted: Tensor = model(x_adv).argmax(1)
     return predicted == y

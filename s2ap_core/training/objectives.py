@@ -8,20 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2ap_core.config import ObjectiveSettings
+from s2ap_core.config import AttackNorm, ObjectiveSettings
 from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import constant_mask
 from s2ap_core.modes import train_mode
-from s2ap_core.training.attacks import normal_start, pgd, uniform_start
+from s2ap_core.training.attacks import pgd
+from s2ap_core.training.norms import normal_start, uniform_start
 
 
 @dataclass(frozen=True)
 class Threat:
-    """The l-inf adversary of training: radius, step length (both in units of the image's range), steps."""
+    """The adversary of training: radius and step length in its norm (in units of the image's range), steps."""
 
     eps: float
     step: float
     steps: int
+    norm: AttackNorm = "Linf"
 
 
 @dataclass(frozen=True)
@@ -68,18 +70,18 @@ def pgd_at(threat: Threat, beta: float) -> Objective:
     del beta
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        return _cross_entropy_pgd(model, x, y, uniform_start(x, threat.eps, generator), threat)
+        return _cross_entropy_pgd(model, x, y, uniform_start(x, threat.eps, generator, threat.norm), threat)
 
     return Objective("pgd-at", attack, _adversarial_cross_entropy)
 
 
 def fast_at(threat: Threat, beta: float) -> Objective:
-    """Build fast adversarial training: FGSM, one step of 1.25 eps, from a uniform start (Wong et al. 2020)."""
+    """Build fast adversarial training: one step of 1.25 eps from a uniform start, FGSM in Linf (Wong et al. 2020)."""
     del beta
-    fgsm = Threat(threat.eps, 1.25 * threat.eps, steps=1)
+    fgsm = Threat(threat.eps, 1.25 * threat.eps, steps=1, norm=threat.norm)
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        return _cross_entropy_pgd(model, x, y, uniform_start(x, fgsm.eps, generator), fgsm)
+        return _cross_entropy_pgd(model, x, y, uniform_start(x, fgsm.eps, generator, fgsm.norm), fgsm)
 
     return Objective("fast-at", attack, _adversarial_cross_entropy)
 
@@ -101,7 +103,7 @@ def trades(threat: Threat, beta: float) -> Objective:
             return F.kl_div(F.log_softmax(logits, dim=1), p_clean, reduction="sum")
 
         start = normal_start(x, 0.001, generator)
-        return pgd(model, x, divergence, start=start, eps=threat.eps, step=threat.step, steps=threat.steps)
+        return _pgd(model, x, divergence, start, threat)
 
     def loss(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         log_p, log_p_adv = F.log_softmax(model(x), dim=1), F.log_softmax(model(x_adv), dim=1)
@@ -134,7 +136,12 @@ def _cross_entropy_pgd(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, th
     def cross_entropy(logits: Tensor) -> Tensor:
         return F.cross_entropy(logits, y, reduction="sum")
 
-    return pgd(model, x, cross_entropy, start=start, eps=threat.eps, step=threat.step, steps=threat.steps)
+    return _pgd(model, x, cross_entropy, start, threat)
+
+
+def _pgd(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], start: Tensor, threat: Threat) -> Tensor:
+    eps, step, steps, norm = threat.eps, threat.step, threat.steps, threat.norm
+    return pgd(model, x, loss, start=start, eps=eps, step=step, steps=steps, norm=norm)
 
 
 def _adversarial_cross_entropy(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
@@ -150,7 +157,7 @@ def build_objective(settings: ObjectiveSettings) -> Objective:
     """
     if settings.name not in OBJECTIVES:
         raise InputError(f"unknown objective {settings.name!r}: choose one of {', '.join(OBJECTIVES)}")
-    threat = Threat(float(settings.eps), float(settings.step), settings.steps)
+    threat = Threat(float(settings.eps), float(settings.step), settings.steps, settings.norm)
     return OBJECTIVES[settings.name](threat, settings.beta)
 
 

@@ -192,6 +192,7 @@ class Stages:
             self.data,
             self.config.evaluation,
             eps=self.config.objective.eps,
+            norm=self.config.objective.norm,
             seed=self.config.seed,
             about={"stage": stage, "dataset": self.config.data.name, "sha256": checkpoint.header["sha256"], **options},
             file=self.run.path / "evals" / f"{stage}.npz",

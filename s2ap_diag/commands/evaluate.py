@@ -12,15 +12,17 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from s2ap_core.config import EvaluationSettings, parse_config
+from s2ap_core.config import AttackNorm, EvaluationSettings, ObjectiveSettings, parse_config
 from s2ap_core.data import Dataset, load
 from s2ap_core.data.cifar10c import CORRUPTIONS
+from s2ap_core.errors import InputError
+from s2ap_core.presets.effects import SUCH_AS
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.training.evaluation import evaluate
 from s2ap_diag.adversary import objective_of, own_objective
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import plain_progress
-from s2ap_diag.output import plots
+from s2ap_diag.output import plots, security_curve
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table
 from s2ap_diag.reading.files import expand
@@ -32,8 +34,8 @@ log = logging.getLogger(__name__)
 def run_command(
     checkpoints: tuple[Path, ...],
     attack: str | None,
-    norm: str,
-    eps: str | None,
+    norm: AttackNorm | None,
+    eps: tuple[str, ...],
     n: int | None,
     batch_size: int,
     corruption: str | None,
@@ -44,45 +46,48 @@ def run_command(
     device: str,
     seed: int,
 ) -> None:
-    """Evaluate each checkpoint, on each corruption where there are some."""
+    """Evaluate each checkpoint at each radius, on each corruption where there are some."""
     corrupted = source.dataset == "cifar10c"
     if (corruption or severity) and not corrupted:
         raise click.UsageError("--corruption and --severity go with --dataset cifar10c")
     device = check_device(device)
     attack = attack or ("none" if corrupted else "autoattack")
-    if attack == "none" and (norm != "Linf" or eps is not None):
+    if attack == "none" and (norm is not None or eps):
         raise click.UsageError("--norm and --eps have no effect: no attack is made; leave them out, or give --attack")
-    if norm != "Linf" and eps is None:
-        raise click.UsageError(f"--norm {norm} needs --eps, such as 0.5 for L2: the training's radius is that of Linf")
-    asked = {"attack": attack, "norm": norm, "eps": eps, "n": n, "batch_size": batch_size}
-    settings = parse_config({"evaluation": asked}, "options").evaluation
+    asked = [
+        {"attack": attack, "norm": norm, "eps": radius, "n": n, "batch_size": batch_size} for radius in eps or [None]
+    ]
+    settings = [parse_config({"evaluation": one}, "options").evaluation for one in asked]
     records: list[dict[str, Any]] = []
     with plain_progress(output.quiet) as progress:
         task = progress.add_task("evaluate", total=1)
         for path in expand(checkpoints, "checkpoint"):
             checkpoint = source.open(path, device)
-            of_checkpoint: list[dict[str, Any]] = []
+            trained = trained_threat(checkpoint, norm if not eps else None)
             named = corruptions(source.root, corruption or "all", severity or 3) if corrupted else None
+            of_checkpoint: list[dict[str, Any]] = []
             for which, data in named or [({}, source.data(checkpoint))]:
-                result = evaluate(
-                    checkpoint.model,
-                    data.to(device),
-                    settings,
-                    eps=trained_radius(checkpoint),
-                    seed=seed,
-                    about={"checkpoint": checksum(path), **which},
-                    file=evaluation_file(path, evals, settings, which, seed),
-                    on_batch=lambda done, total: progress.update(task, completed=done, total=total),
-                )
-                for warning in result.warnings():
-                    log.warning("%s: %s", " ".join([str(path), *map(str, which.values())]), warning)
-                about = {"checkpoint": str(path), "epoch": checkpoint.header.get("epoch"), **which}
-                of_checkpoint.append({**about, **result.summary()})
-            records += of_checkpoint
-            if len(of_checkpoint) > 1:
-                records.append(mean(of_checkpoint))
+                for one in settings:
+                    result = evaluate(
+                        checkpoint.model,
+                        data.to(device),
+                        one,
+                        eps=trained.eps,
+                        norm=norm or trained.norm,
+                        seed=seed,
+                        about={"checkpoint": checksum(path), **which},
+                        file=evaluation_file(path, evals, one, norm or trained.norm, which, seed),
+                        on_batch=lambda done, total: progress.update(task, completed=done, total=total),
+                    )
+                    for warning in result.warnings():
+                        log.warning("%s: %s", " ".join([str(path), *map(str, which.values())]), warning)
+                    about = {"checkpoint": str(path), "epoch": checkpoint.header.get("epoch"), **which}
+                    of_checkpoint.append({**about, **result.summary()})
+            records += of_checkpoint + means(of_checkpoint)
+    if len(settings) > 1:
+        security_curve.warn(records)
     if output.plot is not None:
-        draw(records, output.plot)
+        (security_curve.draw if len(settings) > 1 else draw)(records, output.plot)
     output.emit(records, table_of(records))
 
 
@@ -93,7 +98,12 @@ def checksum(path: Path) -> str:
 
 
 def evaluation_file(
-    path: Path, evals: Path | None, settings: EvaluationSettings, which: dict[str, Any], seed: int
+    path: Path,
+    evals: Path | None,
+    settings: EvaluationSettings,
+    norm: AttackNorm,
+    which: dict[str, Any],
+    seed: int,
 ) -> Path | None:
     """Name the file for correctness by image; None for another tool's checkpoint unless a folder is given."""
     if evals is None:
@@ -102,7 +112,7 @@ def evaluation_file(
             return None
         evals = run / "evals"
     eps = "" if settings.eps is None else f"eps{settings.eps}".replace("/", "of")
-    parts = [path.name.partition(".")[0], settings.attack, settings.norm, eps, *map(str, which.values()), f"seed{seed}"]
+    parts = [path.name.partition(".")[0], settings.attack, norm, eps, *map(str, which.values()), f"seed{seed}"]
     return evals / ("-".join(filter(None, parts)) + ".npz")
 
 
@@ -117,22 +127,46 @@ def corruptions(root: Path | None, corruption: str, severity: int) -> Iterator[t
         yield {"corruption": name, "severity": severity}, data
 
 
-def mean(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Average over the corruptions, without an interval: they are of the same images, and not a random sample."""
+def means(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Average over the corruptions at each radius, where there are several.
+
+    Without an interval: they are of the same images, and not a random sample.
+    """
+    by_radius: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        by_radius.setdefault(record["eps"], []).append(record)
     accuracies = [key for key in records[0] if key.endswith("_accuracy")]
     kept = ("checkpoint", "epoch", "severity", "attack", "norm", "eps", "seed", "n")
-    return {
-        **{key: records[0][key] for key in kept},
-        "corruption": "mean",
-        **{key: float(np.mean([record[key] for record in records])) for key in accuracies},
-    }
+    return [
+        {
+            **{key: alike[0][key] for key in kept},
+            "corruption": "mean",
+            **{key: float(np.mean([record[key] for record in alike])) for key in accuracies},
+        }
+        for alike in by_radius.values()
+        if len(alike) > 1
+    ]
 
 
-def trained_radius(checkpoint: Checkpoint) -> Fraction:
-    """Give eps of the checkpoint's own training, else the paper's: 4/255 on ImageNet, 8/255 elsewhere."""
-    if "eps" in own_objective(checkpoint):
-        return objective_of(checkpoint).eps
-    return Fraction(4, 255) if checkpoint.header.get("dataset") == "imagenet" else Fraction(8, 255)
+def trained_threat(checkpoint: Checkpoint, asked: AttackNorm | None) -> ObjectiveSettings:
+    """Give norm and eps of the checkpoint's own training, else the paper's: Linf, 4/255 on ImageNet, 8/255 elsewhere.
+
+    Args:
+        asked: the norm that its radius is meant for, None where it is not needed or its own.
+
+    Raises:
+        InputError: if that is another norm than its own.
+    """
+    own = objective_of(checkpoint)
+    if "eps" not in own_objective(checkpoint):
+        usual = Fraction(4, 255) if checkpoint.header.get("dataset") == "imagenet" else Fraction(8, 255)
+        own = ObjectiveSettings(eps=usual)
+    if asked not in (None, own.norm):
+        raise InputError(
+            f"{checkpoint.path}: --norm {asked} needs --eps, such as {SUCH_AS[asked]['eps']}: the training's radius is "
+            f"that of {own.norm}"
+        )
+    return own
 
 
 def table_of(records: list[dict[str, Any]]) -> Table:
@@ -141,13 +175,17 @@ def table_of(records: list[dict[str, Any]]) -> Table:
     cells: dict[str, list[Any]] = {"checkpoint": ["/".join(Path(r["checkpoint"]).parts[-3:]) for r in records]}
     if "corruption" in first:
         cells["corruption"] = [r["corruption"] for r in records]
+    several = len({r["eps"] for r in records}) > 1
+    if several:
+        cells["eps"] = [r["eps"] for r in records]
     for kind in kinds(first):
         cells[kind] = [_with_interval(r, kind) for r in records]
     cells["n"] = [r["n"] for r in records]
     if first["attack"] != "none":
         cells["random noise"] = [round(100 * r["noise_accuracy"], 1) for r in records]
         cells["zero gradient"] = [_percent(r.get("zero_gradient")) for r in records]
-    threat = "no attack" if first["attack"] == "none" else f"{first['attack']}, {first['norm']}, eps {first['eps']}"
+    threat = "no attack" if first["attack"] == "none" else f"{first['attack']}, {first['norm']}"
+    threat += "" if several or first["attack"] == "none" else f", eps {first['eps']}"
     if "severity" in first:
         threat += f", CIFAR-10-C at severity {first['severity']}"
     title = f"{threat}; accuracies in %, 95 % Wilson intervals"

@@ -16,7 +16,7 @@ from s2ap_core.config import Config
 from s2ap_core.errors import InputError
 from s2ap_core.presets.compose import presets
 from s2ap_core.presets.effects import at_default, check_effect, refusals, without_effect
-from s2ap_core.presets.read import keys_of, overridden, read_source
+from s2ap_core.presets.read import in_norm, keys_of, overridden, read_source
 from s2ap_core.presets.scale import scale_to_digits
 from s2ap_core.runs.course import digest
 from s2ap_diag.sharpness import RHOS
@@ -173,12 +173,12 @@ def _configs(
     shared = _assignments(grid.set | group.set)
     for preset in _presets(group.presets):
         base, own = read_source(preset)
-        base = overridden(scale_to_digits(base) if scaled else base, shared, preset)
         for chosen in group.rows():
-            assignments = (*_assignments(chosen), *overrides)
-            config = overridden(base, assignments, preset)
+            assignments = (*shared, *_assignments(chosen), *overrides)
+            prepared = in_norm(base, assignments, preset)
+            config = overridden(scale_to_digits(prepared) if scaled else prepared, assignments, preset)
             check_effect(config, own, preset)
-            yield preset, chosen, keys_of((*shared, *assignments)), config
+            yield preset, chosen, keys_of(assignments), config
 
 
 def _measured(asked: Measurement | Literal[False], scaled: bool) -> Measurement | None:

@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_named_in_one_line(tmp_path, override, named):
     assert str(error.value).startswith(("--set", str(file)))
 
 
-@pytest.mark.parametrize("override", ["method.penalty=inf", "evaluation={attack='pgd-50', norm='L2'}"])
+@pytest.mark.parametrize("override", ["method.penalty=inf", "evaluation.norm=L3", "objective.eps=9/8"])
 def test_settings_that_cannot_be_meant_are_refused(tmp_path, override):
     file = tmp_path / "mine.toml"
     file.write_text("seed = 1\n")
@@ -95,7 +95,7 @@ def test_what_is_neither_file_nor_preset():
 def test_defaults_are_the_papers():
     config = Config()
     assert config.objective.model_dump() == {
-        "name": "trades", "beta": 6, "eps": "8/255", "step": "2/255", "steps": 10,
+        "name": "trades", "beta": 6, "norm": "Linf", "eps": "8/255", "step": "2/255", "steps": 10,
     }  # fmt: skip
     for stage, epochs, lr in (("pretrain", 100, 0.1), ("prune", 20, 0.1), ("finetune", 100, 0.01)):
         found = getattr(config, stage)
@@ -103,7 +103,33 @@ def test_defaults_are_the_papers():
         assert (found.batch_size, found.select) == (128, "robust-loss")
     printed = {"name": "none", "warmup": 5, "eta_z": math.inf, "carry": False, "update": "method"}
     assert config.minimizer.model_dump().items() >= printed.items()
-    assert (config.evaluation.attack, config.evaluation.norm) == ("autoattack", "Linf")
+    assert (config.evaluation.attack, config.evaluation.norm) == ("autoattack", None)
+
+
+def test_the_training_s_norm_said_again_is_that_norm_followed():
+    """As runs of before say it, so that they go on being of one setting."""
+    for norm in ("Linf", "L2"):
+        objective = {"norm": norm, "eps": "1/2", "step": "1/8"}
+        followed, said = (
+            parse_config({"objective": objective, "evaluation": {"n": 8} | more}, "test")
+            for more in ({}, {"norm": norm})
+        )
+        assert followed == said
+    other = parse_config({"objective": objective, "evaluation": {"norm": "Linf", "eps": "1/8"}}, "test")
+    assert other.evaluation.norm == "Linf"
+
+
+def test_another_norm_takes_a_radius_and_a_step_of_its_own(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("[objective]\neps = '4/255'\nstep = '1/255'\n")
+    for overrides, named in (
+        (("objective.norm=L2",), "objective.norm = L2 has no objective.eps: 8/255 is Linf's; set it, such as 0.5"),
+        (("objective.eps=12", "objective.norm=L1"), "objective.norm = L1 has no objective.step: 2/255 is"),
+    ):
+        with pytest.raises(InputError, match=named):
+            read_config(file, overrides)
+    one_step = ("objective={name='fast-at', norm='L2', eps='1/2'}",)
+    assert read_config(file, one_step).objective.eps == Fraction(1, 2)
 
 
 def test_overrides_are_toml_or_else_text(tmp_path):

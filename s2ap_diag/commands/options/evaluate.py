@@ -15,8 +15,17 @@ from s2ap_diag.commands.options.shared import EXISTING, device_option, output_op
     help="AutoAttack (standard; the default), its APGD-CE and targeted APGD alone, PGD-50 as a quick look, or none: "
     "clean accuracy alone, the default on cifar10c.",
 )
-@click.option("--norm", type=click.Choice(["Linf", "L2", "L1"]), default="Linf", show_default=True)
-@click.option("--eps", help="Radius as a number or fraction; default that of the checkpoint's training.")
+@click.option(
+    "--norm",
+    type=click.Choice(["Linf", "L2", "L1"]),
+    help="Default that of the checkpoint's training; another needs --eps.",
+)
+@click.option(
+    "--eps",
+    multiple=True,
+    help="Radius as a number or fraction; default that of the checkpoint's training. Several make a security curve, "
+    "which --plot draws.",
+)
 @click.option("--n", type=click.IntRange(min=1), help="Number of test images, the first ones; default all.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True)
 @click.option(

@@ -50,6 +50,7 @@ BASES: dict[str, dict[str, dict[str, Any] | None]] = {
     "hydra-channels": {"method": {"name": "hydra-channels", "flops_reduction": 1.5}},
     "harp-channels": {"method": {"name": "harp-channels", "flops_reduction": 1.5, "penalty": 5.0}},
     "attacked": {"evaluation": {"attack": "pgd-50"}},
+    "attacked-apart": {"evaluation": {"attack": "pgd-50", "eps": "1/2"}},
     "fast-at": {"objective": {"name": "fast-at"}},
     "pgd-at": {"objective": {"name": "pgd-at"}},
     "clean": {"objective": {"name": "clean"}},
@@ -112,6 +113,7 @@ EFFECTS: dict[str, tuple[str, Any]] = {
     "finetune.gamma": ("full", 0.4),
     "evaluation.stages": ("orig", ["finetune"]),
     "evaluation.attack": ("orig", "pgd-50"),
+    "evaluation.norm": ("attacked-apart", "L2"),
     "evaluation.eps": ("attacked", "1/255"),
     "evaluation.n": ("orig", 7),
     "tracking.metrics": ("full", []),
@@ -131,7 +133,7 @@ EFFECTS: dict[str, tuple[str, Any]] = {
 ELSEWHERE = {
     "title", "network.name", "data.name", "data.root", "data.options",  # labels; network and images are given here
     "pretrain.select", "prune.select", "finetune.select",  # other epochs or not, as the losses come out
-    "evaluation.norm",  # needs a radius of its own beside it
+    "objective.norm",  # needs a radius and a step beside it: see below
     "evaluation.batch_size", "distributed.batch_norm",  # cost, and several processes
     "compute.deterministic",  # of a GPU
 }  # fmt: skip
@@ -161,6 +163,7 @@ VOID: list[tuple[str, str, Any, str]] = [
     *(("harp-channels", f"method.{k}", v, METHOD) for k, v in (("keep", 0.5), ("rate_init", "target"))),
     *(("fast-at", f"objective.{k}", v, METHOD) for k, v in (("beta", 2.0), ("step", "8/255"), ("steps", 3))),
     *(("clean", f"objective.{k}", v, METHOD) for k, v in (("beta", 2.0), ("step", "8/255"), ("steps", 3))),
+    ("clean", "objective.norm", "L2", METHOD),
     ("pgd-at", "objective.beta", 2.0, METHOD),
     ("orig", "minimizer.gamma", 0.3, "neither minimizer.name nor finetune.awp"),
     ("orig", "minimizer.eta_z", "lr", "minimizer.name = none"),
@@ -273,6 +276,19 @@ def test_a_setting_that_is_accepted_changes_the_run(key, folder, outcome):
     file = folder / f"{base}.toml"
     changed = read_config(file, (assignment(folder, key, value),))
     assert outcome(changed) != outcome(read_config(file))
+
+
+def test_the_same_radius_and_step_in_each_norm_are_another_run(folder, outcome):
+    found = [
+        outcome(
+            read_config(folder / "attacked.toml", (f"objective={{norm='{norm}', eps='1/2', step='1/8', steps=2}}",))
+        )
+        for norm in ("Linf", "L2", "L1")
+    ]
+    evaluated = [json.loads(results)["evaluate-finetune"] for results, _, _ in found]
+    assert [(entry["norm"], entry["eps"]) for entry in evaluated] == [(norm, "1/2") for norm in ("Linf", "L2", "L1")]
+    masks = [numbers for _, _, numbers in found]
+    assert masks[0] != masks[1] != masks[2] != masks[0]
 
 
 @pytest.mark.parametrize(("base", "key", "value", "why"), VOID)
@@ -398,12 +414,17 @@ def test_a_run_of_before_is_not_gone_on_with_but_can_be_read(new_run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--norm", "L2"], "--norm L2 needs --eps"),
         (["--attack", "none", "--eps", "8/255"], "--norm and --eps have no effect"),
         (["--attack", "none", "--norm", "L1"], "--norm and --eps have no effect"),
     ],
 )
-def test_evaluate_asks_for_a_radius_and_refuses_one_without_an_attack(options, said, tmp_path):
+def test_evaluate_refuses_a_radius_without_an_attack(options, said, tmp_path):
     found = CliRunner().invoke(main, ["evaluate", str(tmp_path), *options])
     assert found.exit_code == 2
     assert said in found.stderr
+
+
+def test_evaluate_asks_for_a_radius_of_another_norm_than_the_training_s(folder):
+    found = CliRunner().invoke(main, ["evaluate", str(folder / GIVEN), "--dataset", "digits", "--norm", "L2"])
+    assert found.exit_code == 2
+    assert "--norm L2 needs --eps, such as 0.5: the training's radius is that of Linf" in found.stderr

@@ -20,7 +20,7 @@ from s2ap_core.masks.masking import attach_masks, bake
 from s2ap_core.masks.parametrization import FixedMask
 from s2ap_core.seeds import derive_seed
 from s2ap_core.training.attacks import autoattack, pgd
-from s2ap_core.training.evaluation import Evaluation, evaluate, load_evaluation, wilson
+from s2ap_core.training.evaluation import Attack, Evaluation, evaluate, load_evaluation, wilson
 
 EPS = Fraction(40, 255)
 QUICK = {"attack": "pgd-50", "n": 14, "batch_size": 5}
@@ -58,23 +58,33 @@ def columns(found: Evaluation) -> dict[str, list]:
 # --- what is evaluated ---
 
 
-def test_clean_and_robust_correctness_of_each_image(classifier, data):
-    found = run(classifier, data)
+@pytest.mark.parametrize(("norm", "dual", "eps"), [("Linf", 1, EPS), ("L2", 2, Fraction(3, 4)), ("L1", np.inf, 4)])
+def test_clean_and_robust_correctness_of_each_image(classifier, data, norm, dual, eps):
+    found = run(classifier, data, norm=norm, eps=eps)
+    assert (found.about["norm"], found.about["eps"]) == (norm, str(eps))
     batch = next(data.batches("test", 14))
     plain = bake(classifier)
     assert found.index.tolist() == list(range(14))
     assert found.label.tolist() == batch.y.tolist()
     assert found.clean.tolist() == (plain(batch.x).argmax(1) == batch.y).tolist()
-    # l-inf on a linear network has a closed form: the margin to class j shrinks by eps |w_y - w_j|_1, if no
-    # pixel is at its end; the attack can do no more than that, and PGD does about as much.
+    # An attack on a linear network has a closed form: the margin to class j shrinks by eps times the dual norm of
+    # w_y - w_j, if no pixel is at its end; the attack can do no more than that, and PGD does about as much.
     weight = 0.1 * plain[1].weight.detach()
     margin = plain(batch.x).gather(1, batch.y[:, None]) - plain(batch.x)
-    worst = margin - float(EPS) * (weight[batch.y][:, None] - weight).abs().sum(2)
+    worst = margin - float(eps) * (weight[batch.y][:, None] - weight).norm(dim=2, p=dual)
     certain = (worst + torch.eye(10)[batch.y] > 0).all(1).numpy()
     assert (found.robust >= certain).all()
     assert (found.robust <= found.clean).all()
     assert 0 < found.robust.mean() < found.clean.mean()
     assert not found.zero_gradient.any()
+
+
+def test_the_training_s_norm_and_radius_are_the_evaluation_s_unless_it_has_its_own(classifier, data):
+    for own, expected in (({}, ("L2", "3/4")), ({"norm": "L1", "eps": "2"}, ("L1", "2"))):
+        settings = EvaluationSettings(**QUICK, **own)
+        found = evaluate(classifier, data, settings, eps=Fraction(3, 4), norm="L2", seed=3)
+        assert (found.about["norm"], found.about["eps"]) == expected
+        assert found.robust.tolist() == run(classifier, data, norm=expected[0], eps=expected[1]).robust.tolist()
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -175,7 +185,7 @@ def test_noise_has_the_attacks_radius_and_zero_gradients_are_counted(data):
 
     model = Steps()
     s2ap_core.training.evaluation._outcomes(
-        model, *next(data.batches("test", 30))[:2], EvaluationSettings(attack="pgd-50"), eps=0.1, seed=0
+        model, *next(data.batches("test", 30))[:2], Attack("pgd-50", "Linf", Fraction(1, 10)), seed=0
     )
     clean, noisy = model.seen[:2]
     assert (noisy - clean).abs().max() == pytest.approx(0.1, rel=0.01)
@@ -192,9 +202,8 @@ def test_noise_of_an_l2_attack_is_no_larger_than_the_attack(data):
             seen.append(x.detach().clone())
             return x.flatten(1)[:, :10]
 
-    settings = EvaluationSettings(attack="apgd", norm="L2", eps="1/2", n=4)
     x, y, _ = next(data.batches("test", 4))
-    s2ap_core.training.evaluation._outcomes(Spy(), x, y, settings, eps=0.5, seed=0)
+    s2ap_core.training.evaluation._outcomes(Spy(), x, y, Attack("apgd", "L2", Fraction(1, 2)), seed=0)
     assert (seen[1] - seen[0]).flatten(1).norm(dim=1).max() <= 0.5 * (1 + 1e-6)
 
 

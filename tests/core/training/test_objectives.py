@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,13 +12,18 @@ from torch import Tensor, nn
 from s2ap_core.config import ObjectiveSettings
 from s2ap_core.errors import InputError
 from s2ap_core.masks.masking import attach, masks
+from s2ap_core.training.norms import uniform_start
 from s2ap_core.training.objectives import OBJECTIVES, Objective, Threat, build_objective
+from tests.core.training.naive_steps import naive_step
 
 EPS, STEP, STEPS = 0.1, 0.03, 5
+SCALE = {"Linf": 1, "L2": 5, "L1": 20}
+"""By how much radius and step are larger in a norm."""
 
 
-def objective(name: str, beta: float = 6.0) -> Objective:
-    return build_objective(ObjectiveSettings(name=name, beta=beta, eps=EPS, step=STEP, steps=STEPS))
+def objective(name: str, beta: float = 6.0, norm: str = "Linf") -> Objective:
+    eps, step = SCALE[norm] * EPS, SCALE[norm] * STEP
+    return build_objective(ObjectiveSettings(name=name, beta=beta, norm=norm, eps=eps, step=step, steps=STEPS))
 
 
 def noise(seed: int = 0) -> torch.Generator:
@@ -88,11 +94,14 @@ def test_the_clean_logits_are_differentiated_too(name):
         assert gradient[index].item() == pytest.approx(rise.item() / step, rel=1e-3)
 
 
-def naive_attack(name: str, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+def naive_attack(name: str, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator, norm: str) -> Tensor:
     """Each step by hand, in eval mode, with the clean logits computed anew in each of them."""
-    steps, step = (1, 1.25 * EPS) if name == "fast-at" else (STEPS, STEP)
+    eps = SCALE[norm] * EPS
+    steps, step = (1, 1.25 * eps) if name == "fast-at" else (STEPS, SCALE[norm] * STEP)
     if name in ("pgd-at", "fast-at"):
         x_adv = (x + EPS * (2 * torch.rand(x.shape, generator=rng) - 1)).clamp(0, 1)
+        if norm != "Linf":
+            x_adv = uniform_start(x, eps, rng.manual_seed(0), norm)
     else:
         x_adv = x + 0.001 * torch.randn(x.shape, generator=rng)
     for _ in range(steps):
@@ -104,29 +113,31 @@ def naive_attack(name: str, model: nn.Module, x: Tensor, y: Tensor, rng: torch.G
         else:
             loss = -log_q[torch.arange(len(y)), y].sum()
         (gradient,) = torch.autograd.grad(loss, x_adv)
-        moved = x_adv.detach() + step * gradient.sign()
-        x_adv = torch.min(torch.max(moved, x - EPS), x + EPS).clamp(0, 1)
+        rows = zip(*(t.detach().flatten(1).double().numpy() for t in (x, x_adv, gradient)), strict=True)
+        x_adv = torch.tensor(np.array([naive_step(norm, *row, eps, step) for row in rows])).view_as(x).to(x.dtype)
     return x_adv
 
 
+@pytest.mark.parametrize("norm", SCALE)
 @pytest.mark.parametrize("name", ["trades", "pgd-at", "mart", "fast-at"])
-def test_attacks_are_their_naive_loops_on_the_pruned_model_in_eval_mode(name, narrow, batch):
+def test_attacks_are_their_naive_loops_on_the_pruned_model_in_eval_mode(name, norm, narrow, batch):
     x, y = batch
     model = attach(narrow(), 0.5).train()
     pruned = narrow().eval()
     with torch.no_grad():
         for key, mask in masks(model).items():
             pruned.get_parameter(key).mul_(mask)
-    x_adv = objective(name).attack(model, x, y, noise())
-    expected = naive_attack(name, pruned, x, y, noise())
-    assert torch.allclose(x_adv, expected, atol=1e-6)
-    assert (x_adv - x).abs().max() == pytest.approx(EPS, abs=1e-6)
+    x_adv = objective(name, norm=norm).attack(model, x, y, noise())
+    expected = naive_attack(name, pruned, x, y, noise(), norm)
+    assert torch.allclose(x_adv, expected, atol=1e-6 if norm == "Linf" else 1e-5)
+    order = {"Linf": math.inf, "L2": 2, "L1": 1}[norm]
+    assert (x_adv - x).flatten(1).norm(dim=1, p=order).max() == pytest.approx(SCALE[norm] * EPS, rel=1e-5)
     assert (x_adv.min(), x_adv.max()) == (0, 1)
     assert not x_adv.requires_grad
     with torch.no_grad():
         before, after = F.cross_entropy(pruned(x), y), F.cross_entropy(pruned(x_adv), y)
     assert after > before
-    assert not torch.equal(x_adv, objective(name).attack(model, x, y, noise(1)))
+    assert not torch.equal(x_adv, objective(name, norm=norm).attack(model, x, y, noise(1)))
 
 
 @pytest.mark.parametrize("name", ["trades", "pgd-at"])

@@ -112,9 +112,11 @@ def test_a_direction_that_is_drawn_depends_on_the_seed_alone():
     assert not any(torch.equal(a, b) for a, b in zip(drawn[0], drawn[2], strict=True))
 
 
-@pytest.mark.parametrize("method", ["hydra", "harp-channels"])
+@pytest.mark.parametrize(
+    ("method", "norm"), [("hydra", "Linf"), ("hydra", "L2"), ("hydra", "L1"), ("harp-channels", "Linf")]
+)
 @pytest.mark.parametrize("name", ["trades", "pgd-at", "mart", "fast-at"])
-def test_the_attacks_last_pass_gives_the_gradient_of_its_loss_in_the_scores(name, method, narrow, batch):
+def test_the_attacks_last_pass_gives_the_gradient_of_its_loss_in_the_scores(name, method, norm, narrow, batch):
     """Against autograd through the masks at the attack's last but one images, by the loss that it ascends."""
     x, y = batch
     model = narrow().train()
@@ -123,7 +125,7 @@ def test_the_attacks_last_pass_gives_the_gradient_of_its_loss_in_the_scores(name
     attached.image_shape = (1, 8, 8)
     attached.attach(model, torch.Generator().manual_seed(0))
     steps = 1 if name == "fast-at" else 3
-    objective = build_objective(ObjectiveSettings(name=name, eps="32/255", step="8/255", steps=3))
+    objective = build_objective(ObjectiveSettings(name=name, norm=norm, eps="32/255", step="8/255", steps=3))
     perturbation = Perturbation(model, score_layers(model), radius=Relative(0.1), source="attack")
     passes, twin = [], copy.deepcopy(model).eval()
     optimizer = torch.optim.SGD(list(scores(model).values()), lr=0.0)
