@@ -9,6 +9,7 @@ evaluated in a beginning, so it does not depend on how the runs are evaluated.
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
@@ -71,5 +72,7 @@ def _relabel(file: Path, config: Config) -> None:
     tensors, header = load_tensors(file)
     own = describe_minimizer(config)
     if header.get("minimizer") is not None and {k: header[k] for k in ("minimizer", "gamma") if k in header} != own:
-        others = {key: value for key, value in header.items() if key not in ("minimizer", "gamma")}
-        save_tensors(file, tensors, {**others, **own})
+        relabelled: dict[str, Any] = {}  # in the order of the run's own headers, so that the bytes are the same
+        for key, value in header.items():
+            relabelled |= own if key == "minimizer" else {} if key == "gamma" else {key: value}
+        save_tensors(file, tensors, relabelled)
