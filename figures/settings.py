@@ -107,6 +107,11 @@ def mixed_settings(arms: Mapping[str, Iterable[Run]]) -> list[str]:
     return sorted(differing)
 
 
+def differing_settings(configs: Iterable[Config], free: Sequence[str]) -> list[str]:
+    """Find in what configs differ, by dotted key, apart from ``free`` and from what has no influence."""
+    return sorted(_differing([flat(config.model_dump()) for config in configs], (*FREE, *free)))
+
+
 def _differing(configs: Sequence[Mapping[str, Any]], free: Sequence[str]) -> set[str]:
     keys = {key for config in configs for key in config}
     compared = {key for key in keys if not any(key == f or key.startswith(f"{f}.") for f in free)}

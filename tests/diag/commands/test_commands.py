@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from matplotlib.axes import Axes
 
 from s2ap_core.errors import InputError
 from s2ap_core.files.tensors import load_tensors, save_masks
@@ -24,6 +25,7 @@ from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.training.evaluation import load_evaluation
 from s2ap_diag.commands import main
 from s2ap_diag.commands.demo import check_made_alike, planned_runs
+from s2ap_diag.output import security_curve
 from s2ap_diag.reading.read import read
 from tests.reading import masks_in
 
@@ -514,3 +516,62 @@ def test_inspect_and_verify_count_the_scores_that_no_image_gives_a_gradient(run,
     (finding,) = [f for f in json.loads(said.stdout) if "padding" in f["message"]]
     assert finding["kind"] == "note"
     assert f"{record['blind_scores']} scores ({record['blind_share']:.1%})" in finding["message"]
+
+
+def test_several_radii_make_a_security_curve_and_one_that_stays_above_zero_is_warned_of(run, tmp_path):
+    checkpoint = run / "ckpt" / "finetune-best.safetensors"
+    options = ("--attack", "pgd-50", "--n", 40, "--evals", tmp_path)
+    curve = ("--eps", "32/255", "--eps", "1", "--eps", "8/255")
+    result = invoke("evaluate", checkpoint, *options, *curve, "--plot", tmp_path / "curve.svg", "--json", "-")
+    assert result.exit_code == 0, result.output
+    records = json.loads(result.stdout)
+    assert [r["eps"] for r in records] == ["32/255", "1", "8/255"]
+    for record in records:
+        (alone,) = json.loads(invoke("evaluate", checkpoint, *options, "--eps", record["eps"], "--json", "-").stdout)
+        assert alone == record
+    assert records[2]["robust_accuracy"] > records[0]["robust_accuracy"] > records[1]["robust_accuracy"] == 0
+    assert "still" not in result.stderr
+    assert "eps (Linf, pgd-50)" in (tmp_path / "curve.svg").read_text()
+    short = invoke("evaluate", checkpoint, *options, "--eps", "8/255", "--eps", "1/255")
+    kept = f"{100 * records[2]['robust_accuracy']:.1f}%"
+    assert f"at the largest eps = 8/255 the robust accuracy is still {kept}" in short.stderr
+    assert all(eps in short.stdout for eps in ("8/255", "1/255"))
+
+
+def test_the_curve_begins_at_the_clean_accuracy_and_follows_the_radii(tmp_path, monkeypatch):
+    drawn, plot = [], Axes.plot
+
+    def watched(axes, x, y, **style):
+        drawn.append((list(x), list(y)))
+        return plot(axes, x, y, **style)
+
+    monkeypatch.setattr(Axes, "plot", watched)
+    records = [
+        {
+            "checkpoint": "a",
+            "attack": "apgd",
+            "norm": "L2",
+            "eps": eps,
+            "clean_accuracy": 0.9,
+            "robust_accuracy": robust,
+        }
+        for eps, robust in (("1", 0.25), ("1/2", 0.5))
+    ]
+    security_curve.draw(records, tmp_path / "curve.png")
+    assert drawn == [([0.0, 0.5, 1.0], [90.0, 50.0, 25.0])]
+
+
+def test_evaluate_takes_norm_and_radius_of_the_training(run, tmp_path):
+    checkpoint = load_checkpoint(run / "ckpt" / "finetune-best.safetensors")
+    objective = {"name": "trades", "norm": "L2", "eps": "1/2", "step": "1/8"}
+    save_checkpoint(tmp_path / "l2.safetensors", checkpoint.model, checkpoint.header | {"objective": objective})
+    for options, expected in (
+        ((), ("L2", "1/2")),
+        (("--norm", "L2"), ("L2", "1/2")),
+        (("--norm", "Linf", "--eps", "8/255"), ("Linf", "8/255")),
+        (("--norm", "L1", "--eps", "2"), ("L1", "2")),
+    ):
+        asked = (tmp_path / "l2.safetensors", "--attack", "pgd-50", "--n", 8, *options, "--json", "-")
+        (record,) = json.loads(invoke("evaluate", *asked).stdout)
+        assert (record["norm"], record["eps"]) == expected
+    refused(invoke("evaluate", tmp_path / "l2.safetensors", "--norm", "Linf"), "--norm Linf needs --eps", "of L2")
