@@ -68,8 +68,10 @@ def render(
 
 
 def claim_tables(library: Library) -> list[RenderedTable]:
-    """Test the paper's claims, and what doses of mask flips do, where there are runs of them."""
-    return [claims_table(library), *([dose_table(found)] if (found := studies(library.runs)) else [])]
+    """Test the paper's claims, and what doses of mask flips do; of these two what there are runs of."""
+    claims, found = claims_table(library), studies(library.runs)
+    doses = [dose_table(found)] if found else []
+    return [claims, *doses] if claims.rows or not doses else doses
 
 
 def render_claims(library: Library, out: Path) -> list[Rendered]:

@@ -174,7 +174,7 @@ class MinimizerSettings(_Settings):
 
     name: Literal["none", "s2ap", "awp"] = "none"
     gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["flips", "rise"] = 0.001
-    flips: float = Field(default=0.01, gt=0, le=1)
+    flips: float = Field(default=0.003, gt=0, le=1)
     rise: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     warmup: int = Field(default=5, ge=0)
     eta_z: Annotated[float, Field(gt=0)] | Literal["lr"] = float("inf")

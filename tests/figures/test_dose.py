@@ -28,7 +28,7 @@ def place(made, runs, fold, direction, dose, difference, robust):
     text = text.replace("awp = true", "awp = false").replace("[data]\n", "[data]\n")
     if direction != "orig":
         text = text.replace("gamma = 0.001", 'gamma = "flips"', 1)
-        text = text.replace("flips = 0.01", f"flips = {dose}").replace('"gradient"', f'"{direction}"')
+        text = text.replace("flips = 0.003", f"flips = {dose}").replace('"gradient"', f'"{direction}"')
     text = text.replace("[data.options]", f"[data.options]\nfold = {fold}")
     (run / "config.toml").write_text(text)
     (record,) = json.loads((run / "sharpness.json").read_text())
