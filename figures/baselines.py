@@ -7,6 +7,7 @@ mean over folds with its 95 % t-interval. Searches are shown on the folds that t
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -85,12 +86,16 @@ def _order(row: Row) -> tuple[int, str, float]:
 def _record(row: Row, runs: Mapping[Fold, PlacedRun]) -> dict[str, Any]:
     """Average the accuracies of a row over its folds, in percent."""
     method, arm, gamma = row
-    record: dict[str, Any] = {"method": method, "arm": arm, "gamma": gamma, "folds": len(runs)}
+    record: dict[str, Any] = {"method": method, "arm": arm, "gamma": gamma}
+    record["folds"] = len({fold if fold >= 0 else (seed, fold) for seed, fold in runs})
     for (stage, kind), column in COLUMNS.items():
         found = [one.run.results.get(f"evaluate-{stage}", {}).get(f"{kind}_accuracy") for one in runs.values()]
         if None in found:
             continue
-        mean = paired_difference([100 * value for value in found])
+        by_unit: dict[Fold, list[float]] = defaultdict(list)
+        for (seed, fold), value in zip(runs, found, strict=True):
+            by_unit[(seed, fold) if fold < 0 else (0, fold)].append(100 * value)  # seeds of a fold share its images
+        mean = paired_difference([fmean(values) for values in by_unit.values()])
         low, high = mean.interval or (None, None)
         record |= {column: mean.mean, f"{column}, low": low, f"{column}, high": high}
     return record

@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from s2ap_core.errors import InputError
 
@@ -101,6 +111,13 @@ class ObjectiveSettings(_Settings):
     step: Radius = Field(default=Fraction(2, 255), ge=0)
     steps: int = Field(default=10, ge=1)
 
+    @field_validator("eps", "step")
+    @classmethod
+    def _linf_stays_within_the_range_of_an_image(cls, value: Fraction, given: ValidationInfo) -> Fraction:
+        if given.data.get("norm", "Linf") == "Linf" and value > 1:
+            raise ValueError("above 1, the range of an image")
+        return value
+
 
 class StageSettings(_Settings):
     """How a stage steps: by default SGD with momentum, its learning rate a half cosine from ``lr`` to 0, by epoch.
@@ -186,23 +203,16 @@ class MinimizerSettings(_Settings):
     update: Literal["method", "normalized"] = "method"
 
     @model_validator(mode="after")
-    def _weights_are_perturbed_as_published(self) -> Self:
+    def _the_perturbation_can_be_made(self) -> Self:
         if self.name == "awp" and (self.source, self.direction) != ("pass", "gradient"):
             raise ValueError("source and direction are of scores: awp perturbs weights along the gradient of a pass")
         if self.name == "awp" and isinstance(self.gamma, str):
             raise ValueError(f"gamma = {self.gamma} is of scores: awp perturbs weights by a number times their norm")
-        return self
-
-    @model_validator(mode="after")
-    def _the_radius_can_be_found(self) -> Self:
         if self.gamma == "flips" and (self.carry or self.eta_z != float("inf")):
             raise ValueError("gamma = flips is a radius along one direction: leave carry and eta_z at their defaults")
         ascends = self.source == "pass" and self.direction == "gradient" and self.eta_z == float("inf")
         if self.gamma == "rise" and not (ascends and self.subset == 1 and not self.carry):
-            raise ValueError(
-                "gamma = rise compares L(s + z) with L(s) of the extra pass: leave source, direction, subset, carry "
-                "and eta_z at their defaults"
-            )
+            raise ValueError("gamma = rise needs L(s): leave source, direction, subset, carry, eta_z at their defaults")
         return self
 
 
@@ -213,8 +223,7 @@ class EvaluationSettings(_Settings):
         stages: which results are evaluated: the dense network, the raw mask, the finetuned network. A run
             trains as far as these need it.
         attack: ``autoattack`` (standard), ``apgd`` (its APGD-CE and targeted APGD), ``pgd-50``, or ``none``.
-        norm: None is the training's.
-        eps: None is the training's radius.
+        norm, eps: None is the training's.
         n: number of test images, the first ones; None is all.
     """
 

@@ -53,7 +53,7 @@ def _unread_choices(config: Config) -> Unread:
         yield "data.root", "data.name = digits is embedded in a library"
     if network.name == "vit":
         yield "distributed.batch_norm", "network.name = vit has no BatchNorm"
-    for field in {*UNREAD.get(config.objective.name, ())} - {"eps"}:
+    for field in {*UNREAD.get(config.objective.name, ())} - {"eps", "norm"}:
         yield f"objective.{field}", f"objective.name = {config.objective.name} does not read it"
     for field in type(config.method).model_fields.keys() - {"name", *method.reads}:
         yield f"method.{field}", f"method.name = {name} does not read it"
@@ -247,18 +247,17 @@ def _check_perturbation(config: Config, source: str) -> None:
 
 
 def _check_radii(config: Config, source: str) -> None:
-    """Refuse a radius or step of Linf for another norm, and one of Linf beyond the range of an image."""
+    """Refuse a radius or step of Linf for another norm."""
     objective, evaluation = config.objective, config.evaluation
+    attacked = bool(evaluation.stages) and evaluation.attack != "none"
     for name in ("eps", "step"):
         value, read = getattr(objective, name), name not in UNREAD.get(objective.name, ())
-        if objective.norm == "Linf" and value > 1:
-            raise InputError(f"{source}: objective.{name}: above 1, the range of an image (got '{value}')")
+        read = read or (name == "eps" and attacked and evaluation.eps is None)
         if objective.norm != "Linf" and read and value == _default(config, "objective", name):
             raise InputError(
                 f"{source}: objective.norm = {objective.norm} has no objective.{name}: {value} is Linf's; set it, such "
                 f"as {SUCH_AS[objective.norm][name]}"
             )
-    attacked = evaluation.stages and evaluation.attack != "none"
     if attacked and evaluation.norm is not None and evaluation.eps is None:
         raise InputError(
             f"{source}: evaluation.norm = {evaluation.norm} has no evaluation.eps: the training's radius is that of "

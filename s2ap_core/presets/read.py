@@ -71,8 +71,10 @@ def overridden(config: Config, overrides: tuple[str, ...], source: str) -> Confi
     overrides set them too.
     """
     settings = tomllib.loads(config.to_toml())
-    if _said(overrides).get("objective", {}).get("norm", config.objective.norm) != config.objective.norm:
+    if _said_norm(overrides) not in (None, config.objective.norm):
         settings["objective"] = {k: v for k, v in settings["objective"].items() if k not in ("eps", "step")}
+        if config.evaluation.norm is None and config.evaluation.eps is not None:  # it followed the training's norm
+            settings["evaluation"]["norm"] = config.objective.norm
     for assignment in overrides:
         _override(settings, assignment)
     return parse_config(settings, source)
@@ -80,8 +82,14 @@ def overridden(config: Config, overrides: tuple[str, ...], source: str) -> Confi
 
 def in_norm(config: Config, overrides: tuple[str, ...], source: str) -> Config:
     """Return a config in the norm that overrides name, so that what scales it knows which radius it needs."""
-    norm = _said(overrides).get("objective", {}).get("norm")
+    norm = _said_norm(overrides)
     return config if norm is None else overridden(config, (f"objective.norm={norm}",), source)
+
+
+def _said_norm(overrides: Iterable[str]) -> Any:
+    """Read the training's norm that overrides set, None if they set none."""
+    objective = _said(overrides).get("objective")
+    return objective.get("norm") if isinstance(objective, dict) else None
 
 
 def _said(overrides: Iterable[str]) -> dict[str, Any]:

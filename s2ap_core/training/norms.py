@@ -60,7 +60,7 @@ def _l1_ascent(x: Tensor, eps: float, step: float) -> Step:
     def move(x_adv: Tensor, gradient: Tensor) -> Tensor:
         held = ((x_adv <= 0) & (gradient < 0)) | ((x_adv >= 1) & (gradient > 0))
         sizes = gradient.abs().masked_fill(held, 0)
-        count = max(1, round(SHARE * x[0].numel()))
+        count = max(1, round(SHARE * x.shape[1:].numel()))  # of a part without an image, too
         least = sizes.flatten(1).topk(count, dim=1, sorted=False).values.amin(1).view(-1, *[1] * (x.ndim - 1))
         signs = gradient.sign() * ((sizes >= least) & (sizes > 0))
         return x + project_l1(x, x_adv + step * signs / _length(signs, 1).clamp_min(1) - x, eps)
@@ -105,7 +105,7 @@ def uniform_start(x: Tensor, eps: float, generator: torch.Generator, norm: Attac
     one = x[(slice(None), *[slice(1)] * (x.ndim - 1))]
     if norm == "L2":
         noise, share = draw(torch.randn, x, generator), draw(torch.rand, one, generator)
-        return (x + eps * share ** (1 / x[0].numel()) * noise / _at_least_tiny(_length(noise, 2))).clamp(0, 1)
+        return (x + eps * share ** (1 / x.shape[1:].numel()) * noise / _at_least_tiny(_length(noise, 2))).clamp(0, 1)
     # Exponential sizes over their sum and one more are uniform in the simplex (Devroye 1986, XI.2).
     uniform = 2 * draw(torch.rand, x, generator) - 1
     sizes, more = (-_at_least_tiny(values).log() for values in (uniform.abs(), draw(torch.rand, one, generator)))

@@ -57,7 +57,8 @@ def run_command(
     asked = [
         {"attack": attack, "norm": norm, "eps": radius, "n": n, "batch_size": batch_size} for radius in eps or [None]
     ]
-    settings = [parse_config({"evaluation": one}, "options").evaluation for one in asked]
+    parsed = [parse_config({"evaluation": one}, "options").evaluation for one in asked]
+    settings = list({one.eps: one for one in parsed}.values())  # 0.5 and 1/2 are one radius
     records: list[dict[str, Any]] = []
     with plain_progress(output.quiet) as progress:
         task = progress.add_task("evaluate", total=1)
@@ -144,7 +145,7 @@ def means(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             **{key: float(np.mean([record[key] for record in alike])) for key in accuracies},
         }
         for alike in by_radius.values()
-        if len(alike) > 1
+        if len(alike) > 1 and "corruption" in alike[0]
     ]
 
 
@@ -175,6 +176,8 @@ def table_of(records: list[dict[str, Any]]) -> Table:
     cells: dict[str, list[Any]] = {"checkpoint": ["/".join(Path(r["checkpoint"]).parts[-3:]) for r in records]}
     if "corruption" in first:
         cells["corruption"] = [r["corruption"] for r in records]
+    if len({r["norm"] for r in records}) > 1:
+        cells["norm"] = [r["norm"] for r in records]
     several = len({r["eps"] for r in records}) > 1
     if several:
         cells["eps"] = [r["eps"] for r in records]
@@ -184,7 +187,11 @@ def table_of(records: list[dict[str, Any]]) -> Table:
     if first["attack"] != "none":
         cells["random noise"] = [round(100 * r["noise_accuracy"], 1) for r in records]
         cells["zero gradient"] = [_percent(r.get("zero_gradient")) for r in records]
-    threat = "no attack" if first["attack"] == "none" else f"{first['attack']}, {first['norm']}"
+    threat = (
+        "no attack"
+        if first["attack"] == "none"
+        else ", ".join([first["attack"], *dict.fromkeys(r["norm"] for r in records)])
+    )
     threat += "" if several or first["attack"] == "none" else f", eps {first['eps']}"
     if "severity" in first:
         threat += f", CIFAR-10-C at severity {first['severity']}"

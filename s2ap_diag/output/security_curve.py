@@ -52,7 +52,7 @@ def draw(records: Records, file: Path) -> None:
             look = plots.look(index)
             axes.plot(radii, 100 * np.array(accuracies), label="/".join(Path(name).parts[-3:]), **look)
             axes.fill_between(radii, *100 * np.array(spans).T, color=look["color"], alpha=0.2, linewidth=0)
-        axes.set_xlabel(f"eps ({first['norm']}, {first['attack']})")
+        axes.set_xlabel(f"eps ({' and '.join(dict.fromkeys(record['norm'] for record in records))}, {first['attack']})")
         axes.set_ylabel("robust accuracy (%)")
         axes.set_ylim(bottom=0)
         axes.legend()

@@ -60,9 +60,7 @@ def test_the_paper_s_grid_fills_every_table_and_figure(library, entry, batch_nor
     assert not runs.conflicts
 
 
-@pytest.mark.parametrize(
-    ("grid", "empty"), [("gallery", {CORRUPTED}), ("gallery-full", {CORRUPTED})]
-)
+@pytest.mark.parametrize(("grid", "empty"), [("gallery", {CORRUPTED}), ("gallery-full", {CORRUPTED})])
 def test_what_a_gallery_leaves_empty_is_known(library, grid, empty):
     """A narrow network of a few seeds leaves cells empty; whole entries, these alone."""
     found = {entry.id: list(seeds_of(entry, library(grid))) for entry in load_catalogue("digits")}

@@ -163,7 +163,6 @@ VOID: list[tuple[str, str, Any, str]] = [
     *(("harp-channels", f"method.{k}", v, METHOD) for k, v in (("keep", 0.5), ("rate_init", "target"))),
     *(("fast-at", f"objective.{k}", v, METHOD) for k, v in (("beta", 2.0), ("step", "8/255"), ("steps", 3))),
     *(("clean", f"objective.{k}", v, METHOD) for k, v in (("beta", 2.0), ("step", "8/255"), ("steps", 3))),
-    ("clean", "objective.norm", "L2", METHOD),
     ("pgd-at", "objective.beta", 2.0, METHOD),
     ("orig", "minimizer.gamma", 0.3, "neither minimizer.name nor finetune.awp"),
     ("orig", "minimizer.eta_z", "lr", "minimizer.name = none"),
