@@ -154,7 +154,10 @@ def iterations() -> Any:
     cases += [("hydra", 4, {"perturbs": score_layers, "source": "attack"})]
     cases += [("harp", 8, {"perturbs": score_layers, "direction": "random"})]
     cases += [("hydra", 2, {"perturbs": score_layers, "radius": Flips(0.1)})]
+    cases += [("harp", 1, {"threat": {"norm": "L1", "eps": "2", "step": "1"}})]
+    cases += [("harp", 2, {"threat": {"name": "pgd-at", "norm": "L2", "eps": "1/2", "step": "1/4"}})]
     for name, count, options in cases:
+        objective = build_objective(ObjectiveSettings(**{**THREAT, **options.pop("threat", {})}))
         options.setdefault("radius", Relative(0.1))
         model, method, optimizer = search(name)
         perturbs = options.pop("perturbs", None)
@@ -166,7 +169,7 @@ def iterations() -> Any:
         rows = slice(share.rank, None, share.world)
         with distributed.batch_statistics(model.train(), "sync"):
             step = iterate(
-                model, x[rows], y[rows], objective=build_objective(ObjectiveSettings(**THREAT)), optimizer=optimizer,
+                model, x[rows], y[rows], objective=objective, optimizer=optimizer,
                 generator=share.generator("cpu", 0, "noise"), share=share, perturbation=z,
                 penalty=lambda model=model, method=method: method.penalty(model, 0),
             )  # fmt: skip
