@@ -213,7 +213,7 @@ def dose_table(found: Sequence[Study]) -> RenderedTable:
         rows=rows,
         caption=[
             "Each dose flips the same share of the mask at every iteration. Differences over paired folds with their "
-            "95 % interval, in points for accuracies, as a ratio for λ_max; bold where it excludes none.",
+            "95 % interval, in points for accuracies, as a ratio for λ_max; bold where it excludes no difference.",
             *verdicts,
             *agreements,
         ],
