@@ -159,7 +159,7 @@ def test_what_was_not_run_says_so(rendered):
 def test_captions_name_the_attack(rendered):
     said = (rendered / "table1.md").read_text().splitlines()[0]
     assert "pgd-50, Linf, eps 32/255, 30 test images" in said
-    assert "Trained with objective trades, beta 6.0, eps 32/255, step 16/255, steps 2." in said
+    assert "Trained with objective trades, beta 6.0, norm Linf, eps 32/255, step 16/255, steps 2." in said
     assert "pgd-50, Linf, eps 32/255, 30 test images" in (rendered / "README.md").read_text()
 
 

@@ -134,13 +134,17 @@ def test_a_last_image_alone_joins_the_batch_before(run):
     assert (record["batches"], record["batch_size"]) == (2, 16)  # the second of 17
 
 
+REACH = "warning: no z within gamma"
+"""What is said of a network whose search had a gamma too small for a layer."""
+
+
 def test_what_has_not_converged_is_said_in_the_table_and_warned_of(run):
     best = run / "ckpt" / "prune-best.safetensors"
     small = [best, "--images", 32, "--no-loss-difference"]
     found = invoke("sharpness", *small, "--method", "power", "--iterations", 1)
     assert found.exit_code == 0
     assert "not λ_max, live" in " ".join(found.stdout.split())
-    (warning,) = found.stderr.splitlines()
+    (warning,) = [line for line in found.stderr.splitlines() if not line.startswith(REACH)]
     assert warning.startswith("warning: lambda_max")
     assert "raise --iterations" in warning
     assert str(best) in warning
@@ -148,7 +152,7 @@ def test_what_has_not_converged_is_said_in_the_table_and_warned_of(run):
     assert (record["converged"], record["converged_live"]) == (False, False)
     assert max(record["residual"], record["residual_live"]) > 0.1
     by_default = invoke("sharpness", *small)
-    assert by_default.stderr == ""
+    assert all(line.startswith(REACH) for line in by_default.stderr.splitlines())
     assert "not λ_max" not in by_default.stdout
 
 
