@@ -156,6 +156,10 @@ SELECTIONS = 6
 """Masks that :func:`radius_of_swaps` selects at most, besides the one in force."""
 
 
+CLOSE = 1.1
+"""Swaps over those wished for at which the search for a radius may end."""
+
+
 @torch.no_grad()
 def radius_of_swaps(layer: PerturbedLayer, ascent: Tensor, share: float) -> Tensor:
     """Find about the smallest radius at which a layer keeps ``max(1, round(share k))`` other entries of its k.
@@ -179,8 +183,9 @@ def radius_of_swaps(layer: PerturbedLayer, ascent: Tensor, share: float) -> Tens
     swaps = (share * kept.sum()).round().clamp(min=1)
     crossing = _crossings(scores, direction, kept)
     radius = kth_smallest(crossing, 2 * swaps)
-    first = kth_smallest(crossing, swaps)
-    radius = torch.where(radius.isfinite(), radius, torch.where(first.isfinite(), first, 0.0))  # 0 if none crosses
+    if radius.device.type != "cpu" or not radius.isfinite():  # of few entries as many may not cross
+        first = kth_smallest(crossing, swaps)
+        radius = torch.where(radius.isfinite(), radius, torch.where(first.isfinite(), first, 0.0))
 
     def swapped(radius: Tensor) -> Tensor:
         return (mask.select((scores + radius * direction).abs()).bool() & ~kept).sum()
@@ -192,6 +197,8 @@ def radius_of_swaps(layer: PerturbedLayer, ascent: Tensor, share: float) -> Tens
         enough = found >= swaps
         high, at_high = torch.where(enough, radius, high), torch.where(enough, found, at_high)
         low, at_low = torch.where(enough, low, radius), torch.where(enough, at_low, found)
+        if found.device.type == "cpu" and swaps <= at_high <= CLOSE * swaps and high.isfinite():
+            break  # elsewhere looking would wait
         # Along the line between the two, by a part of the way at least; beyond the larger where both are too small.
         way = ((swaps - at_low) / (at_high - at_low).clamp(min=1)).clamp(0.1, 0.9)
         beyond = low * (1.2 * swaps / found.clamp(min=0.1)).clamp(1.1, 4)
