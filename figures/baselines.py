@@ -7,7 +7,6 @@ mean over folds with its 95 % t-interval. Searches are shown on the folds that t
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import click
@@ -16,9 +15,11 @@ import pandas as pd
 from figures.matching import PlacedRun, place_run
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
-from s2ap_core.methods import METHODS, build_method
+from s2ap_core.methods import METHODS
+from s2ap_core.runs import course
 from s2ap_diag.commands.options.shared import EXISTING
 from s2ap_diag.comparison.arms import seed_of
+from s2ap_diag.comparison.metrics import Seed, unit_means
 from s2ap_diag.comparison.statistics import paired_difference
 from s2ap_diag.output.tables import to_csv
 from s2ap_diag.reading.results import collect
@@ -33,14 +34,10 @@ COLUMNS = {
 Row = tuple[str, str, float | None]
 """Method, arm and gamma."""
 
-Fold = tuple[int, int]
-"""A seed and the fold that it was tested on; -1 where there are no folds."""
-
 
 def searches(placed: PlacedRun) -> bool:
     """Return whether a run's mask comes from a search."""
-    config = placed.run.config
-    return build_method(config.method).searches and config.prune.epochs > 0
+    return course.search_epochs(placed.run.config) > 0
 
 
 def alike(placed: PlacedRun) -> str:
@@ -60,7 +57,7 @@ def table(placed: Iterable[PlacedRun]) -> pd.DataFrame:
     Raises:
         InputError: if two runs claim the same place.
     """
-    settings: dict[str, dict[Row, dict[Fold, PlacedRun]]] = defaultdict(lambda: defaultdict(dict))
+    settings: dict[str, dict[Row, dict[Seed, PlacedRun]]] = defaultdict(lambda: defaultdict(dict))
     for one in placed:
         if one.arm not in ("orig", "s2ap") or one.cell.method not in METHODS:
             continue
@@ -83,19 +80,17 @@ def _order(row: Row) -> tuple[int, str, float]:
     return list(METHODS).index(method), arm, gamma or 0.0
 
 
-def _record(row: Row, runs: Mapping[Fold, PlacedRun]) -> dict[str, Any]:
+def _record(row: Row, runs: Mapping[Seed, PlacedRun]) -> dict[str, Any]:
     """Average the accuracies of a row over its folds, in percent."""
     method, arm, gamma = row
-    record: dict[str, Any] = {"method": method, "arm": arm, "gamma": gamma}
-    record["folds"] = len({fold if fold >= 0 else (seed, fold) for seed, fold in runs})
+    units = len(unit_means(dict.fromkeys(runs, 0.0)))
+    record: dict[str, Any] = {"method": method, "arm": arm, "gamma": gamma, "folds": units}
     for (stage, kind), column in COLUMNS.items():
         found = [one.run.results.get(f"evaluate-{stage}", {}).get(f"{kind}_accuracy") for one in runs.values()]
         if None in found:
             continue
-        by_unit: dict[Fold, list[float]] = defaultdict(list)
-        for (seed, fold), value in zip(runs, found, strict=True):
-            by_unit[(seed, fold) if fold < 0 else (0, fold)].append(100 * value)  # seeds of a fold share its images
-        mean = paired_difference([fmean(values) for values in by_unit.values()])
+        percent = {seed: 100 * value for seed, value in zip(runs, found, strict=True)}
+        mean = paired_difference(unit_means(percent))
         low, high = mean.interval or (None, None)
         record |= {column: mean.mean, f"{column}, low": low, f"{column}, high": high}
     return record

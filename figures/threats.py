@@ -19,7 +19,7 @@ from s2ap_core.config import AttackNorm
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_diag.comparison.arms import seed_of
-from s2ap_diag.comparison.metrics import Seed
+from s2ap_diag.comparison.metrics import Seed, unit_means
 from s2ap_diag.comparison.statistics import PairedDifference, paired_difference
 from s2ap_diag.output import plots
 from s2ap_diag.output.tables import to_csv
@@ -72,11 +72,18 @@ def cells(runs: Sequence[Run], stage: str) -> dict[tuple[Threat, Threat], dict[S
     return found
 
 
-def frame_of(found: Mapping[tuple[Threat, Threat], Mapping[Seed, float]]) -> pd.DataFrame:
+def means_of(
+    found: Mapping[tuple[Threat, Threat], Mapping[Seed, float]],
+) -> dict[tuple[Threat, Threat], PairedDifference]:
+    """Average each cell over its folds."""
+    return {pair: paired_difference(unit_means(by_seed)) for pair, by_seed in found.items()}
+
+
+def frame_of(means: Mapping[tuple[Threat, Threat], PairedDifference]) -> pd.DataFrame:
     """Make a row for each cell: norms and radii, the mean in percent, its 95 % t-interval over folds, their number."""
     rows = []
-    for trained, attacked in sorted(found, key=lambda pair: [(NORMS.index(norm), eps) for norm, eps in pair]):
-        mean = paired_difference(list(found[trained, attacked].values()))
+    for trained, attacked in sorted(means, key=lambda pair: [(NORMS.index(norm), eps) for norm, eps in pair]):
+        mean = means[trained, attacked]
         low, high = mean.interval or (np.nan, np.nan)
         rows.append((*trained, *attacked, mean.mean, low, high, len(mean.by_unit)))
     columns = [
@@ -92,13 +99,12 @@ def frame_of(found: Mapping[tuple[Threat, Threat], Mapping[Seed, float]]) -> pd.
     return pd.DataFrame(rows, columns=columns)
 
 
-def draw(found: Mapping[tuple[Threat, Threat], Mapping[Seed, float]], files: Sequence[Path]) -> None:
+def draw(means: Mapping[tuple[Threat, Threat], PairedDifference], files: Sequence[Path]) -> None:
     """Draw the heat map; a cell that no run is of stays empty."""
     rows, columns = (
-        sorted({pair[side] for pair in found}, key=lambda threat: (NORMS.index(threat[0]), threat[1]))
+        sorted({pair[side] for pair in means}, key=lambda threat: (NORMS.index(threat[0]), threat[1]))
         for side in (0, 1)
     )
-    means = {pair: paired_difference(list(by_seed.values())) for pair, by_seed in found.items()}
     values = [[means[r, c].mean if (r, c) in means else np.nan for c in columns] for r in rows]
     texts = [[_said(means[r, c]) if (r, c) in means else "" for c in columns] for r in rows]
     table = pd.DataFrame(values, [_named(r) for r in rows], [_named(c) for c in columns])
@@ -135,10 +141,10 @@ def command(runs: Path, out: Path, stage: str) -> None:
     finished, skipped = collect(runs)
     for left_out in skipped:
         click.echo(f"left out: {left_out.path}: {left_out.reason}", err=True)
-    found = cells(finished, stage)
-    frame = frame_of(found)
+    means = means_of(cells(finished, stage))
+    frame = frame_of(means)
     write_file(out / "threats.csv", to_csv(frame))
-    draw(found, [out / "threats.png", out / "threats.pdf"])
+    draw(means, [out / "threats.png", out / "threats.pdf"])
     click.echo(frame.to_string(index=False, float_format="{:.1f}".format))
 
 

@@ -236,14 +236,19 @@ def _paired(name: str, values: Mapping[Seed, tuple[float, float]], unit: Unit) -
     Of lambda_max the means are geometric, so that their ratio is the difference.
     """
     scaled = {seed: (math.log10(a), math.log10(b)) if unit == "log10" else (a, b) for seed, (a, b) in values.items()}
-    by_unit: dict[Seed, list[float]] = defaultdict(list)
-    for (seed, fold), (a, b) in scaled.items():
-        by_unit[(seed, fold) if fold < 0 else (0, fold)].append(b - a)
     first, second = (_mean(column) for column in zip(*scaled.values(), strict=True))
     if unit == "log10":
         first, second = 10**first, 10**second
-    difference = paired_difference([_mean(differences) for differences in by_unit.values()])
+    difference = paired_difference(unit_means({seed: b - a for seed, (a, b) in scaled.items()}))
     return MetricComparison(name, unit, True, first, second, difference, {})
+
+
+def unit_means(values: Mapping[Seed, float]) -> list[float]:
+    """Average a value over the seeds of each fold, which share its images; without folds each seed is by itself."""
+    by_unit: dict[Seed, list[float]] = defaultdict(list)
+    for (seed, fold), value in values.items():
+        by_unit[(seed, fold) if fold < 0 else (0, fold)].append(value)
+    return [_mean(alike) for alike in by_unit.values()]
 
 
 def _mean(values: Sequence[float]) -> float:
