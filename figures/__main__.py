@@ -8,7 +8,7 @@ import click
 
 from figures.catalogue import choose, load_catalogue
 from figures.matching import Library
-from figures.report import claim_tables, listing, render, render_claims, warnings
+from figures.report import claims_of, listing, render, render_claims, warnings
 from s2ap_core.errors import InputError
 from s2ap_diag.commands.options.shared import EXISTING
 from s2ap_diag.curvature.hessian import BatchNormMode
@@ -76,11 +76,12 @@ def command(
         raise click.UsageError("--out is missing: name a folder for the tables and figures, or --list, or --claims")
     library = Library.open(runs, batch_norm, attack)
     if claims:
-        for table in claim_tables(library):
+        judged = claims_of(library)
+        for table in judged.tables:
             show_table(make_table(table.heading, table.columns, [[cell.text for cell in row] for row in table.rows]))
             for sentence in table.caption:
                 click.echo(sentence)
-        rendered = [] if out is None else render_claims(library, out)
+        rendered = [] if out is None else render_claims(judged, out)
     elif out is None or list_entries:
         shown = entries if only else catalogue
         library.drop_damaged(dict.fromkeys(need for entry in shown for need in entry.needs))

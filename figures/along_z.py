@@ -9,8 +9,6 @@ On one batch of each checkpoint, with BatchNorm normalising by the batch as the 
 The first two see the mask bits that z flips and nothing else, the third does not see them.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,11 @@ import click
 import pandas as pd
 import torch
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import Tensor
 
 from s2ap_core.files.atomic import write_file
-from s2ap_core.masks.layers import one_mask
 from s2ap_core.masks.masking import masks
-from s2ap_core.modes import frozen_statistics, train_mode
+from s2ap_core.modes import train_mode
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.objectives import build_objective
@@ -31,6 +28,7 @@ from s2ap_core.training.perturbation import Perturbation
 from s2ap_diag.adversary import Adversary, objective_of
 from s2ap_diag.commands.options.shared import EXISTING
 from s2ap_diag.curvature.hessian import ScoreHessian
+from s2ap_diag.curvature.secant import probe
 from s2ap_diag.curvature.tracking import batch_loss
 from s2ap_diag.output.tables import make_table, show_table, to_csv
 from s2ap_diag.reading.files import expand
@@ -42,44 +40,27 @@ READINGS = ("loss_rise", "secant", "surrogate")
 def read_along(checkpoint: Checkpoint, batch: tuple[Tensor, Tensor, Tensor], gamma: float) -> dict[str, Any]:
     """Read the three along the z of one gamma."""
     model, objective = checkpoint.model, build_objective(objective_of(checkpoint))
-    probe = Perturbation(model, score_layers(model), radius=Relative(gamma))
-    probe.reads_curvature = True
-    tensors = [layer.tensor for layer in probe.layers]
-    before = masks(model)
-
-    def loss() -> Tensor:
-        return objective.loss(model, *batch)
-
-    with _searching(model):
-        with torch.no_grad():
-            at_s = loss()
-        with probe.applied(loss, torch.optim.SGD(tensors), 0):
-            flips = sum(int((mask ^ before[name]).sum()) for name, mask in masks(model).items())
-            with one_mask(model):
-                there = loss()
-                for tensor, gradient in zip(tensors, torch.autograd.grad(there, tensors), strict=True):
-                    tensor.grad = gradient
-        assert probe.z is not None
-        assert probe.curvature is not None
-        z = torch.cat([part.flatten() for part in probe.z])
+    perturbation = Perturbation(model, score_layers(model), radius=Relative(gamma))
+    before, flips = masks(model), []
+    perturbation.on_perturbed = lambda: flips.extend(
+        int((mask ^ before[name]).sum()) for name, mask in masks(model).items()
+    )
+    with train_mode(model, True):  # BatchNorm normalises by the batch, as in the search
+        there = probe(perturbation, lambda: objective.loss(model, *batch), torch.optim.SGD([*model.parameters()]))
+    assert perturbation.z is not None
+    assert perturbation.curvature is not None
+    z = torch.cat([part.flatten() for part in perturbation.z])
     with ScoreHessian(model, batch_loss(objective), [batch], batch_norm="batch") as hessian:
         surrogate = z @ hessian.matvec(z) / z.square().sum()
-    products, squares = probe.curvature
+    products, squares = perturbation.curvature
     return {
         "epoch": checkpoint.header.get("epoch"),
         "gamma": gamma,
-        "flips": flips,
-        "loss_rise": float(there - at_s),
+        "flips": sum(flips),
+        "loss_rise": float(there - perturbation.loss),
         "secant": float(products.sum() / squares.sum()),
         "surrogate": float(surrogate),
     }
-
-
-@contextmanager
-def _searching(model: nn.Module) -> Iterator[None]:
-    """Normalise by the batch, as the search does, and leave the running statistics alone."""
-    with train_mode(model, True), frozen_statistics(model):
-        yield
 
 
 def agreements(readings: pd.DataFrame) -> pd.DataFrame:

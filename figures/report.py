@@ -12,7 +12,7 @@ import pandas as pd
 from figures.afterwards import loss_differences
 from figures.catalogue import Entry, repeated
 from figures.claims import claims_table
-from figures.dose import dose_table, draw_doses, studies
+from figures.dose import Study, dose_table, draw_doses, studies
 from figures.drawings import FIGURES
 from figures.matching import Library, PlacedRun
 from figures.overheads import overheads, seconds
@@ -58,7 +58,7 @@ def render(
         InputError: if ``out`` cannot be written to.
     """
     library.drop_damaged(dict.fromkeys(need for entry in entries for need in entry.needs))
-    rendered = render_claims(library, out) if claims else []
+    rendered = render_claims(claims_of(library), out) if claims else []
     rendered += [_render(entry, library, out) for entry in entries]
     if claims:  # all was rendered
         rendered.append(Rendered("", unused(library)))
@@ -67,19 +67,26 @@ def render(
     return rendered
 
 
-def claim_tables(library: Library) -> list[RenderedTable]:
-    """Test the paper's claims, and what doses of mask flips do; of these two what there are runs of."""
+@dataclass(frozen=True)
+class Claims:
+    """The paper's claims tested on runs, and what doses of mask flips do; of these two what there are runs of."""
+
+    tables: Sequence[RenderedTable]
+    doses: Sequence[Study]
+
+
+def claims_of(library: Library) -> Claims:
+    """Test the claims, and study the doses."""
     claims, found = claims_table(library), studies(library.runs)
     doses = [dose_table(found)] if found else []
-    return [claims, *doses] if claims.rows or not doses else doses
+    return Claims([claims, *doses] if claims.rows or not doses else doses, found)
 
 
-def render_claims(library: Library, out: Path) -> list[Rendered]:
-    """Write the tables of :func:`claim_tables`, and the figure of the doses."""
-    rendered = [_write_table(table, out) for table in claim_tables(library)]
-    found = studies(library.runs)
-    if found:
-        draw_doses(found, [out / f"dose.{ending}" for ending in ("png", "pdf")])
+def render_claims(claims: Claims, out: Path) -> list[Rendered]:
+    """Write the tables of the claims, and the figure of the doses."""
+    rendered = [_write_table(table, out) for table in claims.tables]
+    if claims.doses:
+        draw_doses(claims.doses, [out / f"dose.{ending}" for ending in ("png", "pdf")])
         rendered.append(Rendered("![Dose against outcome](dose.png)\n\nDifferences from no perturbation, with 95 % "
                                  "intervals over folds. [PDF](dose.pdf), [numbers](dose.csv)\n"))  # fmt: skip
     return rendered

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from s2ap_core.config import TrackingSettings
-from s2ap_core.distributed.group import add_up_gradients
 from s2ap_core.distributed.share import Share
 from s2ap_core.errors import InputError
-from s2ap_core.masks.layers import one_mask, score_masks
+from s2ap_core.masks.layers import score_masks
 from s2ap_core.masks.masking import masks
-from s2ap_core.modes import frozen_statistics
 from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.dropout import repeated_dropout
 from s2ap_core.training.iteration import Step
@@ -26,6 +24,7 @@ from s2ap_diag.curvature.eigen import LambdaMax, PowerIteration, lambda_max
 from s2ap_diag.curvature.hessian import DeadScores, Loss, ScoreHessian, dead_scores
 from s2ap_diag.curvature.operators import Projected
 from s2ap_diag.curvature.reach import out_of_reach
+from s2ap_diag.curvature.secant import probe
 
 log = logging.getLogger(__name__)
 
@@ -127,24 +126,15 @@ class CurvatureTracker(Callback):
     def _probe(self, loop: Loop, x: Tensor, x_adv: Tensor, y: Tensor, gamma: float) -> None:
         """Read the curvature along a z that the search does not use."""
         share = loop.share or Share(len(y))
-        probe = Perturbation(loop.model, score_layers(loop.model), radius=Relative(gamma))
-        probe.reads_curvature = True
-        tensors = [layer.tensor for layer in probe.layers]
-
         objective = loop.objective.autocast(loop.precision)
 
         def loss() -> Tensor:
             with repeated_dropout(x, share, loop.seed):
                 return share.of_mean(objective.loss(loop.model, x, x_adv, y), share.count)
 
-        with probe.applied(loss, loop.optimizer, loop.seed), frozen_statistics(loop.model), one_mask(loop.model):
-            loss_there = loss()
-            for tensor, gradient in zip(tensors, torch.autograd.grad(loss_there, tensors), strict=True):
-                tensor.grad = gradient
-            add_up_gradients(loss_there, tensors)
-        self._add_curvature(loop, probe)
-        for tensor in tensors:
-            tensor.grad = None
+        perturbation = Perturbation(loop.model, score_layers(loop.model), radius=Relative(gamma))
+        probe(perturbation, loss, loop.optimizer, loop.seed)
+        self._add_curvature(loop, perturbation)
 
     def _add_curvature(self, loop: Loop, perturbation: Perturbation) -> None:
         if perturbation.curvature is None:
