@@ -1,7 +1,11 @@
-"""The network of most tests; in a module of its own, so that it can be pickled whichever conftest was loaded last."""
+"""Small networks of the tests, apart so that one can be pickled whichever conftest was loaded last."""
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from s2ap_core.masks.masking import attach, scores
 
 
 class Tiny(nn.Module):
@@ -25,3 +29,11 @@ class Tiny(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         return self.linear(F.relu(self.bn2(self.conv2(x))).flatten(1))
+
+
+def linear_with_scores(values: np.ndarray, keep: float) -> nn.Module:
+    """A layer of one output in float64, masked by these scores."""
+    model = attach(nn.Linear(len(values), 1, bias=False).double(), keep=keep)
+    with torch.no_grad():
+        scores(model)["scores"].copy_(torch.from_numpy(values)[None])
+    return model

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from click.testing import CliRunner
 from matplotlib.axes import Axes
 
 from s2ap_core.errors import InputError
@@ -23,10 +22,10 @@ from s2ap_core.masks.masking import masks
 from s2ap_core.runs.checkpoints import load_checkpoint, save_checkpoint
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.training.evaluation import load_evaluation
-from s2ap_diag.commands import main
 from s2ap_diag.commands.demo import check_made_alike, planned_runs
 from s2ap_diag.output import security_curve
 from s2ap_diag.reading.read import read
+from tests.diag.commands.running import invoke, tiny_run
 from tests.reading import masks_in
 
 TINY = """
@@ -42,17 +41,9 @@ evaluation = { attack = "pgd-50", n = 100 }
 """
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "tiny.toml").write_text(TINY)
-    result = invoke("run", folder / "tiny.toml", "--out", folder / "tiny")
-    assert result.exit_code == 0, result.output
-    return folder / "tiny"
+    return tiny_run(tmp_path_factory.mktemp("runs"), TINY)
 
 
 def snapshot(folder):

@@ -3,11 +3,10 @@
 import json
 
 import pytest
-from click.testing import CliRunner
 
 from s2ap_core.runs.checkpoints import load_checkpoint
-from s2ap_diag.commands import main
 from s2ap_diag.reading.results import open_run
+from tests.diag.commands.running import invoke, tiny_run
 
 SETTINGS = """
 network.width = 2
@@ -19,17 +18,9 @@ evaluation = { attack = "pgd-50", n = 100 }
 """
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "tiny.toml").write_text(SETTINGS)
-    result = invoke("run", folder / "tiny.toml", "--out", folder / "tiny")
-    assert result.exit_code == 0, result.output
-    return folder / "tiny"
+    return tiny_run(tmp_path_factory.mktemp("runs"), SETTINGS)
 
 
 def records(*arguments):

@@ -14,13 +14,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.masks.masking import attach, masks, scores
 from s2ap_core.methods import build_method
 from s2ap_diag.curvature.reach import out_of_reach, perturbation_reach
-
-
-def linear_with_scores(values: np.ndarray, keep: float) -> nn.Module:
-    model = attach(nn.Linear(len(values), 1, bias=False).double(), keep=keep)
-    with torch.no_grad():
-        scores(model)["scores"].copy_(torch.from_numpy(values)[None])
-    return model
+from tests.tiny import linear_with_scores
 
 
 def nearest(magnitude: np.ndarray, wanted: np.ndarray) -> float:

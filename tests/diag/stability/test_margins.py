@@ -10,13 +10,7 @@ from torch import nn
 from s2ap_core.errors import InputError
 from s2ap_core.masks.masking import attach, masks, scores
 from s2ap_diag.stability.margins import score_margins
-
-
-def linear_with_scores(values: np.ndarray, keep: float) -> nn.Module:
-    model = attach(nn.Linear(len(values), 1, bias=False).double(), keep=keep)
-    with torch.no_grad():
-        scores(model)["scores"].copy_(torch.from_numpy(values)[None])
-    return model
+from tests.tiny import linear_with_scores
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.01, 0.1, 0.25, 0.6, 1.5])
