@@ -1,0 +1,91 @@
+"""A run's settings: typed, checked, written as TOML."""
+
+from typing import Any
+
+import tomli_w
+from pydantic import Field, ValidationError, model_validator
+
+from s2ap_core.config.base import AttackNorm, Settings
+from s2ap_core.config.compute import ComputeSettings, DistributedSettings
+from s2ap_core.config.measurement import EvaluationSettings, TrackingSettings
+from s2ap_core.config.search import MethodSettings, MinimizerSettings
+from s2ap_core.config.setting import DataSettings, NetworkSettings, ObjectiveSettings
+from s2ap_core.config.stages import FinetuneSettings, PretrainSettings, PruneSettings, StageSettings
+from s2ap_core.errors import InputError
+
+__all__ = [
+    "AttackNorm",
+    "ComputeSettings",
+    "Config",
+    "DataSettings",
+    "DistributedSettings",
+    "EvaluationSettings",
+    "FinetuneSettings",
+    "MethodSettings",
+    "MinimizerSettings",
+    "NetworkSettings",
+    "ObjectiveSettings",
+    "PretrainSettings",
+    "PruneSettings",
+    "StageSettings",
+    "TrackingSettings",
+    "parse_config",
+]
+
+
+class Config(Settings):
+    """Everything that a run depends on, but for the device."""
+
+    title: str = ""
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    data: DataSettings = DataSettings()
+    network: NetworkSettings = NetworkSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    method: MethodSettings = MethodSettings()
+    minimizer: MinimizerSettings = MinimizerSettings()
+    pretrain: PretrainSettings = PretrainSettings()
+    prune: PruneSettings = PruneSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    distributed: DistributedSettings = DistributedSettings()
+    compute: ComputeSettings = ComputeSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_training_s_norm_is_not_said_twice(cls, settings: Any) -> Any:
+        # Runs of before said it: they are of one setting with those that follow the training's.
+        objective, evaluation = settings.get("objective", {}), settings.get("evaluation", {})
+        if not (isinstance(objective, dict) and isinstance(evaluation, dict)):
+            return settings
+        said = evaluation.get("norm") == objective.get("norm", "Linf")
+        return settings | {"evaluation": {k: v for k, v in evaluation.items() if k != "norm"}} if said else settings
+
+    def to_toml(self) -> str:
+        """Write the resolved settings; what is None is left out, as TOML has no null."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def parse_config(settings: dict[str, Any], source: str) -> Config:
+    """Check settings; ``source`` is named where one does not fit.
+
+    Raises:
+        InputError: naming the key, its value and what is allowed.
+    """
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function", "constrained")))
+        got = "" if first["type"] == "extra_forbidden" else f" (got {_shown(first['input'])})"
+        what = "no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InputError(f"{source}: {key}: {what}{got}") from error
+
+
+def _shown(value: Any) -> str:
+    """Write a value as Python writes it, its middle left out where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python converts
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:100]} ... {text[-50:]}"

@@ -1,0 +1,55 @@
+"""Settings of what is pruned and against whom: the images, the network, the adversary."""
+
+from fractions import Fraction
+from pathlib import Path
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from s2ap_core.config.base import AttackNorm, Radius, Settings
+
+
+class DataSettings(Settings):
+    """Which images: a name of :data:`s2ap_core.data.DATASETS`, the folder they lie in, its own options.
+
+    Those that are trained on have an option ``augment``, true or false, in the place of what is usual for them.
+    """
+
+    name: str = "digits"
+    root: Path | None = None
+    options: dict[str, bool | int | str] = Field(default={})
+
+
+class NetworkSettings(Settings):
+    """A name of :data:`s2ap_core.models.NETWORKS`; image size and channels follow from the data.
+
+    Attributes:
+        width: of the first stage; None is the published width.
+        norm_affine: whether BatchNorm has affine parameters.
+    """
+
+    name: str = "resnet18"
+    width: int | None = Field(default=None, ge=1)
+    norm_affine: bool = True
+
+
+class ObjectiveSettings(Settings):
+    """The robust loss and the adversary that it is trained against.
+
+    Attributes:
+        norm: of the ball that the adversary stays in.
+        eps, step: its radius and a step's length in this norm, images in [0, 1]; the defaults are Linf's.
+    """
+
+    name: str = "trades"
+    beta: float = Field(default=6.0, ge=0)
+    norm: AttackNorm = "Linf"
+    eps: Radius = Field(default=Fraction(8, 255), ge=0)
+    step: Radius = Field(default=Fraction(2, 255), ge=0)
+    steps: int = Field(default=10, ge=1)
+
+    @field_validator("eps", "step")
+    @classmethod
+    def _linf_stays_within_the_range_of_an_image(cls, value: Fraction, given: ValidationInfo) -> Fraction:
+        if given.data.get("norm", "Linf") == "Linf" and value > 1:
+            raise ValueError("above 1, the range of an image")
+        return value
