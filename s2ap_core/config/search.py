@@ -37,7 +37,8 @@ class MinimizerSettings(Settings):
         name: ``none`` (Orig.), ``s2ap`` (perturbs scores), ``awp`` (perturbs masked weights).
         gamma: radius of each layer's ball relative to the layer's norm; ``flips`` takes the smallest radius that flips
             a share of the mask, ``rise`` follows a relative rise of the loss.
-        flips: with ``flips``, entries that leave each layer's mask, over those kept; as many enter it.
+        flips: with ``flips``, entries that leave each layer's mask, over those kept, as many enter it; on average where
+            it makes no whole number.
         rise: with ``rise``, the wished (L(s + z) - L(s)) / L(s).
         warmup: epochs without perturbation at the start.
         eta_z: ascent step: ``inf`` puts each layer on its sphere; ``lr`` or a number is line 6 as printed.

@@ -12,6 +12,7 @@ from s2ap_core.config import MinimizerSettings
 from s2ap_core.masks.layers import is_masked, mask_of, raw_weight
 from s2ap_core.masks.parametrization import ScoreMask
 from s2ap_core.masks.topk import kth_smallest
+from s2ap_core.seeds import generator
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class PerturbedLayer:
     norm: Callable[[], Tensor]
     mask: ScoreMask | None = None
     weight: nn.Parameter | None = None
+
+    def kept(self) -> Tensor:
+        """Compute which scores the mask selects, as booleans of their shape."""
+        assert self.mask is not None
+        return self.mask.select(self.tensor.detach().abs()).bool()
 
     def pulled(self, gradient: Tensor) -> Tensor:
         """Turn the gradient in the layer's masked weights into that in its scores."""
@@ -53,8 +59,8 @@ def _masked_norm(layer: nn.Module) -> Callable[[], Tensor]:
 class Radius(Protocol):
     """How long each layer's perturbation may be."""
 
-    def __call__(self, layers: Sequence[PerturbedLayer], ascent: Sequence[Tensor]) -> list[Tensor]:
-        """Return a radius, a scalar, for each layer; ``ascent`` is where z goes, of any length."""
+    def __call__(self, layers: Sequence[PerturbedLayer], ascent: Sequence[Tensor], seed: int) -> list[Tensor]:
+        """Return a radius, a scalar, for each layer; ``ascent`` is where z goes, of any length, ``seed`` of draws."""
 
     def learn(self, loss: Tensor, perturbed_loss: Tensor) -> None:
         """Take note of L(s) and L(s + z); the first is NaN where it was not computed."""
@@ -85,7 +91,7 @@ class Relative(_Fixed):
 
     gamma: float
 
-    def __call__(self, layers: Sequence[PerturbedLayer], ascent: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, layers: Sequence[PerturbedLayer], ascent: Sequence[Tensor], seed: int) -> list[Tensor]:
         return [self.gamma * layer.norm().detach() for layer in layers]
 
     def __str__(self) -> str:
@@ -94,15 +100,19 @@ class Relative(_Fixed):
 
 @dataclass(frozen=True)
 class Flips(_Fixed):
-    """The smallest radius at which s + z keeps other entries than s: ``max(1, round(share k_l))`` of the k_l kept.
+    """The smallest radius at which s + z keeps other entries than s: ``share k_l`` of the k_l kept.
 
-    z acts through the mask bits that it flips alone, so this asks for them instead of a length.
+    z acts through the mask bits that it flips alone, so this asks for them instead of a length. A broken number is
+    rounded up as often as its fraction says, by a draw: in layers of few entries one swap at every iteration would be
+    many times the share.
     """
 
     share: float
 
-    def __call__(self, layers: Sequence[PerturbedLayer], ascent: Sequence[Tensor]) -> list[Tensor]:
-        return [radius_of_swaps(layer, a, self.share) for layer, a in zip(layers, ascent, strict=True)]
+    def __call__(self, layers: Sequence[PerturbedLayer], ascent: Sequence[Tensor], seed: int) -> list[Tensor]:
+        draws = torch.rand(len(layers), generator=generator("cpu", seed, "swaps")).to(ascent[0].device)
+        wished = [(self.share * layer.kept().sum() + draw).floor() for layer, draw in zip(layers, draws, strict=True)]
+        return [radius_of_swaps(*each) for each in zip(layers, ascent, wished, strict=True)]
 
     def __str__(self) -> str:
         return f"flips, {self.share}"
@@ -132,7 +142,7 @@ class Rise:
         self.kappa = kappa
         self.log_gamma = torch.tensor(math.log(RISE_START), dtype=torch.float64)
 
-    def __call__(self, layers: Sequence[PerturbedLayer], ascent: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, layers: Sequence[PerturbedLayer], ascent: Sequence[Tensor], seed: int) -> list[Tensor]:
         self.log_gamma = self.log_gamma.to(ascent[0].device)
         return [(self.log_gamma.exp() * layer.norm().detach()).to(layer.tensor.dtype) for layer in layers]
 
@@ -161,8 +171,8 @@ CLOSE = 1.1
 
 
 @torch.no_grad()
-def radius_of_swaps(layer: PerturbedLayer, ascent: Tensor, share: float) -> Tensor:
-    """Find about the smallest radius at which a layer keeps ``max(1, round(share k))`` other entries of its k.
+def radius_of_swaps(layer: PerturbedLayer, ascent: Tensor, swaps: Tensor) -> Tensor:
+    """Find about the smallest radius at which a layer keeps so many other entries.
 
     Where each entry would cross today's threshold gives a first radius; the threshold itself moves, so the masks at a
     few radii, between one that is too small and one that is not, find the rest. Nothing is read back to the host.
@@ -170,17 +180,20 @@ def radius_of_swaps(layer: PerturbedLayer, ascent: Tensor, share: float) -> Tens
     Args:
         layer: of scores, which are where they are without the perturbation.
         ascent: the direction, of the scores' shape.
+        swaps: entries that are to leave the mask, as many enter; a whole number, a scalar.
 
     Returns:
-        A scalar; 0 where the direction is 0 or not finite, or no entry can change.
+        A scalar; 0 where no swap is wished for, the direction is 0 or not finite, or no entry can change.
     """
     assert layer.mask is not None
+    if swaps.device.type == "cpu" and swaps == 0:
+        return ascent.new_zeros(())
     scores, mask = layer.tensor.detach(), layer.mask
     length = ascent.norm()
     usable = (length > 0) & length.isfinite()
     direction = torch.where(usable, ascent / length, 0.0)
-    kept = mask.select(scores.abs()).bool()
-    swaps = (share * kept.sum()).round().clamp(min=1)
+    kept = layer.kept()
+    wished, swaps = swaps, swaps.clamp(min=1)
     crossing = _crossings(scores, direction, kept)
     radius = kth_smallest(crossing, 2 * swaps)
     if radius.device.type != "cpu" or not radius.isfinite():  # of few entries as many may not cross
@@ -203,7 +216,7 @@ def radius_of_swaps(layer: PerturbedLayer, ascent: Tensor, share: float) -> Tens
         way = ((swaps - at_low) / (at_high - at_low).clamp(min=1)).clamp(0.1, 0.9)
         beyond = low * (1.2 * swaps / found.clamp(min=0.1)).clamp(1.1, 4)
         radius = torch.where(high.isfinite(), low + way * (high - low), beyond)
-    return torch.where(high.isfinite(), high, low)
+    return torch.where(wished > 0, torch.where(high.isfinite(), high, low), 0.0)
 
 
 def _crossings(scores: Tensor, direction: Tensor, kept: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class Perturbation:
         Args:
             robust_loss: L as a function of what the perturbed tensors hold.
             optimizer: its learning rate is the ascent step with ``eta_z = "lr"``, its momentum a source.
-            seed: of the directions that are drawn, the same in all processes.
+            seed: of what is drawn, the same in all processes.
         """
         tensors = [layer.tensor for layer in self.layers]
         before = [tensor.detach().clone() for tensor in tensors]
@@ -106,7 +106,7 @@ class Perturbation:
                     self.z = [torch.zeros_like(tensor) for tensor in before]
                 ascent = self._ascent(robust_loss, optimizer, seed)
                 _copy(tensors, before)
-                radii = self.radius(self.layers, ascent)
+                radii = self.radius(self.layers, ascent, seed)
                 eta = optimizer.param_groups[0]["lr"] if self.eta_z == "lr" else self.eta_z
                 self.z = ascend_and_project(self.z, ascent, radii, eta)
             self._age += 1
