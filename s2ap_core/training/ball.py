@@ -186,22 +186,22 @@ def radius_of_swaps(layer: PerturbedLayer, ascent: Tensor, swaps: Tensor) -> Ten
         A scalar; 0 where no swap is wished for, the direction is 0 or not finite, or no entry can change.
     """
     assert layer.mask is not None
-    if swaps.device.type == "cpu" and swaps == 0:
-        return ascent.new_zeros(())
-    scores, mask = layer.tensor.detach(), layer.mask
+    on_cpu = ascent.device.type == "cpu"  # elsewhere looking at a value would wait
     length = ascent.norm()
-    usable = (length > 0) & length.isfinite()
-    direction = torch.where(usable, ascent / length, 0.0)
-    kept = layer.kept()
-    wished, swaps = swaps, swaps.clamp(min=1)
-    crossing = _crossings(scores, direction, kept)
-    radius = kth_smallest(crossing, 2 * swaps)
-    if radius.device.type != "cpu" or not radius.isfinite():  # of few entries as many may not cross
-        first = kth_smallest(crossing, swaps)
+    possible = (swaps > 0) & (length > 0) & length.isfinite()
+    if on_cpu and not possible:
+        return ascent.new_zeros(())
+    scores, mask, kept = layer.tensor.detach(), layer.mask, layer.kept()
+    swaps = swaps.clamp(min=1)
+    stride = _stride(swaps) if on_cpu else 1
+    crossing = _crossings(*(t.flatten()[::stride] for t in (scores, ascent, kept))) * length
+    radius = kth_smallest(crossing, (2 * swaps / stride).ceil())
+    if not on_cpu or not radius.isfinite():  # of few entries as many may not cross
+        first = kth_smallest(crossing, (swaps / stride).ceil())
         radius = torch.where(radius.isfinite(), radius, torch.where(first.isfinite(), first, 0.0))
 
     def swapped(radius: Tensor) -> Tensor:
-        return (mask.select((scores + radius * direction).abs()).bool() & ~kept).sum()
+        return (mask.select((scores + radius / length * ascent).abs()).bool() & ~kept).sum()
 
     low, at_low = torch.zeros_like(radius), torch.zeros_like(swaps)
     high, at_high = torch.full_like(radius, math.inf), swaps
@@ -210,13 +210,22 @@ def radius_of_swaps(layer: PerturbedLayer, ascent: Tensor, swaps: Tensor) -> Ten
         enough = found >= swaps
         high, at_high = torch.where(enough, radius, high), torch.where(enough, found, at_high)
         low, at_low = torch.where(enough, low, radius), torch.where(enough, at_low, found)
-        if found.device.type == "cpu" and swaps <= at_high <= CLOSE * swaps and high.isfinite():
-            break  # elsewhere looking would wait
+        if on_cpu and swaps <= at_high <= CLOSE * swaps and high.isfinite():
+            break
         # Along the line between the two, by a part of the way at least; beyond the larger where both are too small.
         way = ((swaps - at_low) / (at_high - at_low).clamp(min=1)).clamp(0.1, 0.9)
         beyond = low * (1.2 * swaps / found.clamp(min=0.1)).clamp(1.1, 4)
         radius = torch.where(high.isfinite(), low + way * (high - low), beyond)
-    return torch.where(wished > 0, torch.where(high.isfinite(), high, low), 0.0)
+    return torch.where(possible, torch.where(high.isfinite(), high, low), 0.0)
+
+
+SAMPLED_SWAPS = 64
+"""Swaps that the first radius is found from, where a layer is large enough to look at a part of it."""
+
+
+def _stride(swaps: Tensor) -> int:
+    """Choose of which entries one is looked at: a prime, so that no tap of a kernel is left out."""
+    return next((prime for prime in (31, 13, 7, 3) if swaps >= prime * SAMPLED_SWAPS / 2), 1)
 
 
 def _crossings(scores: Tensor, direction: Tensor, kept: Tensor) -> Tensor:
