@@ -25,8 +25,8 @@ from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.perturbation import Perturbation
-from s2ap_diag.adversary import Adversary, objective_of
 from s2ap_diag.commands.options.shared import EXISTING
+from s2ap_diag.curvature.adversary import Adversary, objective_of
 from s2ap_diag.curvature.hessian import ScoreHessian
 from s2ap_diag.curvature.secant import probe
 from s2ap_diag.curvature.tracking import batch_loss

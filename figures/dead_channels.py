@@ -12,7 +12,7 @@ import click
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from s2ap_core.runs.checkpoints import load_checkpoint
-from s2ap_diag.adversary import objective_of
+from s2ap_diag.curvature.adversary import objective_of
 from s2ap_diag.curvature.curvature import Curvature
 from s2ap_diag.curvature.hessian import BatchNormMode
 from s2ap_diag.reading.source import Source

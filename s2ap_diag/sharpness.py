@@ -17,7 +17,7 @@ from s2ap_core.masks.masking import density as kept_fraction
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.training.batch_norm import reestimate_statistics
 from s2ap_core.training.objectives import build_objective
-from s2ap_diag.adversary import AdversarialBatch, Adversary, describe_adversary, needs_reestimation
+from s2ap_diag.curvature.adversary import AdversarialBatch, Adversary, describe_adversary, needs_reestimation
 from s2ap_diag.curvature.ascent import Norm
 from s2ap_diag.curvature.curvature import ByLayer, Curvature, curvature, spread
 from s2ap_diag.curvature.density import SpectralDensity, spectral_density

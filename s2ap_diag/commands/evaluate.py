@@ -19,7 +19,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.presets.effects import SUCH_AS
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.training.evaluation import evaluate
-from s2ap_diag.adversary import objective_of, own_objective
+from s2ap_diag.curvature.adversary import objective_of, own_objective
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import plain_progress
 from s2ap_diag.output import plots, security_curve

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import click
 
 from s2ap_core.masks.layers import score_masks
-from s2ap_diag.adversary import objective_of
+from s2ap_diag.curvature.adversary import objective_of
 from s2ap_diag.curvature.deviations import standard_error
 from s2ap_diag.curvature.eigen import Lanczos, PowerIteration, Solver
 from s2ap_diag.curvature.pyhessian import PyHessian

@@ -1,4 +1,4 @@
-"""The pictures: colour-blind safe, told apart in grey by marker and line, vector text, column widths."""
+"""The pictures, in the look of :mod:`s2ap_diag.display.style`, whose names stand here too."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,38 +17,15 @@ from numpy.typing import ArrayLike
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_diag.curvature.density import SpectralDensity
-
-# Okabe & Ito's colours; each with a line and a marker of its own.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
-LINES = ("-", "--", "-.", ":", "-", "--", "-.")
-
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
+from s2ap_diag.display.style import COLORS as COLORS
+from s2ap_diag.display.style import COLUMN as COLUMN
+from s2ap_diag.display.style import LINES as LINES
+from s2ap_diag.display.style import MARKERS as MARKERS
+from s2ap_diag.display.style import STYLE as STYLE
+from s2ap_diag.display.style import layer_bars as layer_bars
+from s2ap_diag.display.style import look as look
 
 STABLE, UNSTABLE = "#009E73", "#D55E00"
-
-
-COLUMN = 3.4  # inches, one column of a two-column paper
-
-
-STYLE = {
-    **sns.axes_style("whitegrid", {"axes.edgecolor": "0.3", "grid.color": "0.9"}),
-    "figure.dpi": 200,
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.frameon": False,
-    "lines.markersize": 3.5,
-    "lines.linewidth": 1.2,
-    "pdf.fonttype": 42,
-    "svg.fonttype": "none",
-}
 
 
 @contextmanager
@@ -143,15 +120,6 @@ def stability_halves(axes: Axes, *, first: str, second: str) -> None:
     )  # fmt: skip
     axes.set_ylim(low, high)
     axes.set_ylabel(f"h({first}) − h({second})")
-
-
-def look(index: int) -> dict[str, str]:
-    """Colour, line and marker of the ``index``-th series."""
-    return {
-        "color": COLORS[index % len(COLORS)],
-        "linestyle": LINES[index % len(LINES)],
-        "marker": MARKERS[index % len(MARKERS)],
-    }
 
 
 def curves(
@@ -273,15 +241,6 @@ def spectral_densities(axes: Axes, densities: Mapping[str, SpectralDensity], *, 
     axes.set_xlabel(xlabel)
     axes.set_ylabel("density")
     axes.legend()
-
-
-def layer_bars(axes: Axes, values: Mapping[str, float], *, xlabel: str) -> None:
-    """Draw one horizontal bar for each layer, the largest on top."""
-    names = sorted(values, key=lambda name: values[name])
-    axes.barh(names, [values[name] for name in names], color=COLORS[0])
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", labelsize=6)
-    axes.set_xlabel(xlabel)
 
 
 def layer_heat_map(axes: Axes, table: pd.DataFrame, *, label: str, norm: mpl.colors.Normalize | None = None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 from pydantic import BaseModel, ValidationError
@@ -19,8 +19,10 @@ from s2ap_core.runs import course
 from s2ap_core.runs.directory import FORMAT, METRICS, TIMING, RunDirectory
 from s2ap_core.training.evaluation import Evaluation, load_evaluation
 from s2ap_diag.reading.read import read
-from s2ap_diag.sharpness import Sharpness
 from s2ap_diag.stability import trajectory
+
+if TYPE_CHECKING:
+    from s2ap_diag.sharpness import Sharpness
 
 SHARED = "shared"
 """Folder of a sweep's runs that end before the last stage, since others go on from them."""
@@ -138,7 +140,7 @@ def validated(model: type[Model], record: Any, file: Path, remedy: str) -> Model
         raise InputError(f"{file}: {key}: {first['msg']}; {remedy}") from error
 
 
-def save_sharpness(run: Path, sharpness: Sharpness) -> None:
+def save_sharpness(run: Path, sharpness: "Sharpness") -> None:
     """Write the sharpness of a run's selected scores beside its results, where :attr:`Run.sharpness` reads it."""
     record = sharpness.record() | {"checkpoint": sharpness.checkpoint.path.relative_to(run).as_posix()}
     write_file(run / SHARPNESS, json.dumps([record], indent=2) + "\n")

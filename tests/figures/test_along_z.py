@@ -12,7 +12,7 @@ from figures.along_z import command, read_along
 from s2ap_core.masks.masking import bake, masks, scores
 from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.stages import Stages
-from s2ap_diag.adversary import Adversary, objective_of
+from s2ap_diag.curvature.adversary import Adversary, objective_of
 from s2ap_diag.reading.source import Source
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
