@@ -12,6 +12,7 @@ from typing import Any
 import click
 import pandas as pd
 
+from figures.intervals import shown, with_interval
 from figures.matching import PlacedRun, place_run
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
@@ -20,7 +21,6 @@ from s2ap_core.runs import course
 from s2ap_diag.commands.options.shared import EXISTING
 from s2ap_diag.comparison.arms import seed_of
 from s2ap_diag.comparison.metrics import Seed, unit_means
-from s2ap_diag.comparison.statistics import paired_difference
 from s2ap_diag.output.tables import to_csv
 from s2ap_diag.reading.results import collect
 
@@ -90,9 +90,7 @@ def _record(row: Row, runs: Mapping[Seed, PlacedRun]) -> dict[str, Any]:
         if None in found:
             continue
         percent = {seed: 100 * value for seed, value in zip(runs, found, strict=True)}
-        mean = paired_difference(unit_means(percent))
-        low, high = mean.interval or (None, None)
-        record |= {column: mean.mean, f"{column}, low": low, f"{column}, high": high}
+        record |= with_interval(column, unit_means(percent))
     return record
 
 
@@ -104,17 +102,10 @@ def markdown(means: pd.DataFrame) -> str:
         lines.append("|---" * (len(COLUMNS) + 3) + "|")
         for row in rows.to_dict("records"):
             gamma = "" if pd.isna(row["gamma"]) else f", gamma {row['gamma']:g}"
-            cells = [_cell(row, column) for column in COLUMNS.values()]
+            cells = [shown(row, column) for column in COLUMNS.values()]
             lines.append(f"| {row['method']} | {row['arm']}{gamma} | {row['folds']} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
-
-
-def _cell(row: Mapping[str, Any], column: str) -> str:
-    if pd.isna(row.get(column)):
-        return "-"
-    low, high = row[f"{column}, low"], row[f"{column}, high"]
-    return f"{row[column]:.1f}" if pd.isna(low) else f"{row[column]:.1f} [{low:.1f}, {high:.1f}]"
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 For each setting that was searched with a cheaper perturbation: seconds of the search after its warm-up over
 Orig.'s, the raw mask's robust accuracy, sharpness of the selected scores and the last epoch's Hamming distance,
-as mean and standard deviation over seeds.
+as mean over seeds with its 95 % interval.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 import click
 import pandas as pd
 
+from figures.intervals import shown, with_interval
 from figures.matching import Library
 from figures.settings import cell_of
 from s2ap_core.config import Config, MinimizerSettings
@@ -80,7 +81,7 @@ def _seconds(run: Run) -> float:
 
 
 def table(runs: list[Run]) -> pd.DataFrame:
-    """Build one row for each perturbation, mean and standard deviation over the seeds that all of them have."""
+    """Build one row for each perturbation, means with intervals over the seeds that all of them have."""
     by_setting: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         if comparable(run):
@@ -108,17 +109,16 @@ def _rows(runs: list[Run], gamma: float) -> list[dict[str, Any]]:
         row = {"network": cell.network, "method": cell.method, "sparsity": cell.sparsity, "perturbation": arm}
         row |= {"gamma": None if arm == "Orig." else gamma, "seeds": len(seeds)}
         for metric in METRICS:
-            found_of = values[metric]
-            row |= {metric: found_of.mean(skipna=False), f"{metric}, std": found_of.std(skipna=False)}
+            row |= with_interval(metric, values[metric].tolist())
         rows.append(row)
     return rows
 
 
 def markdown(means: pd.DataFrame) -> str:
-    """Render as a Markdown table, spread beside the mean."""
+    """Render as a Markdown table, the interval behind the mean."""
     lines = ["| perturbation | seeds | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 2) + "|"]
     for _, row in means.iterrows():
-        cells = [f"{shape.format(row[m])} ± {shape.format(row[f'{m}, std'])}" for m, shape in METRICS.items()]
+        cells = [shown(row, metric, shape) for metric, shape in METRICS.items()]
         lines.append(f"| {row['perturbation']} | {row['seeds']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

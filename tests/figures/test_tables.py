@@ -210,7 +210,7 @@ def test_cheaper_perturbations_stand_beside_orig_and_s2ap(runs, tmp_path):
     for name, arm in (("Orig.", "orig"), ("S2AP", "s2ap"), ("S2AP, subset = 0.25", "s2ap")):
         robust = [100 * correct(runs, "hydra", arm, seed, "prune", "robust").mean() for seed in (0, 1)]
         assert float(rows[name]["robust accuracy of the mask (%)"]) == pytest.approx(np.mean(robust))
-        assert float(rows[name]["robust accuracy of the mask (%), std"]) == pytest.approx(np.std(robust, ddof=1))
+        assert rows[name]["robust accuracy of the mask (%), low"] in ("", None)  # no interval over two seeds
 
     def median(run):
         found = pd.read_csv(runs / run / "timing.csv")
