@@ -37,6 +37,8 @@ class Epochs:
         state = self.run.state(self.loop.stage)
         if not state.exists():
             self.run.truncate("metrics.csv", self._metrics_of_earlier_stages())
+            for callback in self.loop.callbacks:  # a process that resumes here has not seen the stage before
+                callback.load_state_dict({})
             return False
         self.run.truncate("metrics.csv", load_state(state, self.loop, self.selection))
         self._drop_checkpoints()

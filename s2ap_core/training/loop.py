@@ -68,7 +68,7 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned in this stage; at the beginning of one, nothing: ``{}``."""
 
 
 @dataclass

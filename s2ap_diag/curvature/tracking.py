@@ -80,10 +80,6 @@ class CurvatureTracker(Callback):
             if due and scores_move and isinstance(loop.perturbation.radius, Relative):
                 self._read_reach(loop, loop.perturbation.radius.gamma)
 
-    def on_stage(self, loop: Loop) -> None:
-        if loop.stage != "prune":
-            self.vectors = {}  # the search's; none of it belongs into the state of another stage
-
     def _read_curvature(self, loop: Loop, batch: tuple[Tensor, Tensor, Tensor], weight: float) -> None:
         dead = dead_scores(loop.model)
         self._add(loop, dead_channels=dead.channels)

@@ -21,7 +21,8 @@ from PIL import Image
 from s2ap_core.files.tensors import load_tensors
 from s2ap_diag.commands import main
 
-# HARP, S2AP with a carried z, AWP in finetuning: everything that a resume must bring back.
+# HARP, S2AP with a carried z, AWP in finetuning, a tracker that goes on from its last vectors: everything that a resume
+# must bring back.
 CONFIG = """
 data = {{ name = "imagenet", root = "{root}", options = {{ size = 8, workers = 0 }} }}
 network.width = 2
@@ -32,6 +33,7 @@ pretrain = {{ epochs = 2, batch_size = 40 }}
 prune = {{ epochs = 3, batch_size = 40 }}
 finetune = {{ epochs = 2, batch_size = 40, awp = true }}
 evaluation = {{ attack = "pgd-50", n = 16, batch_size = 8 }}
+tracking = {{ every = 1, images = 8, iterations = 1 }}
 """
 EPOCHS, BATCHES = 2 + 4 + 2, 3 * 2
 """Units of work that are on disk when the run has ended; the search has an epoch 0."""
@@ -83,7 +85,7 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def wait_for(run: Path, units: int, pid: int, timeout: float = 60.0) -> bool:
+def wait_for(run: Path, units: int, pid: int, timeout: float = 600.0) -> bool:
     """Wait until so much is on disk; False if the process ended before."""
     deadline = time.monotonic() + timeout
     while done(run) < units:

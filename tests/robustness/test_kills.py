@@ -10,6 +10,9 @@ from pathlib import Path
 import processes
 import pytest
 
+from s2ap_core.runs import course
+from s2ap_core.runs.directory import RunDirectory
+
 SOAK = "S2AP_SOAK" in os.environ
 KILLS = 50 if SOAK else 12
 SEED = random.SystemRandom().randrange(10**6) if SOAK else 0
@@ -92,3 +95,38 @@ def test_a_run_that_is_killed_as_it_begins_begins_again(steps, fault_table):
     fault_table.add("kill -9", survived=status == -signal.SIGKILL)
     assert status == -signal.SIGKILL, said.read_text()
     assert processes.done(folder / "run") >= 1
+
+
+def at_boundary(stage: str, *, noted: bool) -> Callable[[], None]:
+    """Arm a process to kill itself when a stage has ended, before or after ``results.json`` says so."""
+
+    def arm() -> None:
+        add_results = RunDirectory.add_results
+
+        def note(run: RunDirectory, **entries: object) -> None:
+            if stage in entries and not noted:
+                os.kill(os.getpid(), signal.SIGKILL)
+            add_results(run, **entries)
+            if stage in entries:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        RunDirectory.add_results = note
+
+    return arm
+
+
+def test_a_run_that_is_killed_between_any_two_stages_ends_as_if_it_had_not_been(fault_table):
+    whole, folder = processes.uninterrupted(), processes.new_folder()
+    config, run = folder / "tiny.toml", folder / "run"
+    stages = [*course.TRAINED_STAGES, *(f"evaluate-{stage}" for stage in course.TRAINED_STAGES)]
+    assert sorted(stages) == sorted(RunDirectory.open(whole).results())
+    for stage in stages:
+        for noted in (False, True):
+            pid = processes.fork(processes.command(config, run), folder / "said", at_boundary(stage, noted=noted))
+            assert processes.wait(pid) == -signal.SIGKILL, (folder / "said").read_text()
+            assert processes.unreadable(run) == []
+    processes.finish(config, run)
+    lost = processes.differing(run, whole)
+    for _ in 2 * stages:
+        fault_table.add("kill -9", survived=not lost)
+    assert lost == []
