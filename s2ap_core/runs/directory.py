@@ -35,6 +35,14 @@ METRICS = ("stage", "epoch", "iteration", "metric", "value")
 TIMING = ("stage", "epoch", "seconds")
 
 
+BRING_BACK = "bring it back from a copy, as --resume does not make it again, or begin anew in another folder"
+"""What to do about a file that holds what was measured in training."""
+
+
+RESULTS_REMEDY = "remove it and run again with --resume"
+"""What to do about ``results.json``, which is made of other files."""
+
+
 UNBEGUN = frozenset({lock.NAME, "environment.json", ".environment.json.tmp", ".config.toml.tmp"})
 """All that a folder may hold before ``config.toml`` is written, with which a run begins."""
 
@@ -121,11 +129,36 @@ class RunDirectory:
                 os.truncate(path, before)  # half a row would spoil the next one
             raise InputError(f"{path}: cannot be written ({error.strerror}); free space and --resume") from error
 
-    def truncate(self, file: str, length: int) -> None:
-        """Cut a CSV back to what it held when the state that a run resumes from was saved."""
+    def rows(self, file: str) -> list[list[str]]:
+        """Read the rows of a CSV of the run, its heading first, without one that a killed process left half written.
+
+        Raises:
+            InputError: if it is damaged.
+        """
         path = self.path / file
-        if writes_files() and path.exists() and path.stat().st_size > length:
-            os.truncate(path, length)
+        try:
+            text = path.read_bytes().decode() if path.exists() else ""
+            return list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]), strict=True))
+        except (ValueError, csv.Error) as error:
+            raise InputError(f"{path}: damaged ({error}); {BRING_BACK}") from error
+
+    def drop_rows(self, file: str, stage: str, after: int) -> None:
+        """Drop from a CSV what a stage wrote after an epoch, which it is about to write again; nothing of other stages.
+
+        Raises:
+            InputError: if it is damaged, or cannot be written.
+        """
+        path = self.path / file
+        if not writes_files() or not path.exists():
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        try:
+            writer.writerows(row for row in self.rows(file) if row[0] != stage or int(row[1]) <= after)
+        except (ValueError, IndexError) as error:
+            raise InputError(f"{path}: damaged ({error}); {BRING_BACK}") from error
+        if text.getvalue().encode() != path.read_bytes():
+            write_file(path, text.getvalue())
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files that a killed process left."""
@@ -140,7 +173,7 @@ class RunDirectory:
             InputError: if it is damaged.
         """
         path = self.path / "results.json"
-        return load_json(path, dict, "remove it and run again with --resume") if path.exists() else {}
+        return load_json(path, dict, RESULTS_REMEDY) if path.exists() else {}
 
     def environment(self) -> dict[str, Any]:
         """Read ``environment.json``.

@@ -1,17 +1,19 @@
 """What the epochs of a stage leave on disk: checkpoints, masks, metrics, and the state that a resume starts from."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from s2ap_core.errors import InputError
+from s2ap_core.files.header import peek
 from s2ap_core.files.tensors import save_masks
 from s2ap_core.masks.masking import masks
 from s2ap_core.runs.checkpoints import describe, save_checkpoint
 from s2ap_core.runs.course import TRAINED_STAGES
-from s2ap_core.runs.directory import METRICS, TIMING, RunDirectory
+from s2ap_core.runs.directory import BRING_BACK, METRICS, TIMING, RunDirectory
 from s2ap_core.training.loop import Loop, Selection
 from s2ap_core.training.optimization import is_finite
-from s2ap_core.training.state import load_state, read_metrics_bytes, save_state
+from s2ap_core.training.state import load_state, save_state
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +37,16 @@ class Epochs:
             InputError: if the state is damaged, or of another stage.
         """
         state = self.run.state(self.loop.stage)
-        if not state.exists():
-            self.run.truncate("metrics.csv", self._metrics_of_earlier_stages())
+        resumed = state.exists()
+        if resumed:
+            load_state(state, self.loop, self.selection)
+            self._drop_checkpoints()
+        else:
             for callback in self.loop.callbacks:  # a process that resumes here has not seen the stage before
                 callback.load_state_dict({})
-            return False
-        self.run.truncate("metrics.csv", load_state(state, self.loop, self.selection))
-        self._drop_checkpoints()
-        return True
+        for file in ("metrics.csv", "timing.csv"):
+            self.run.drop_rows(file, self.loop.stage, after=self.loop.epoch if resumed else -1)
+        return resumed
 
     def end_epoch(self, seconds: float) -> None:
         """Validate and save the network that the epoch offers, and the state from which a resume goes on.
@@ -82,15 +86,43 @@ class Epochs:
         log.info("%s: epoch %d of %d: %s", loop.stage, loop.epoch, loop.settings.epochs, readings)
         return self.run.append("metrics.csv", METRICS, [(loop.stage, loop.epoch, *row) for row in rows])
 
-    def _metrics_of_earlier_stages(self) -> int:
-        """Count the bytes of ``metrics.csv`` that belong to the stages before this one."""
-        before = TRAINED_STAGES[: TRAINED_STAGES.index(self.loop.stage)]
-        states = [path for path in map(self.run.state, before) if path.exists()]
-        return max(map(read_metrics_bytes, states), default=0)
-
     def _drop_checkpoints(self) -> None:
         """Remove the search's checkpoints that are not to be kept; the state of their epochs is saved."""
         if self.keep_checkpoints is None or self.loop.stage != "prune":
             return
         for epoch in range(self.loop.epoch - self.keep_checkpoints + 1):
             self.run.checkpoint(f"prune-epoch-{epoch:03d}").unlink(missing_ok=True)
+
+
+def check_metrics(run: RunDirectory) -> None:
+    """Check that ``metrics.csv`` has the epochs that a stage's state was saved after: no resume makes them again.
+
+    Raises:
+        InputError: naming the epochs that are lost.
+    """
+    path, needed = run.path / "metrics.csv", 0
+    expected: list[tuple[str, ...]] = []
+    for stage in TRAINED_STAGES:
+        epoch, length = saved_metrics(run.state(stage))
+        needed = max(needed, length)
+        expected += [(stage, str(number)) for number in range(stage != "prune", epoch + 1)]
+    there = [tuple(row[:2]) for row in run.rows("metrics.csv")]
+    lost = [key for key in expected if key not in there]
+    if not lost and needed > (path.stat().st_size if path.exists() else 0):
+        lost = there[-1:]  # in part
+    if lost:
+        stages = {stage: [number for of, number in lost if of == stage] for stage, _ in lost}
+        said = ", ".join(f"{stage} {numbers[0]} to {numbers[-1]}" for stage, numbers in stages.items())
+        raise InputError(f"{path}: missing or too short, lost are the epochs {said}; {BRING_BACK}")
+
+
+def saved_metrics(state: Path) -> tuple[int, int]:
+    """Read of a state's header its epoch and the length of ``metrics.csv`` then; (-1, 0) where there is none.
+
+    A state that is damaged is refused where a stage goes on from it.
+    """
+    try:
+        header = (peek(state) if state.exists() else None) or {}
+        return int(header["epoch"]), int(header["metrics_bytes"])
+    except (InputError, KeyError, TypeError, ValueError):
+        return -1, 0

@@ -27,7 +27,7 @@ from s2ap_core.runs.identity import check_unchanged
 from s2ap_core.seeds import derive_seed, generator
 from s2ap_core.training import replay
 from s2ap_core.training.ball import Relative, score_layers, search_radius, weight_layers
-from s2ap_core.training.epochs import Epochs
+from s2ap_core.training.epochs import Epochs, check_metrics
 from s2ap_core.training.evaluation import Evaluation, evaluate
 from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.objectives import build_objective
@@ -79,6 +79,7 @@ class Stages:
         with lock.hold(self.run.path), arithmetic:
             self.run.remove_leftovers()
             check_unchanged(self.run, self.data)
+            check_metrics(self.run)
             check_space(self.run, self.data, self.keep_checkpoints, until)
             self._all(until)
 

@@ -17,7 +17,7 @@ def save_state(path: Path, loop: Loop, selection: Selection, header: Mapping[str
     """Write what a stage goes on from: network, optimizer, schedule, radius, carried z, method, selection, callbacks.
 
     Args:
-        metrics_bytes: length of ``metrics.csv`` with this epoch's rows, which a resume cuts it back to.
+        metrics_bytes: length of ``metrics.csv`` with this epoch's rows, which a resume must find.
     """
     tensors = {f"model.{name}": tensor for name, tensor in plain_state_dict(loop.model).items()}
     for index, state in loop.optimizer.state_dict()["state"].items():
@@ -38,8 +38,8 @@ def save_state(path: Path, loop: Loop, selection: Selection, header: Mapping[str
     save_tensors(path, tensors, described)
 
 
-def load_state(path: Path, loop: Loop, selection: Selection) -> int:
-    """Restore a stage, in place, as it was when :func:`save_state` was called; return ``metrics_bytes``.
+def load_state(path: Path, loop: Loop, selection: Selection) -> None:
+    """Restore a stage, in place, as it was when :func:`save_state` was called.
 
     Raises:
         InputError: if the file is damaged, or not a state of this stage.
@@ -66,17 +66,6 @@ def load_state(path: Path, loop: Loop, selection: Selection) -> int:
         for index, callback in enumerate(loop.callbacks):
             own = {n.partition(".")[2]: t for n, t in groups["callback"].items() if n.startswith(f"{index}.")}
             callback.load_state_dict(own)
-        return int(header["metrics_bytes"])
-
-
-def read_metrics_bytes(path: Path) -> int:
-    """Read the length of ``metrics.csv`` that a state belongs to.
-
-    Raises:
-        InputError: if the file is damaged, or no state.
-    """
-    with _named(path):
-        return int(load_tensors(path)[1]["metrics_bytes"])
 
 
 def _load_optimizer(loop: Loop, entries: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_core.files.record import load_json
 from s2ap_core.runs import course
-from s2ap_core.runs.directory import FORMAT, METRICS, TIMING, RunDirectory
+from s2ap_core.runs.directory import BRING_BACK, FORMAT, METRICS, TIMING, RunDirectory
 from s2ap_core.training.evaluation import Evaluation, load_evaluation
 from s2ap_diag.reading.read import read
 from s2ap_diag.stability import trajectory
@@ -81,7 +81,7 @@ class Run:
             InputError: as for ``metrics``, or if an epoch is not a number.
         """
         if not pd.api.types.is_numeric_dtype(self.metrics["epoch"]):
-            raise InputError(f"{self.path / 'metrics.csv'}: an epoch is not a number; run again with --resume")
+            raise InputError(f"{self.path / 'metrics.csv'}: an epoch is not a number; {BRING_BACK}")
         tracked = self.tracked(metric, stage)
         return {int(epoch): float(v) for epoch, v in tracked.items() if math.isfinite(epoch) and math.isfinite(v)}
 
@@ -196,7 +196,7 @@ def _read_csv(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     try:
         table = pd.read_csv(file)
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"{file}: missing or damaged; run again with --resume") from error
+        raise InputError(f"{file}: missing or damaged; {BRING_BACK}") from error
     if tuple(table.columns) != columns or not pd.api.types.is_numeric_dtype(table[columns[-1]]):
-        raise InputError(f"{file}: its columns are not {', '.join(columns)}; run again with --resume")
+        raise InputError(f"{file}: its columns are not {', '.join(columns)}; {BRING_BACK}")
     return table

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from s2ap_core.runs import course
-from s2ap_core.runs.directory import RunDirectory
+from s2ap_core.runs.directory import RESULTS_REMEDY, RunDirectory
 from s2ap_diag.reading.read import read
 from s2ap_diag.reading.results import SHARPNESS, Run, validated
 from s2ap_diag.stability import Hamming, hamming
@@ -72,10 +72,10 @@ Curves = Mapping[str, Curve]
 
 def read_results(run: Run) -> Results:
     """Read the results of the search and of each evaluation."""
-    file, remedy = run.path / "results.json", "run again with --resume"
+    file = run.path / "results.json"
     evaluated = {stage: run.results[f"evaluate-{stage}"] for stage in STAGES if f"evaluate-{stage}" in run.results}
     stages = {stage: run.results[stage] for stage in ("prune", "finetune") if stage in run.results}
-    return validated(Results, {**stages, "evaluated": evaluated}, file, remedy)
+    return validated(Results, {**stages, "evaluated": evaluated}, file, RESULTS_REMEDY)
 
 
 def read_sharpness(run: Run) -> SharpnessRecord | None:

@@ -233,17 +233,30 @@ def test_what_is_no_run_is_named(tmp_path):
         RunDirectory.open(tmp_path)
 
 
-def test_metrics_are_cut_back_to_what_was_committed(tmp_path, new_run):
-    run = new_run(tmp_path / "run")
-    length = run.append("metrics.csv", METRICS, [("prune", 1, "", "val_loss", 0.5)])
+def test_of_a_csv_a_stage_drops_its_own_later_epochs_and_half_a_row_alone(tmp_path, new_run):
+    run, file = new_run(tmp_path / "run"), tmp_path / "run" / "metrics.csv"
+    run.append("metrics.csv", METRICS, [("prune", 0, "", "val_loss", 0.5), ("prune", 1, 0, 'a, "b"', 1e-9)])
+    begun = file.read_bytes()
     run.append("metrics.csv", METRICS, [("prune", 2, 0, 'a, "b"', 1e-9), ("prune", 2, "", "val_loss", 0.25)])
-    rows = list(csv.reader((tmp_path / "run" / "metrics.csv").open()))
+    search = file.read_bytes()
+    rows = list(csv.reader(file.open()))
     assert rows[0] == list(METRICS)
-    assert rows[2] == ["prune", "2", "0", 'a, "b"', "1e-09"]
-    run.truncate("metrics.csv", length)
-    assert list(csv.reader((tmp_path / "run" / "metrics.csv").open())) == rows[:2]
-    run.truncate("metrics.csv", 10**6)
-    assert list(csv.reader((tmp_path / "run" / "metrics.csv").open())) == rows[:2]
+    assert rows[2] == ["prune", "1", "0", 'a, "b"', "1e-09"]
+    file.write_bytes(search + b"prune,2")
+    run.drop_rows("metrics.csv", "prune", after=2)
+    assert file.read_bytes() == search
+    run.append("metrics.csv", METRICS, [("finetune", 9, "", "val_loss", 0.1)])
+    run.drop_rows("metrics.csv", "prune", after=1)
+    assert file.read_bytes() == begun + b"finetune,9,,val_loss,0.1\n"
+    run.drop_rows("metrics.csv", "finetune", after=-1)
+    assert file.read_bytes() == begun
+    run.drop_rows("timing.csv", "prune", after=1)
+    assert not (tmp_path / "run" / "timing.csv").exists()
+    for damage in (b"prune,one,,,\n", b"\n", b"\xff\n", b'prune,1,"a"b,,\n'):
+        file.write_bytes(begun + damage)
+        with pytest.raises(InputError, match=r"metrics\.csv: damaged \(.*\); bring it back"):
+            run.drop_rows("metrics.csv", "prune", after=1)
+        assert file.read_bytes() == begun + damage
 
 
 def test_the_commit_is_that_of_the_source_and_of_no_repository_around_it(tmp_path, monkeypatch):
