@@ -22,6 +22,12 @@ METHODS = {"harp": "HARP", "hydra": "HYDRA", "rlth": "RLTH", "harp-channels": "H
 ARMS = {"orig": "Orig.", "s2ap": "S2AP", "awp": "AWP", "dense": "Dense"}
 
 
+def in_words(network: str) -> str:
+    """Name a network of :func:`s2ap_core.runs.course.network` as the tables do, with a normalisation of its own."""
+    name, *more = network.partition(" with ")
+    return "".join([NETWORKS.get(name, name), *more])
+
+
 @dataclass(frozen=True)
 class Cell:
     """A cell of the paper's tables: a setting that runs are made for; its arms differ in the minimiser alone.

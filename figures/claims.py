@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from figures.catalogue import ARMS, DATA, METHODS, NETWORKS, Cell
+from figures.catalogue import ARMS, DATA, METHODS, Cell, in_words
 from figures.matching import Library
 from figures.rendered_table import RenderedTable, Text
 from s2ap_core.errors import InputError
@@ -39,11 +39,13 @@ class Claim:
 
 SPECTRA = {"lambda_max_live": "live λ_max", "lambda_max": "λ_max"}
 
+MODES = {"running": "BatchNorm running", "batch": "BatchNorm batch", "none": "without BatchNorm"}
+
 CLAIMS = (
     *(
-        Claim(f"lower {word} over the search, BatchNorm {mode} (Figs. 1c, 8–17)", f"tracked_{spectrum}_{mode}", "masks")
+        Claim(f"lower {word} over the search, {said} (Figs. 1c, 8–17)", f"tracked_{spectrum}_{mode}", "masks")
         for spectrum, word in SPECTRA.items()
-        for mode in ("running", "batch")
+        for mode, said in MODES.items()
     ),
     Claim("lower loss difference of the mask's scores (Fig. 3, Table 13)", "loss_difference", "sharpness"),
     Claim("lower h after the warm-up (Figs. 1b, 4)", "h_after_warmup", "masks"),
@@ -149,7 +151,7 @@ def _row(test: Test) -> list[Text]:
     decided = test.verdict != "undecided"
     cells = [
         test.claim.statement,
-        NETWORKS[cell.network],
+        in_words(cell.network),
         DATA.get(cell.data, cell.data),
         METHODS.get(cell.method, cell.method),
         cell.budget,

@@ -78,7 +78,7 @@ def cell_of(config: Config, printed: str = "") -> Cell:
     flops = course.flops_reduction(config)
     return Cell(
         data=config.data.name,
-        network=config.network.name,
+        network=course.network(config),
         method=config.method.name,
         sparsity=round(100 * (1 - config.method.keep), 1) if flops is None else None,
         flops_reduction=flops,

@@ -33,6 +33,11 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
             layer.track_running_stats = True
 
 
+def statistics(model: nn.Module, mode: str) -> str:
+    """Name the statistics that BatchNorm has in a mode: the mode's; ``none`` of a network that has no BatchNorm."""
+    return mode if any(isinstance(module, _BatchNorm) for module in model.modules()) else "none"
+
+
 @contextmanager
 def gpu_arithmetic(*, tf32: bool, deterministic: bool | None = None) -> Iterator[None]:
     """Set how a GPU computes float32 products; without effect on other devices.

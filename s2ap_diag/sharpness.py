@@ -14,6 +14,7 @@ from s2ap_core.distributed.share import own_items
 from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.masks.masking import density as kept_fraction
+from s2ap_core.modes import statistics
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.training.batch_norm import reestimate_statistics
 from s2ap_core.training.objectives import build_objective
@@ -143,7 +144,8 @@ def measure_sharpness(
     """Measure lambda_max and loss differences of a checkpoint with scores, on the same adversarial batches.
 
     Before the search (epoch 0) BatchNorm's running statistics are still the dense network's: in mode
-    ``running`` they are first estimated anew on the measured images, and the record says so.
+    ``running`` they are first estimated anew on the measured images, and the record says so. Of a network without
+    BatchNorm both modes measure the same, and the record says ``none``.
 
     Args:
         on_step: called with parts of the work that add up to ``1 + len(settings.rho)``.
@@ -206,7 +208,7 @@ def _batches(
     model = checkpoint.model
     batches = adversary.batches(model, data, settings.images, settings.batch_size)
     if not needs_reestimation(checkpoint, settings.batch_norm):
-        return batches, settings.batch_norm
+        return batches, statistics(model, settings.batch_norm)
     reestimate_statistics(model, [batch[0] for batch in batches])
     batches = adversary.batches(model, data, settings.images, settings.batch_size)
     return batches, "running (re-estimated under the mask)"

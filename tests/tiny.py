@@ -5,11 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2ap_core.config import NetworkNorm
 from s2ap_core.masks.masking import attach, scores
+from s2ap_core.models.normalization import normalization
 
 
 class Tiny(nn.Module):
-    """Two convolutions with BatchNorm, and a linear layer with a bias."""
+    """Two convolutions with BatchNorm, or GroupNorm, and a linear layer with a bias."""
 
     def __init__(
         self,
@@ -18,12 +20,14 @@ class Tiny(nn.Module):
         input_size: int = 8,
         input_channels: int = 1,
         norm_affine: bool = True,
+        norm: NetworkNorm = "batch",
     ) -> None:
         super().__init__()
+        layer_norm = normalization(norm, norm_affine)
         self.conv1 = nn.Conv2d(input_channels, width, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width, affine=norm_affine)
+        self.bn1 = layer_norm(width)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(2 * width, affine=norm_affine)
+        self.bn2 = layer_norm(2 * width)
         self.linear = nn.Linear(2 * width * (input_size // 4) ** 2, classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
-from s2ap_core.config.base import AttackNorm, Settings
+from s2ap_core.config.base import AttackNorm, NetworkNorm, Settings
 from s2ap_core.config.compute import ComputeSettings, DistributedSettings
 from s2ap_core.config.measurement import EvaluationSettings, TrackingSettings
 from s2ap_core.config.search import MethodSettings, MinimizerSettings
@@ -23,6 +23,7 @@ __all__ = [
     "FinetuneSettings",
     "MethodSettings",
     "MinimizerSettings",
+    "NetworkNorm",
     "NetworkSettings",
     "ObjectiveSettings",
     "PretrainSettings",

@@ -32,4 +32,8 @@ AttackNorm = Literal["Linf", "L2", "L1"]
 """The norms of the threat models: how far an adversary's images may be from the given ones."""
 
 
+NetworkNorm = Literal["batch", "group"]
+"""The normalisations of the convolutional networks: BatchNorm, and GroupNorm in its place."""
+
+
 Radius = Annotated[Fraction, BeforeValidator(_fraction), PlainSerializer(str)]

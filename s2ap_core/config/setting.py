@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from s2ap_core.config.base import AttackNorm, Radius, Settings
+from s2ap_core.config.base import AttackNorm, NetworkNorm, Radius, Settings
 
 
 class DataSettings(Settings):
@@ -24,12 +24,14 @@ class NetworkSettings(Settings):
 
     Attributes:
         width: of the first stage; None is the published width.
-        norm_affine: whether BatchNorm has affine parameters.
+        norm_affine: whether the normalisation layers have affine parameters.
+        norm: ``group`` has GroupNorm in the place of BatchNorm, in networks that have a choice.
     """
 
     name: str = "resnet18"
     width: int | None = Field(default=None, ge=1)
     norm_affine: bool = True
+    norm: NetworkNorm = "batch"
 
 
 class ObjectiveSettings(Settings):

@@ -1,11 +1,11 @@
 """ResNet-18 for small images (He et al. 2016), with the module names of HYDRA and HARP."""
 
-from functools import partial
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2ap_core.config import NetworkNorm
 from s2ap_core.models.initialization import init_convolutions
+from s2ap_core.models.normalization import MakesNorm, normalization
 from s2ap_core.models.small_images import strides_on
 
 
@@ -15,16 +15,15 @@ class BasicBlock(nn.Module):
     Maps (N, channels_in, H, W) to (N, channels, ceil(H / stride), ceil(W / stride)).
     """
 
-    def __init__(self, channels_in: int, channels: int, stride: int, norm_affine: bool) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: MakesNorm) -> None:
         super().__init__()
-        norm = partial(nn.BatchNorm2d, channels, affine=norm_affine)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
-        self.bn1 = norm()
+        self.bn1 = norm(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = norm()
+        self.bn2 = norm(channels)
         self.shortcut = nn.Sequential()
         if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), norm())
+            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -39,7 +38,8 @@ class ResNet18(nn.Module):
         width: channels of the first stage; the others have 2, 4 and 8 times as many.
         input_size: any; a stride that would leave less than 2x2 is dropped, the last pool averages what there is.
         input_channels: channels of the images.
-        norm_affine: whether BatchNorm scales and shifts.
+        norm_affine: whether the normalisation layers scale and shift.
+        norm: by the batch, or by groups of channels of each image.
     """
 
     def __init__(
@@ -49,15 +49,17 @@ class ResNet18(nn.Module):
         input_size: int = 32,
         input_channels: int = 3,
         norm_affine: bool = True,
+        norm: NetworkNorm = "batch",
     ) -> None:
         super().__init__()
+        layer_norm = normalization(norm, norm_affine)
         strides = strides_on(input_size, (1, 2, 2, 2))
         self.conv1 = nn.Conv2d(input_channels, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width, affine=norm_affine)
-        self.layer1 = _stage(width, width, strides[0], norm_affine)
-        self.layer2 = _stage(width, 2 * width, strides[1], norm_affine)
-        self.layer3 = _stage(2 * width, 4 * width, strides[2], norm_affine)
-        self.layer4 = _stage(4 * width, 8 * width, strides[3], norm_affine)
+        self.bn1 = layer_norm(width)
+        self.layer1 = _stage(width, width, strides[0], layer_norm)
+        self.layer2 = _stage(width, 2 * width, strides[1], layer_norm)
+        self.layer3 = _stage(2 * width, 4 * width, strides[2], layer_norm)
+        self.layer4 = _stage(4 * width, 8 * width, strides[3], layer_norm)
         self.linear = nn.Linear(8 * width, classes)
         init_convolutions(self)
 
@@ -67,8 +69,8 @@ class ResNet18(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def _stage(channels_in: int, channels: int, stride: int, norm_affine: bool) -> nn.Sequential:
+def _stage(channels_in: int, channels: int, stride: int, norm: MakesNorm) -> nn.Sequential:
     return nn.Sequential(
-        BasicBlock(channels_in, channels, stride, norm_affine),
-        BasicBlock(channels, channels, 1, norm_affine),
+        BasicBlock(channels_in, channels, stride, norm),
+        BasicBlock(channels, channels, 1, norm),
     )

@@ -1,12 +1,12 @@
 """ResNet-50 for ImageNet (He et al. 2016), with the module names of HYDRA and HARP."""
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2ap_core.config import NetworkNorm
 from s2ap_core.models.initialization import init_convolutions
+from s2ap_core.models.normalization import MakesNorm, normalization
 from s2ap_core.models.small_images import strides_on
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -20,9 +20,8 @@ class Bottleneck(nn.Module):
     Maps (N, channels_in, H, W) to (N, 4 * channels, ceil(H / stride), ceil(W / stride)).
     """
 
-    def __init__(self, channels_in: int, channels: int, stride: int, norm_affine: bool) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: MakesNorm) -> None:
         super().__init__()
-        norm = partial(nn.BatchNorm2d, affine=norm_affine)
         channels_out = EXPANSION * channels
         self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
         self.bn1 = norm(channels)
@@ -54,7 +53,8 @@ class ResNet50(nn.Module):
         input_size: below 32 the stem's pool is dropped, below 16 its stride as well; of the stages' strides
             those that would leave less than 2x2.
         input_channels: channels of the images.
-        norm_affine: whether BatchNorm scales and shifts.
+        norm_affine: whether the normalisation layers scale and shift.
+        norm: by the batch, or by groups of channels of each image.
     """
 
     mean: Tensor
@@ -67,20 +67,22 @@ class ResNet50(nn.Module):
         input_size: int = 224,
         input_channels: int = 3,
         norm_affine: bool = True,
+        norm: NetworkNorm = "batch",
     ) -> None:
         super().__init__()
         for name, statistic in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             values = statistic if input_channels == 3 else (sum(statistic) / 3,) * input_channels
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        layer_norm = normalization(norm, norm_affine)
         stem, pool = 2 if input_size >= 16 else 1, 2 if input_size >= 32 else 1
         strides = strides_on(-(-input_size // (stem * pool)), (1, 2, 2, 2))
         self.conv1 = nn.Conv2d(input_channels, width, 7, stride=stem, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width, affine=norm_affine)
+        self.bn1 = layer_norm(width)
         self.maxpool = nn.MaxPool2d(3, stride=pool, padding=1) if pool > 1 else nn.Identity()
-        self.layer1 = _stage(3, width, width, strides[0], norm_affine)
-        self.layer2 = _stage(4, EXPANSION * width, 2 * width, strides[1], norm_affine)
-        self.layer3 = _stage(6, EXPANSION * 2 * width, 4 * width, strides[2], norm_affine)
-        self.layer4 = _stage(3, EXPANSION * 4 * width, 8 * width, strides[3], norm_affine)
+        self.layer1 = _stage(3, width, width, strides[0], layer_norm)
+        self.layer2 = _stage(4, EXPANSION * width, 2 * width, strides[1], layer_norm)
+        self.layer3 = _stage(6, EXPANSION * 2 * width, 4 * width, strides[2], layer_norm)
+        self.layer4 = _stage(3, EXPANSION * 4 * width, 8 * width, strides[3], layer_norm)
         self.fc = nn.Linear(EXPANSION * 8 * width, classes)
         init_convolutions(self)
 
@@ -91,7 +93,7 @@ class ResNet50(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def _stage(blocks: int, channels_in: int, channels: int, stride: int, norm_affine: bool) -> nn.Sequential:
-    first = Bottleneck(channels_in, channels, stride, norm_affine)
-    rest = (Bottleneck(EXPANSION * channels, channels, 1, norm_affine) for _ in range(blocks - 1))
+def _stage(blocks: int, channels_in: int, channels: int, stride: int, norm: MakesNorm) -> nn.Sequential:
+    first = Bottleneck(channels_in, channels, stride, norm)
+    rest = (Bottleneck(EXPANSION * channels, channels, 1, norm) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)

@@ -1,9 +1,11 @@
-"""VGG-16 with batch normalisation for small images, with the module names of HYDRA and HARP."""
+"""VGG-16 with normalisation for small images, with the module names of HYDRA and HARP."""
 
 import torch
 from torch import Tensor, nn
 
+from s2ap_core.config import NetworkNorm
 from s2ap_core.models.initialization import init_convolutions
+from s2ap_core.models.normalization import normalization
 from s2ap_core.models.small_images import SMALLEST_MAP
 
 POOL = 0
@@ -20,7 +22,8 @@ class VGG16(nn.Module):
             two times 4 * width units.
         input_size: pools that would leave less than 2x2 of maps of this size are dropped.
         input_channels: channels of the images.
-        norm_affine: whether BatchNorm scales and shifts.
+        norm_affine: whether the normalisation layers scale and shift.
+        norm: by the batch, or by groups of channels of each image.
     """
 
     def __init__(
@@ -30,9 +33,11 @@ class VGG16(nn.Module):
         input_size: int = 32,
         input_channels: int = 3,
         norm_affine: bool = True,
+        norm: NetworkNorm = "batch",
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
+        layer_norm = normalization(norm, norm_affine)
         channels, size = input_channels, input_size
         for multiple in STAGES:
             if multiple == POOL:
@@ -43,7 +48,7 @@ class VGG16(nn.Module):
                 continue
             channels_in, channels = channels, multiple * width
             layers.append(nn.Conv2d(channels_in, channels, 3, padding=1, bias=False))
-            layers.append(nn.BatchNorm2d(channels, affine=norm_affine))
+            layers.append(layer_norm(channels))
             layers.append(nn.ReLU())
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(2)

@@ -3,7 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2ap_core.config import NetworkNorm
 from s2ap_core.models.initialization import init_convolutions
+from s2ap_core.models.normalization import MakesNorm, normalization
 from s2ap_core.models.small_images import strides_on
 
 BLOCKS_PER_STAGE = 4
@@ -16,11 +18,11 @@ class PreActivationBlock(nn.Module):
     Maps (N, channels_in, H, W) to (N, channels, ceil(H / stride), ceil(W / stride)).
     """
 
-    def __init__(self, channels_in: int, channels: int, stride: int, norm_affine: bool) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: MakesNorm) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(channels_in, affine=norm_affine)
+        self.bn1 = norm(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels, affine=norm_affine)
+        self.bn2 = norm(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.convShortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False) if channels_in != channels else None
 
@@ -33,10 +35,10 @@ class PreActivationBlock(nn.Module):
 class Stage(nn.Module):
     """Blocks of one resolution, under the name ``layer`` as in the published code."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int, norm_affine: bool) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: MakesNorm) -> None:
         super().__init__()
-        first = PreActivationBlock(channels_in, channels, stride, norm_affine)
-        rest = (PreActivationBlock(channels, channels, 1, norm_affine) for _ in range(BLOCKS_PER_STAGE - 1))
+        first = PreActivationBlock(channels_in, channels, stride, norm)
+        rest = (PreActivationBlock(channels, channels, 1, norm) for _ in range(BLOCKS_PER_STAGE - 1))
         self.layer = nn.Sequential(first, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +56,8 @@ class WideResNet28(nn.Module):
             other stages 2 and 4 times as many.
         input_size: any; a stride that would leave less than 2x2 is dropped, the last pool averages what there is.
         input_channels: channels of the images.
-        norm_affine: whether BatchNorm scales and shifts.
+        norm_affine: whether the normalisation layers scale and shift.
+        norm: by the batch, or by groups of channels of each image.
     """
 
     def __init__(
@@ -64,15 +67,17 @@ class WideResNet28(nn.Module):
         input_size: int = 32,
         input_channels: int = 3,
         norm_affine: bool = True,
+        norm: NetworkNorm = "batch",
     ) -> None:
         super().__init__()
+        layer_norm = normalization(norm, norm_affine)
         strides = strides_on(input_size, (1, 2, 2))
         stem = max(1, width // 4)
         self.conv1 = nn.Conv2d(input_channels, stem, 3, padding=1, bias=False)
-        self.block1 = Stage(stem, width, strides[0], norm_affine)
-        self.block2 = Stage(width, 2 * width, strides[1], norm_affine)
-        self.block3 = Stage(2 * width, 4 * width, strides[2], norm_affine)
-        self.bn1 = nn.BatchNorm2d(4 * width, affine=norm_affine)
+        self.block1 = Stage(stem, width, strides[0], layer_norm)
+        self.block2 = Stage(width, 2 * width, strides[1], layer_norm)
+        self.block3 = Stage(2 * width, 4 * width, strides[2], layer_norm)
+        self.bn1 = layer_norm(4 * width)
         self.fc = nn.Linear(4 * width, classes)
         init_convolutions(self)
 

@@ -11,6 +11,7 @@ from typing import Any
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
 from s2ap_core.methods import build_method
+from s2ap_core.models import NETWORKS, chooses_norm
 from s2ap_core.runs import course
 
 UNREAD = {"clean": ("beta", "norm", "eps", "step", "steps"), "pgd-at": ("beta",), "fast-at": ("beta", "step", "steps")}
@@ -51,8 +52,12 @@ def _unread_choices(config: Config) -> Unread:
     network, method, name = config.network, build_method(config.method), config.method.name
     if config.data.name == "digits":
         yield "data.root", "data.name = digits is embedded in a library"
-    if network.name == "vit":
-        yield "distributed.batch_norm", "network.name = vit has no BatchNorm"
+    if network.name in NETWORKS and not chooses_norm(network.name):
+        yield "network.norm", f"network.name = {network.name} has one normalisation of its own"
+    if not course.has_batch_norm(config):
+        said = f"network.norm = {network.norm}" if network.norm != "batch" else f"network.name = {network.name}"
+        yield "distributed.batch_norm", f"{said} has no BatchNorm"
+        yield "tracking.batch_norm", f"{said} has no BatchNorm, and one reading"
     for field in {*UNREAD.get(config.objective.name, ())} - {"eps", "norm"}:
         yield f"objective.{field}", f"objective.name = {config.objective.name} does not read it"
     for field in type(config.method).model_fields.keys() - {"name", *method.reads}:

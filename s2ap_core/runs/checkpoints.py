@@ -26,7 +26,7 @@ LARGEST_SIZE = 1 << 20
 """The largest size that a network may have; products of larger ones may not fit 64 bits."""
 
 
-_NETWORK_OPTIONS = ("name", *SIZES, "norm_affine")
+_NETWORK_OPTIONS = ("name", *SIZES, "norm_affine", "norm")
 
 
 _ENTRIES: dict[str, type | tuple[type, ...]] = {
@@ -79,6 +79,8 @@ def describe_network(config: Config, images: Images) -> dict[str, Any]:
         "input_size": images.size,
         "input_channels": images.channels,
         "norm_affine": config.network.norm_affine,
+        # Left out where it is not chosen: headers of before have no such entry.
+        **({"norm": config.network.norm} if config.network.norm != "batch" else {}),
     }
 
 

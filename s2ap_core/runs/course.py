@@ -7,6 +7,7 @@ counted in :mod:`s2ap_core.runs.passes` and :mod:`s2ap_core.runs.disk`.
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from s2ap_core.config import Config
@@ -139,6 +140,23 @@ def beginnings(config: Config) -> list[Until]:
     if "finetune" in trained(config):
         possible.append("prune")
     return possible
+
+
+def network(config: Config) -> str:
+    """Name the network, with its normalisation where it is not its own: another one is another network."""
+    name, norm = config.network.name, config.network.norm
+    return name if norm == "batch" else f"{name} with {norm} norm"
+
+
+def batch_norm_modes(config: Config) -> Sequence[str]:
+    """Name the readings that tracking makes each time: one for each mode of BatchNorm, one of a network without it."""
+    modes = config.tracking.batch_norm
+    return modes if has_batch_norm(config) else modes[:1]
+
+
+def has_batch_norm(config: Config) -> bool:
+    """Return whether the network has BatchNorm, as far as its config tells."""
+    return config.network.norm == "batch" and config.network.name != "vit"
 
 
 def _method(config: Config) -> Method | type[Method]:

@@ -104,7 +104,7 @@ def files_of_run(
         files[run.checkpoint("prune-best")] = size.pruned
         copies = 0 if end == 1 else _moments(config.prune) + config.minimizer.carry  # and z
         if config.tracking.every and config.tracking.recipe == "warm":  # the vectors that readings go on from
-            copies += len(config.tracking.batch_norm) * len(config.tracking.spectrum)
+            copies += len(course.batch_norm_modes(config)) * len(config.tracking.spectrum)
         files[run.state("prune")] = size.pruned + size.scores * copies
     if "finetune" in stages:
         files[run.checkpoint("finetune-best")] = size.dense + size.entries

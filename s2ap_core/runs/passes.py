@@ -91,6 +91,6 @@ def _tracked(config: Config, train: int) -> float:
     readings = math.ceil(math.ceil(train / batch) / tracking.every)
     # At most: where no channel is dead, one reading serves both spectra. The last product is the quotient's; each is a
     # backward pass of a backward pass.
-    products = len(tracking.batch_norm) * len(tracking.spectrum) * (tracking.iterations + 1)
+    products = len(course.batch_norm_modes(config)) * len(tracking.spectrum) * (tracking.iterations + 1)
     losses = passes_of_a_loss(config.objective)
     return readings * products * 2 * losses * min(tracking.images or batch, batch)

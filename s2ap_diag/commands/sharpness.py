@@ -69,19 +69,19 @@ def run_command(
     )
     paths = expand(checkpoints, "checkpoint")
     modes = tuple(dict.fromkeys(batch_norm))
-    measured: list[Sharpness] = []
-    skipped = []
+    measured, skipped = list[Sharpness](), list[Path]()
     with counting("sharpness", len(paths) * len(modes) * (1 + len(settings.rho)), output.quiet) as advance:
         for path in paths:
-            for mode in modes:
+            for index, mode in enumerate(modes):
+                if index and measured[-1].batch_norm == "none":  # without BatchNorm it would be the same again
+                    advance(1 + len(settings.rho))
+                    continue
                 checkpoint = source.open(path, device)  # anew for each mode: one of them may change the statistics
                 if not score_masks(checkpoint.model) and len(paths) > 1:
                     skipped.append(path)
                     break
-                data = source.data(checkpoint).to(device)
-                adversary = objective_of(checkpoint, objective, eps)
-                in_mode = replace(settings, batch_norm=mode)
-                measured.append(measure_sharpness(checkpoint, data, adversary, in_mode, advance))
+                asked = objective_of(checkpoint, objective, eps), replace(settings, batch_norm=mode)
+                measured.append(measure_sharpness(checkpoint, source.data(checkpoint).to(device), *asked, advance))
     if not measured:
         raise click.UsageError(f"{checkpoints[0]}: no checkpoint with scores; the search's lie in RUN/ckpt")
     write_out(measured, len(skipped), output, spectrum)

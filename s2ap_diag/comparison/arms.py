@@ -74,7 +74,7 @@ def setting_of(run: Run) -> str:
     config = run.config
     reduction = course.flops_reduction(config)
     budget = f"keep {config.method.keep:g}" if reduction is None else f"{reduction:g}× fewer FLOPs"
-    words = [config.data.name, config.network.name, config.method.name, budget]
+    words = [config.data.name, course.network(config), config.method.name, budget]
     return ", ".join(words if config.objective.name == "trades" else [*words, config.objective.name])
 
 

@@ -275,7 +275,7 @@ TRACKED: dict[str, Reader] = {
     **{
         f"tracked_{spectrum}_{mode}": _tracked
         for spectrum in ("lambda_max_live", "lambda_max")
-        for mode in ("running", "batch")
+        for mode in ("running", "batch", "none")
     },
 }
 """What the paper's claims are of besides: means over the search after its warm-up, and the gap of Sect. 4.2."""

@@ -45,7 +45,8 @@ def again(run: Evidence, stage: Stage) -> str:
 def measure(run: Evidence, options: str = "") -> str:
     """Write the command that measures the sharpness of the selected scores anew, in BatchNorm's mode of the record."""
     mode = run.sharpness.batch_norm.partition(" ")[0] if run.sharpness and run.sharpness.batch_norm else ""
-    said = " ".join(filter(None, (options, mode and f"--batch-norm {mode}")))
+    asked = "" if mode in ("", "none") else f"--batch-norm {mode}"  # none: there is no BatchNorm
+    said = " ".join(filter(None, (options, asked)))
     return f"`s2ap-diag sharpness {quoted(run.result('prune'))} {said} --json {quoted(run.run.path / SHARPNESS)}`"
 
 

@@ -9,7 +9,7 @@ from s2ap_core.config import ObjectiveSettings, parse_config
 from s2ap_core.data import Dataset
 from s2ap_core.data.base import without_lone_image
 from s2ap_core.distributed.share import gather_in_order, own_items
-from s2ap_core.modes import gpu_arithmetic
+from s2ap_core.modes import gpu_arithmetic, statistics
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.seeds import generator
 from s2ap_core.training.objectives import Objective
@@ -80,4 +80,4 @@ def needs_reestimation(checkpoint: Checkpoint, batch_norm: BatchNormMode) -> boo
     """Return whether the running statistics are still the dense network's, as before the search."""
     header = checkpoint.header
     before_search = header.get("stage") == "prune" and header.get("epoch") == 0 and not header.get("at_budget")
-    return batch_norm == "running" and before_search
+    return statistics(checkpoint.model, batch_norm) == "running" and before_search

@@ -8,6 +8,7 @@ from torch import nn
 
 from s2ap_core import distributed
 from s2ap_core.errors import InputError
+from s2ap_core.modes import statistics
 from s2ap_diag.curvature.deviations import standard_deviation, standard_error
 from s2ap_diag.curvature.eigen import LambdaMax, Lanczos, Solver, lambda_max
 from s2ap_diag.curvature.hessian import BatchNormMode, Loss, ScoreHessian, dead_scores, samples_in
@@ -39,7 +40,7 @@ class Curvature:
         layer_residuals, layer_residuals_live: the residual of each of those.
         hvps: Hessian-vector products over one batch, all that this reading made.
         symmetry_defect: see :meth:`s2ap_diag.curvature.hessian.ScoreHessian.symmetry_defect`.
-        batch_norm: statistics that BatchNorm normalised with, part of the metric.
+        batch_norm: statistics that BatchNorm normalised with, part of the metric; ``none`` where there is none.
         batch_size: samples in the first batch.
     """
 
@@ -135,7 +136,7 @@ def curvature(
         solver=solver.name,
         hvps=sum(distributed.gather(hvps + spent)),
         symmetry_defect=defect,
-        batch_norm=batch_norm,
+        batch_norm=statistics(model, batch_norm),
         n_scores=whole.n,
         batches=len(batches),
         batch_size=counts[0],

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from s2ap_core.distributed.share import gather_in_order, own_items
 from s2ap_core.errors import InputError
-from s2ap_core.modes import gpu_arithmetic
+from s2ap_core.modes import gpu_arithmetic, statistics
 from s2ap_core.seeds import derive_seed, generator
 from s2ap_diag.curvature.ascent import Norm, Place, auto_pgd
 from s2ap_diag.curvature.deviations import standard_deviation, standard_error
@@ -127,7 +127,7 @@ def loss_differences(
         InputError: for an option out of range, a network without scores, or a loss that is not finite.
     """
     ascent = ascent or ("auto-pgd" if norm == "l2" else "exchange")
-    options = _Options(ascent, steps, restarts, norm, scale, draws, recraft is not None, batch_norm)
+    options = _Options(ascent, steps, restarts, norm, scale, draws, recraft is not None, statistics(model, batch_norm))
     for rho in rhos:
         if not (rho >= 0 and math.isfinite(rho)):
             raise InputError(f"rho = {rho}: give a finite radius of at least 0")
@@ -153,7 +153,7 @@ class _Options:
     scale: Scale
     draws: int
     recrafted: bool
-    batch_norm: BatchNormMode
+    batch_norm: str
 
     def __post_init__(self) -> None:
         check_counts(steps=self.steps, restarts=self.restarts, draws=self.draws)

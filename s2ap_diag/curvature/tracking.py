@@ -14,6 +14,7 @@ from s2ap_core.distributed.share import Share
 from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.masks.masking import masks
+from s2ap_core.modes import statistics
 from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.dropout import repeated_dropout
 from s2ap_core.training.iteration import Step
@@ -41,8 +42,9 @@ class CurvatureTracker(Callback):
     """Reads, at every ``every``-th iteration of the search, on that iteration's own adversarial batch:
 
     - lambda_max and the dominant eigenvalue of the score-space Hessian, for each mode of BatchNorm that is
-      asked for (``lambda_max_running``, ``lambda_max_batch``), with the HVPs spent and the share of the
-      eigenvector that lies on the scores of dead channels;
+      asked for (``lambda_max_running``, ``lambda_max_batch``; of a network without BatchNorm once, as
+      ``lambda_max_none``), with the HVPs spent and the share of the eigenvector that lies on the scores of dead
+      channels;
     - lambda_max over the scores of live channels alone (``lambda_max_live_running``, ``lambda_max_live_batch``),
       with the HVPs spent: none where no channel is dead and the other is read;
     - the number of dead channels;
@@ -83,10 +85,11 @@ class CurvatureTracker(Callback):
     def _read_curvature(self, loop: Loop, batch: tuple[Tensor, Tensor, Tensor], weight: float) -> None:
         dead = dead_scores(loop.model)
         self._add(loop, dead_channels=dead.channels)
-        for mode in self.settings.batch_norm:
+        modes = {statistics(loop.model, mode): mode for mode in self.settings.batch_norm}
+        for name, mode in modes.items():
             loss = batch_loss(loop.objective)
             with ScoreHessian(loop.model, loss, [batch], batch_norm=mode, weights=[weight]) as hessian:
-                self._read_spectra(loop, hessian, dead, mode)
+                self._read_spectra(loop, hessian, dead, name)
 
     def _read_spectra(self, loop: Loop, hessian: ScoreHessian, dead: DeadScores, mode: str) -> None:
         eigen = None

@@ -108,7 +108,7 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
     searched = results.prune is not None
     distances = read_distances(run) if searched else []
     losses = read_losses(run, results)
-    spectra = {mode: read_spectra(run, mode) for mode in ("running", "batch") if searched}
+    spectra = {mode: read_spectra(run, mode) for mode in ("running", "batch", "none") if searched}
     h = {epoch: distance.h for epoch, distance in enumerate(distances, 1)}
     selected = results.prune.selected_epoch if results.prune else None
     columns = _columns(losses, spectra, h)
@@ -118,7 +118,7 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
         name=run.path.relative_to(folder).as_posix() if run.path != folder else run.path.resolve().name,
         title=config.title,
         data=config.data.name,
-        network=config.network.name,
+        network=course.network(config),
         method=config.method.name if searched else None,
         arm=course.arm(config) if searched else None,
         gamma=course.gamma(config) if searched else None,
