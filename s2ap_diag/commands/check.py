@@ -1,6 +1,5 @@
 """``s2ap-diag check``: do finished runs hold what a reviewer would ask of them?"""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from s2ap_core.errors import InputError
 from s2ap_diag.comparison.claims import tables_in
 from s2ap_diag.comparison.conditions import Material, check
 from s2ap_diag.comparison.evidence import Evidence, gather
-from s2ap_diag.comparison.finding import Finding
+from s2ap_diag.comparison.finding import Finding, gathered
 from s2ap_diag.execution.progress import counting
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table
@@ -21,42 +20,24 @@ def run_command(runs: Path, tables: Path | None, output: Output) -> int:
     claiming = tables_in(runs if tables is None else tables)
     if tables is not None and not claiming:
         raise InputError(f"{tables}: holds no table of arms; give the folder that `python -m figures --out` wrote")
-    unreadable = [_unreadable(one.path, one.reason) for one in skipped]
+    unreadable = [Finding.unreadable(str(one.path), one.reason) for one in skipped]
     evidence: list[Evidence] = []
     with counting("check", len(opened), output.quiet) as advance:
         for run in opened:
             try:
                 evidence.append(gather(run))
             except InputError as error:
-                unreadable.append(_unreadable(run.path, str(error)))
+                unreadable.append(Finding.unreadable(str(run.path), str(error)))
             advance()
     if not (evidence or claiming):
         reason = f"{runs}: holds no run; give a run or a folder of runs"
         raise InputError(unreadable[0].remedy if unreadable else reason)
     findings = [*unreadable, *check(Material(evidence, claiming))]
     failures = [finding for finding in findings if not finding.passed]
-    shown = [*failures, *_gathered([finding for finding in findings if finding.is_note])]
+    shown = [*failures, *gathered([finding for finding in findings if finding.is_note])]
     holding = f"{len(findings) - len(failures)} conditions on {len(evidence)} runs hold"
     title = f"{holding}, {len(failures)} fail" if failures else holding
     rows = [["holds" if f.passed else "fails", f.condition, f.run, f.value, f.limit, f.remedy] for f in shown]
     table = make_table(title, ["", "condition", "run", "value", "limit", "remedy"], rows)
     output.emit([asdict(finding) for finding in findings], table)
     return 1 if failures else 0
-
-
-def _unreadable(run: Path, reason: str) -> Finding:
-    return Finding(str(run), "complete", False, None, None, " ".join(reason.split()))
-
-
-def _gathered(notes: Sequence[Finding]) -> list[Finding]:
-    """Show the first note of each condition for all."""
-    by_condition: dict[str, list[Finding]] = {}
-    for note in notes:
-        by_condition.setdefault(note.condition, []).append(note)
-    return [
-        Finding(
-            f"{first.run} and {len(rest)} more" if rest else first.run,
-            *(first.condition, True, first.value, first.limit, first.remedy),
-        )
-        for first, *rest in by_condition.values()
-    ]

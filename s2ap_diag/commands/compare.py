@@ -12,16 +12,13 @@ from s2ap_core.errors import InputError
 from s2ap_core.runs import course
 from s2ap_core.runs.identity import flat
 from s2ap_diag.comparison.arms import SettingComparison, adjusted_p, compare_arms
-from s2ap_diag.comparison.metrics import MetricComparison, spanned
+from s2ap_diag.comparison.metrics import PRINCIPAL, MetricComparison, spanned
 from s2ap_diag.output import forest
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table
 from s2ap_diag.reading.results import Run, collect
 
 log = logging.getLogger(__name__)
-
-PRINCIPAL = ("mask_robust", "finetuned_robust", "lambda_max_live", "loss_difference")
-"""The metrics whose comparison is also stated as a sentence."""
 
 
 def run_command(runs: tuple[Path, ...], arms: tuple[str, ...], where: tuple[str, ...], output: Output) -> None:

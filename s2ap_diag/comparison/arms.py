@@ -56,7 +56,31 @@ def compare_arms(
             f"the two arms share no setting: {_listed(arms[0])} against {_listed(arms[1])}; compare runs of the same "
             "data, network, method and budget"
         )
-    return [_compare_setting(setting, arms[0][setting], arms[1][setting], metrics) for setting in common]
+    return [compare_setting(setting, arms[0][setting], arms[1][setting], metrics) for setting in common]
+
+
+def compare_setting(
+    setting: str, first: Mapping[Seed, Run], second: Mapping[Seed, Run], metrics: Mapping[str, Reader]
+) -> SettingComparison:
+    """Compare two arms of one setting, runs by seed; arguments as for :func:`compare_arms`.
+
+    Raises:
+        InputError: if they have no seed in common, or were evaluated on other images, or by another attack or radius.
+    """
+    seeds = tuple(sorted(first.keys() & second.keys()))
+    if not seeds:
+        raise InputError(f"{setting}: the two arms have no seed in common; run both with the same seeds")
+    pairs = [(first[seed], second[seed]) for seed in seeds]
+    by_metric, notes = {}, []
+    for name, measure in metrics.items():
+        try:
+            compared = measure(name, dict(zip(seeds, pairs, strict=True)))
+        except Unlike as reason:
+            notes.append(f"{name}: not compared: {reason}")
+            continue
+        if compared is not None:
+            by_metric[name] = compared
+    return SettingComparison(setting, seeds, by_metric, tuple(notes), config_differences(pairs))
 
 
 def adjusted_p(compared: Sequence[SettingComparison]) -> dict[tuple[str, str], float]:
@@ -107,25 +131,6 @@ def _by_setting(runs: Sequence[Run]) -> dict[str, dict[Seed, Run]]:
 
 def _listed(settings: Mapping[str, Any]) -> str:
     return " and ".join(itertools.islice(settings, 3)) + (" and others" if len(settings) > 3 else "")
-
-
-def _compare_setting(
-    setting: str, first: Mapping[Seed, Run], second: Mapping[Seed, Run], metrics: Mapping[str, Reader]
-) -> SettingComparison:
-    seeds = tuple(sorted(first.keys() & second.keys()))
-    if not seeds:
-        raise InputError(f"{setting}: the two arms have no seed in common; run both with the same seeds")
-    pairs = [(first[seed], second[seed]) for seed in seeds]
-    by_metric, notes = {}, []
-    for name, measure in metrics.items():
-        try:
-            compared = measure(name, dict(zip(seeds, pairs, strict=True)))
-        except Unlike as reason:
-            notes.append(f"{name}: not compared: {reason}")
-            continue
-        if compared is not None:
-            by_metric[name] = compared
-    return SettingComparison(setting, seeds, by_metric, tuple(notes), config_differences(pairs))
 
 
 def config_differences(pairs: Sequence[tuple[Run, Run]]) -> dict[str, tuple[str, str]]:

@@ -1,6 +1,7 @@
 """What a condition found of a run, of runs of one setting, or of a row of a table."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 
@@ -33,7 +34,23 @@ class Finding:
         """Make a finding that holds, with something to know."""
         return cls(run, condition, True, value, limit, remedy)
 
+    @classmethod
+    def unreadable(cls, run: str, reason: str) -> Self:
+        """Make the finding of a run that is half done or damaged."""
+        return cls(run, "complete", False, None, None, " ".join(reason.split()))
+
     @property
     def is_note(self) -> bool:
         """Whether it holds and there is something to know."""
         return self.passed and bool(self.remedy)
+
+
+def gathered(findings: Sequence[Finding]) -> list[Finding]:
+    """Let the first finding of each condition stand for all of it, and say how many they are."""
+    by_condition: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_condition.setdefault(finding.condition, []).append(finding)
+    return [
+        replace(first, run=f"{first.run} and {len(rest)} more" if rest else first.run)
+        for first, *rest in by_condition.values()
+    ]

@@ -269,6 +269,9 @@ METRICS: dict[str, Reader] = {
 }
 """The metrics in the order in which they are shown; for each how it is read."""
 
+PRINCIPAL = ("mask_robust", "finetuned_robust", "lambda_max_live", "loss_difference")
+"""The metrics whose comparison is also stated as a sentence."""
+
 TRACKED: dict[str, Reader] = {
     "finetuned_gap": _accuracy,
     "h_after_warmup": _h_after_warmup,

@@ -2,16 +2,14 @@
 
 import base64
 import io
-import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from s2ap_diag.report.axes import Axis, Tick
 from s2ap_diag.stability import Hamming
 
 COLOUR_MAP = "cividis"
@@ -22,22 +20,15 @@ LABEL_LENGTH = 20
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A tick: where it stands along its axis in the picture's units, and what is written at it."""
-
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
 class Series:
     """A curve.
 
     Attributes:
         points: of an SVG polyline.
-        epochs, values: what the points stand for, as JSON lists.
+        epochs, values: what the points stand for, as JSON lists; values empty where nothing reads them.
         label: the curve in words.
-        thin: whether it stands beside the one that counts.
+        style: its classes in the page's style.
+        mark: number of its arm, which decides colour and marker; None where the style does.
     """
 
     name: str
@@ -45,25 +36,52 @@ class Series:
     epochs: str
     values: str
     label: str
-    thin: bool
+    style: str
+    mark: int | None = None
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A point by itself, of two values.
+
+    Attributes:
+        mark: number of its arm, which decides colour and marker.
+        bars: an SVG path of its intervals, empty where it has none.
+        label: what it is, and its values in words.
+        run: number of the run that it shows, None of a mean.
+        style: its classes in the page's style.
+    """
+
+    x: float
+    y: float
+    mark: int
+    bars: str
+    label: str
+    run: int | None
+    style: str
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over epochs, laid out on :data:`FRAME`.
+    """Curves and dots, laid out on :data:`~s2ap_diag.report.axes.FRAME`.
 
     Attributes:
         label: the picture in words, for those who do not see it.
+        across: what the horizontal axis is of.
+        key: whether the names of the curves stand in the picture.
         warmup, selected: where the warm-up ends and the selected epoch stands, None where there is none.
     """
 
     title: str
     label: str
-    series: list[Series]
+    across: str
     x_ticks: list[Tick]
     y_ticks: list[Tick]
-    warmup: float | None
-    selected: float | None
+    series: list[Series] = field(default_factory=list)
+    dots: list[Dot] = field(default_factory=list)
+    key: bool = False
+    warmup: float | None = None
+    selected: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,21 +101,6 @@ class HeatMap:
     epochs: int
     top: float
     label: str
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The picture of a chart and the plotting area in it, in the picture's units (CSS pixels at 100 %)."""
-
-    width: int = 360
-    height: int = 216
-    left: int = 52
-    right: int = 350
-    top: int = 30
-    bottom: int = 182
-
-
-FRAME = Frame()
 
 
 def chart(
@@ -124,75 +127,55 @@ def chart(
     readings = [v for values in curves.values() for v in values.values()]
     epochs = [epoch for values in curves.values() for epoch in values]
     log = log and min(readings) > 0
-    across = _scale(min(epochs), max(epochs), FRAME.left, FRAME.right)
-    up, values = _upright(0.0 if from_zero else min(readings), max(readings), log=log)
+    across = Axis.across(min(epochs), max(epochs), epochs)
+    up = Axis.upright(0.0 if from_zero else min(readings), max(readings), log=log)
+    styles = [f"s{i}{' thin' if name == thin and len(curves) > 1 else ''}" for i, name in enumerate(curves, 1)]
     series = [
-        _series(name, by_epoch, across, up, thin=name == thin and len(curves) > 1) for name, by_epoch in curves.items()
+        draw(name, by_epoch, across, up, style) for (name, by_epoch), style in zip(curves.items(), styles, strict=True)
     ]
-    shown = [e for e in MaxNLocator(5, integer=True).tick_values(min(epochs), max(epochs)) if e in epochs]
     return Chart(
         title=title,
         label=f"{title} by epoch{', logarithmic' if log else ''}. {'; '.join(one.label for one in series)}.",
+        across="epoch",
+        x_ticks=across.ticks,
+        y_ticks=up.ticks,
         series=series,
-        x_ticks=[Tick(across(e), f"{e:g}") for e in shown],
-        y_ticks=[Tick(up(v), _short_number(v)) for v in values],
+        key=list(curves) != ["h"],
         warmup=across(min(warmup, max(epochs))) if warmup > min(epochs) else None,
         selected=across(selected) if selected is not None and min(epochs) <= selected <= max(epochs) else None,
     )
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """Map [low, high] onto [start, end] to a tenth; a single value comes to stand in the middle."""
-    if low == high:
-        return lambda value: round((start + end) / 2, 1)
-    return lambda value: round(start + (value - low) / (high - low) * (end - start), 1)
+def draw(
+    name: str, by_place: Mapping[int, float] | Mapping[float, float], across: Axis, up: Axis, style: str,
+    *, mark: int | None = None, place: str = "epoch", read: bool = True,
+) -> Series:  # fmt: skip
+    """Lay out a curve.
 
-
-def _upright(low: float, high: float, *, log: bool) -> tuple[Callable[[float], float], list[float]]:
-    """Map values onto the frame's height, and choose the values of the ticks, round ones."""
-    if log:  # from one power of ten to another, five ticks at most
-        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-        last = max(last, first + 1)
-        exponents = range(first, last + 1, math.ceil((last - first) / 4))
-        by_exponent = _scale(first, last, FRAME.bottom, FRAME.top)
-        return (lambda value: by_exponent(math.log10(value))), [10.0**e for e in exponents]
-    ticks = [float(v) for v in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
-    return _scale(ticks[0], ticks[-1], FRAME.bottom, FRAME.top), ticks
-
-
-def _series(
-    name: str,
-    by_epoch: Mapping[int, float],
-    across: Callable[[float], float],
-    up: Callable[[float], float],
-    *,
-    thin: bool,
-) -> Series:
-    epochs = sorted(by_epoch)
-    values = [by_epoch[epoch] for epoch in epochs]
-    lowest, highest = min(epochs, key=by_epoch.__getitem__), max(epochs, key=by_epoch.__getitem__)
+    Args:
+        by_place: its values by what stands across.
+        style, mark: as for :class:`Series`.
+        place: what stands across, in words.
+        read: whether the page reads its values out.
+    """
+    points = sorted(by_place.items())
+    places, values = [at for at, _ in points], [value for _, value in points]
+    lowest, highest = min(points, key=lambda point: point[1]), max(points, key=lambda point: point[1])
     return Series(
         name=name,
-        points=" ".join(f"{across(epoch):g},{up(value):g}" for epoch, value in zip(epochs, values, strict=True)),
-        epochs=json.dumps(epochs, separators=(",", ":")),
-        values=_compact(values),
-        label=f"{name}: {show(values[0])} at epoch {epochs[0]}, {show(values[-1])} at epoch {epochs[-1]}, "
-        f"lowest {show(by_epoch[lowest])} at {lowest}, highest {show(by_epoch[highest])} at {highest}",
-        thin=thin,
+        points=" ".join(f"{across(at):g},{up(value):g}" for at, value in points),
+        epochs=f"[{','.join(f'{at:g}' for at in places)}]",
+        values=_compact(values) if read else "",
+        label=f"{name}: {show(values[0])} at {place} {places[0]:g}, {show(values[-1])} at {place} {places[-1]:g}, "
+        f"lowest {show(lowest[1])} at {lowest[0]:g}, highest {show(highest[1])} at {highest[0]:g}",
+        style=style,
+        mark=mark,
     )
 
 
 def _compact(values: Sequence[float]) -> str:
     """Write a JSON list, four significant digits each."""
     return f"[{','.join(f'{value:.4g}' for value in values)}]"
-
-
-def _short_number(value: float) -> str:
-    """Write a tick's number: 0.25, 10000, 1e5."""
-    if value and not 1e-3 <= abs(value) < 1e5:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:g}"
 
 
 def heat_map(distances: Sequence[Hamming]) -> HeatMap:

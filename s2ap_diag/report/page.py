@@ -1,4 +1,4 @@
-"""Finished runs as one HTML file that needs no network: a sortable table, and a folded section for each run.
+"""Finished runs as one HTML file that needs no network: the answer first, a table, a folded section for each run.
 
 Whatever a user may have chosen (paths, titles, settings, layer names) reaches the page through Jinja's
 autoescape as text, and links only as percent-encoded relative paths. A Content-Security-Policy lets the browser
@@ -8,6 +8,7 @@ run and fetch nothing but the page's own script, style and ``data:`` images.
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -17,9 +18,31 @@ from s2ap_core import __version__
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_diag.reading.results import Run, Skipped, collect
-from s2ap_diag.report.charts import FRAME, colour_stops, show
+from s2ap_diag.report.axes import FRAME
+from s2ap_diag.report.cards import Card, Checked, make_cards
+from s2ap_diag.report.charts import colour_stops, show
 from s2ap_diag.report.measured import STAGES
+from s2ap_diag.report.table import make_table
 from s2ap_diag.report.view import RunView, view
+
+STYLES = ("page.css", "charts.css", "print.css")
+SCRIPTS = ("table.js", "sections.js", "charts.js")
+"""Parts of the page's one style and one script, in their order."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows.
+
+    Attributes:
+        checked: what ``check`` found of the runs that no card is of.
+    """
+
+    title: str
+    views: Sequence[RunView]
+    skipped: Sequence[Skipped] = ()
+    cards: Sequence[Card] = ()
+    checked: Checked | None = None
 
 
 def write_report(
@@ -35,18 +58,21 @@ def write_report(
         InputError: if there is no such folder, or no finished run in it.
     """
     finished, skipped = collect(runs)
-    views, damaged = summarise(finished, runs, out, on_run)
+    viewed, damaged = summarise(finished, runs, out, on_run)
     skipped = sorted([*skipped, *damaged], key=lambda one: one.path)
-    if not views:
+    if not viewed:
         reason = f"{len(skipped)} skipped, first {skipped[0].reason}" if skipped else "make some with `s2ap-diag run`"
         raise InputError(f"{runs}: no finished run; {reason}")
-    write_file(out, render(views, skipped, title or runs.resolve().name))
+    shown = [run for run, _ in viewed]
+    cards, others = make_cards(shown, {run.path.as_posix(): number for number, run in enumerate(shown, 1)})
+    page = Page(title or runs.resolve().name, [one for _, one in viewed], skipped, cards, others)
+    write_file(out, render(page))
     return skipped
 
 
 def summarise(
     runs: Sequence[Run], folder: Path, out: Path, on_run: Callable[[], None] = lambda: None
-) -> tuple[list[RunView], list[Skipped]]:
+) -> tuple[list[tuple[Run, RunView]], list[Skipped]]:
     """Collect what to show of each run, and those that cannot be shown because a file of theirs is damaged.
 
     Args:
@@ -54,39 +80,33 @@ def summarise(
         out: the report's file; links are relative to its folder.
         on_run: called after each run.
     """
-    views, skipped = [], []
+    viewed, skipped = [], []
     for run in runs:
         try:
-            views.append(view(run, folder, out))
+            viewed.append((run, view(run, folder, out)))
         except InputError as error:
             skipped.append(Skipped(run.path, str(error)))
         on_run()
-    return views, skipped
+    return viewed, skipped
 
 
-def render(views: Sequence[RunView], skipped: Sequence[Skipped], title: str) -> str:
+def render(page: Page) -> str:
     """Render the report's HTML."""
     templates = Environment(
         loader=PackageLoader("s2ap_diag.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     templates.filters["show"] = show
-    style, script = (_own_file(name) for name in ("report.css", "report.js"))
-    lambda_maxes = [v.measured for v in views]
-    tracked = not any(lambda_maxes)
-    if tracked:
-        lambda_maxes = [v.tracked for v in views]
+    templates.filters["show_any"] = lambda value: value if isinstance(value, str) else show(value)
+    style = "\n".join(map(_own_file, STYLES))
+    script = "\n".join(map(_own_file, SCRIPTS))
     html = templates.get_template("report.html.jinja").render(
-        title=title,
+        page=page,
         style=style,
         script=script,
         policy=_policy(style, script),
-        views=views,
-        skipped=skipped,
-        lambda_maxes=lambda_maxes,
-        tracked=tracked,
-        modes=sorted({reading.mode for reading in lambda_maxes if reading}),
-        rho=_common_rho(views),
+        table=make_table(page.views),
+        arms=max((len(card.arms) for card in page.cards), default=0),
         stages=STAGES,
         frame=FRAME,
         colours=colour_stops(),
@@ -110,9 +130,3 @@ def _policy(style: str, script: str) -> str:
         f"default-src 'none'; style-src {source(style)}; script-src {source(script)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def _common_rho(views: Sequence[RunView]) -> float | None:
-    """Find the largest rho that all runs with a loss difference have, so that a column compares like with like."""
-    measured = [set(v.rises) for v in views if v.rises]
-    return max(set.intersection(*measured), default=None) if measured else None

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from s2ap_core.config import Config
 from s2ap_core.runs import course
+from s2ap_core.runs.identity import flat
 from s2ap_diag.reading.results import SHARPNESS, Run
 from s2ap_diag.report.charts import Chart, HeatMap, chart, heat_map
 from s2ap_diag.report.measured import (
@@ -32,7 +33,7 @@ LINKED = (
 
 @dataclass(frozen=True)
 class Accuracy:
-    """An accuracy in percent and, in words, its 95 % Wilson interval and what it was measured under."""
+    """An accuracy in percent, its 95 % Wilson interval and, in words, what it was measured under."""
 
     percent: float
     interval: tuple[float, float]
@@ -61,6 +62,9 @@ class RunView:
     Attributes:
         removed: fraction of the weights, or of the FLOPs, that pruning removes; ``reduction`` says it in words.
         gamma: radius of the perturbations that the arm makes, None if it makes none.
+        fold: of the data, None where they have none.
+        threat: attack, norm, eps and n of its evaluations, in words.
+        settings: by dotted key, as text.
         accuracies: for each evaluated stage clean and robust accuracy, the latter None without an attack.
         h: of the last mask against the first (Eq. 13).
         rises: loss difference by rho.
@@ -78,6 +82,9 @@ class RunView:
     removed: float | None
     reduction: str
     seed: int
+    fold: int | None
+    threat: Mapping[str, str]
+    settings: Mapping[str, str]
     accuracies: Mapping[str, tuple[Accuracy, Accuracy | None]]
     measured: LambdaMax | None
     tracked: LambdaMax | None
@@ -125,6 +132,9 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
         removed=removed,
         reduction=reduction,
         seed=config.seed,
+        fold=fold if isinstance(fold := config.data.options.get("fold"), int) else None,
+        threat=_threat(results.evaluated),
+        settings={key: str(value) for key, value in flat(config.model_dump(mode="json")).items() if value is not None},
         accuracies={stage: _accuracies(evaluated) for stage, evaluated in results.evaluated.items()},
         measured=_measured(sharpness) if sharpness else None,
         tracked=_last_tracked(spectra),
@@ -177,6 +187,14 @@ def _removed(config: Config) -> tuple[float, str]:
     if reduction is not None:
         return 1 - 1 / reduction, f"{reduction:.4g}× FLOPs"
     return 1 - config.method.keep, f"{100 * (1 - config.method.keep):.4g} %"
+
+
+def _threat(evaluated: Mapping[str, Evaluated]) -> dict[str, str]:
+    """Say what the evaluations were made under: one word each where they agree."""
+    return {
+        name: ", ".join(dict.fromkeys(str(getattr(one, name)) for one in evaluated.values())) or "–"
+        for name in ("attack", "norm", "eps", "n")
+    }
 
 
 def _accuracies(evaluated: Evaluated) -> tuple[Accuracy, Accuracy | None]:

@@ -15,7 +15,8 @@ from s2ap_diag.commands.options.shared import EXISTING, quiet_option
 def command(**options: Any) -> None:
     """Show all runs under the folder RUNS in one HTML file that opens in any browser, without a network.
 
-    A table to sort, and for each run its curves, its layers' mask changes, config, environment and files.
+    It begins with the answer: each arm against the first, what check found, charts of all arms. Then a table to
+    sort and filter, and for each run its curves, its layers' mask changes, config, environment and files.
     Runs that are half done or damaged are listed with the reason.
     """
     from s2ap_diag.commands.report import run_command  # slow, and --help needs none of it

@@ -12,6 +12,7 @@ from s2ap_core.training.stages import Stages
 from s2ap_diag.curvature.eigen import Lanczos
 from s2ap_diag.curvature.tracking import build_trackers
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
+from tests.diag.report.gallery import gallery
 from tests.diag.report.pages import HOSTILE, IMAGE, SCRIPT, Parsed, copy, dense, report
 from tests.tiny import Tiny
 
@@ -72,3 +73,23 @@ def page(runs: Path) -> Path:
 @pytest.fixture(scope="session")
 def parsed(page: Path) -> Parsed:
     return Parsed(page.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def world(trained: Path, tmp_path_factory) -> Path:
+    """Two arms on three folds, and masks without a search that were attacked otherwise, of the paper's size."""
+    folder = tmp_path_factory.mktemp("world")
+    gallery(trained / "orig", folder, methods=("hydra",), keeps=(0.1,), arms=("orig", "s2ap"), finetuning=3)
+    gallery(
+        trained / "orig", folder, methods=("magnitude",), keeps=(0.1,), arms=("orig",), finetuning=3, attack="pgd-50"
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def world_page(world: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "tiny", Tiny)
+        result = report(world, "--out", world / "report.html")
+    assert result.exit_code == 0, result.output
+    return world / "report.html"

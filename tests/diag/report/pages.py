@@ -1,6 +1,7 @@
 """Runs that a report may meet, and its page as an HTML parser sees it."""
 
 import json
+import re
 import shutil
 import tomllib
 from html.parser import HTMLParser
@@ -69,8 +70,14 @@ class Parsed(HTMLParser):
         return [found for name, found in self.elements if name == tag and wanted.items() <= found.items()]
 
 
-def row_of(html: str, name: str) -> list[str]:
-    """The cells of a run's row in the summary, as text."""
-    body = html.partition("<tbody>")[2].partition("</tbody>")[0]
-    (row,) = [part for part in body.split("<tr>") if f">{name}</a>" in part]
-    return ["".join(text for _, text in Parsed(f"<t{cell}").text).strip() for cell in row.split("<t")[1:]]
+def row_of(html: str, name: str) -> dict[str, str]:
+    """A run's row in the table of all runs: text by heading, what stands over the heading before it."""
+    table = html.partition('<table id="runs">')[2].partition("</table>")[0]
+    head, _, body = table.partition("<tbody>")
+    headings = [" ".join(_text(cell).split()) for cell in re.findall(r"<th scope=.col..*?</th>", head)]
+    (row,) = [part for part in body.split("<tr ") if f">{name}</a>" in part]
+    return dict(zip(headings, (_text(f"<t{cell}").strip() for cell in row.split("<t")[1:]), strict=True))
+
+
+def _text(html: str) -> str:
+    return "".join(text for _, text in Parsed(html).text)

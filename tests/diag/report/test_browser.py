@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from tests.reading import masks_in
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="no browser here: install chromium and chromium-driver"
+    CHROMIUM is None or DRIVER is None, reason="no browser here: apt-get install chromium chromium-driver"
 )
 FLAGS = (
     "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
@@ -37,11 +38,14 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
+WIDTHS = (1280, 768, 390)
+
+
 @pytest.fixture
 def opened(browser, page) -> Callable[..., object]:
     """``opened(width=1600, scheme="light", media="screen")``: the browser with the report freshly loaded."""
 
-    def load(width: int = 1600, scheme: str = "light", media: str = "screen") -> object:
+    def load(width: int = 1600, scheme: str = "light", media: str = "screen", page: Path = page) -> object:
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -144,9 +148,9 @@ def test_sections_open_by_click_link_and_all_at_once(opened):
     assert not any(open_sections())
 
 
-@pytest.mark.parametrize("width", [400, 1600])
-def test_nothing_is_wider_than_the_window(opened, width):
-    browser = opened(width)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_is_wider_than_the_window(opened, world_page, width):
+    browser = opened(width, page=world_page)
     browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     wide = """
         const room = document.documentElement.clientWidth;
@@ -158,9 +162,154 @@ def test_nothing_is_wider_than_the_window(opened, width):
     overflow, elements = browser.execute_script(wide)
     assert overflow <= 0
     assert elements == []
-    assert browser.execute_script("return document.querySelector('svg.chart').getBoundingClientRect().width") > 300
-    hidden = "const box = document.querySelector('.wide'); return box.scrollWidth - box.clientWidth"
-    assert (browser.execute_script(hidden) > 0) == (width == 400)  # the summary alone scrolls, in a narrow window
+    assert browser.execute_script("return document.querySelector('svg.chart').getBoundingClientRect().width") > 280
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_column_can_be_reached(opened, world_page, width):
+    """Scrolled to, with the keyboard too, a heading stands whole beside the run's name, which stays."""
+    browser = opened(width, page=world_page)
+    boxes = browser.find_elements("css selector", "[data-column]")
+    browser.execute_script("document.querySelector('.columns').open = true")
+    for box in boxes:
+        if not box.is_selected():
+            box.click()
+    place = """
+        const cell = arguments[0], all = document.querySelector("#runs").closest(".wide");
+        cell.scrollIntoView({ inline: "nearest", block: "center" });
+        all.scrollLeft += Math.min(0, cell.getBoundingClientRect().left - first().right);
+        function first() { return document.querySelector("#runs th").getBoundingClientRect(); }
+        const at = cell.getBoundingClientRect();
+        return [first().right, at.left, at.right, Math.min(innerWidth, all.getBoundingClientRect().right)];
+    """
+    headings = browser.find_elements("css selector", "#runs thead th")[1:]
+    assert len(headings) == len(boxes)
+    for heading in headings:
+        named, left, right, end = browser.execute_script(place, heading)
+        assert named - 1 <= left < right <= end + 1, heading.text
+    box = browser.find_element("css selector", ".wide:has(#runs)")
+    assert box.get_attribute("tabindex") == "0"
+    boxes[0].click()
+    assert not headings[0].is_displayed()
+
+
+def test_runs_under_other_attacks_are_ranked_apart(opened, world_page):
+    browser = opened(page=world_page)
+    robust = (
+        "[...document.querySelectorAll('#runs thead button')].filter(b => b.textContent === 'finetuned robust, %')[0]"
+    )
+    for sign in (1, -1):
+        browser.execute_script(f"{robust}.click()")
+        rows = browser.execute_script(
+            "return [...document.querySelectorAll('#runs tbody tr')].map(r => [r.className, r.innerText])"
+        )
+        lines = [i for i, (kind, _) in enumerate(rows) if kind == "rank"]
+        assert [rows[i][1].strip() for i in lines] == [
+            "360 images, apgd, Linf, eps 32/255",
+            "360 images, pgd-50, Linf, eps 32/255",
+        ]
+        assert [i for i in lines] == [0, 7]
+        index = browser.execute_script(f"return {robust}.closest('th').cellIndex")
+        read = "return [...document.querySelectorAll('#runs tr:not(.rank)')].map(r => +r.cells[arguments[0]].dataset.v)"
+        values = browser.execute_script(read, index)[1:]
+        assert values[:6] == sorted(values[:6], reverse=sign < 0)
+        assert values[6:] == sorted(values[6:], reverse=sign < 0)
+    browser.execute_script("document.querySelectorAll('#runs thead button')[0].click()")
+    assert not browser.find_elements("css selector", ".rank")
+
+
+def test_filters_hold_for_table_pictures_and_sections(opened, world_page):
+    browser = opened(page=world_page)
+
+    def seen() -> tuple[int, int, int]:
+        return tuple(
+            browser.execute_script(f"return [...document.querySelectorAll('{selector}')].filter(e => {kept}).length")
+            for selector, kept in (
+                ("#runs tbody tr", "e.checkVisibility()"),
+                ("details.run", "e.checkVisibility()"),
+                (".card:first-of-type .dot.one", "!e.classList.contains(`out`)"),
+            )
+        )
+
+    assert seen() == (9, 9, 12)
+    find = browser.find_element("id", "find")
+    find.send_keys("hydra s2ap")
+    assert seen() == (3, 3, 6)
+    assert browser.find_element("id", "count").text == "3 of 9 runs"
+    fold = browser.find_element("xpath", "//label[contains(., 'data.options.fold')]/select")
+    fold.send_keys("2")
+    assert seen() == (1, 1, 2)
+    find.clear()
+    find.send_keys("x" * 9, *[Keys.BACKSPACE] * 9)
+    assert seen() == (3, 3, 4)
+    fold.send_keys("any")
+    assert seen() == (9, 9, 12)
+
+
+def test_an_arm_is_hidden_from_the_keyboard(opened, world_page):
+    browser = opened(page=world_page)
+    button = browser.find_element("css selector", ".arms button")
+    browser.execute_script("arguments[0].focus()", button)
+    drawn = "document.querySelectorAll('.card:first-of-type svg.chart [data-arm=\"0\"]')"
+    curves = f"return [...{drawn}].map(e => e.getClientRects().length > 0)"
+    assert all(browser.execute_script(curves))
+    ActionChains(browser).send_keys(Keys.SPACE).perform()
+    assert button.get_attribute("aria-pressed") == "false"
+    assert not any(browser.execute_script(curves))
+    ActionChains(browser).send_keys(Keys.SPACE).perform()
+    assert all(browser.execute_script(curves))
+
+
+def test_overlaid_curves_and_dots_are_read_with_the_arrow_keys(opened, world_page):
+    browser = opened(page=world_page)
+    tip = browser.find_element("id", "tip")
+    curves, dots = (browser.find_elements("css selector", ".card:first-of-type svg.chart")[i] for i in (0, 3))
+    browser.execute_script("arguments[0].focus()", curves)
+    ActionChains(browser).send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT).perform()
+    assert [line.partition(":")[0] for line in tip.text.splitlines()] == [
+        "orig, all scores, epoch 1", "orig, epoch 1", "s2ap, all scores, epoch 1", "s2ap, epoch 1",
+    ]  # fmt: skip
+    browser.execute_script("arguments[0].focus()", dots)
+    ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
+    assert "raw mask, seed" in tip.text
+    assert "robust" in tip.text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_arms_are_told_apart_by_the_colour_blind(opened, scheme):
+    """Colours of arms differ for readers without red, green or blue cones, and stand out from the ground."""
+    browser = opened(scheme=scheme)
+    style = "return arguments[0].map(n => getComputedStyle(document.documentElement).getPropertyValue('--' + n).trim())"
+    ground, *colours = browser.execute_script(style, ["ground", *(f"c{i}" for i in range(8))])
+    for colour in colours:
+        low, high = sorted((luminance(colour), luminance(ground)))
+        assert (high + 0.05) / (low + 0.05) >= 3  # WCAG 2.2, 1.4.11
+    for kind in CONFUSIONS:
+        seen = [lab(np.clip(CONFUSIONS[kind] @ linear(colour), 0, 1)) for colour in colours]
+        for i, first in enumerate(seen[:4]):
+            for second in seen[:i]:
+                assert np.linalg.norm(first - second) > 12, (kind, i)
+
+
+CONFUSIONS = {
+    "protan": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deutan": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritan": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
+    ),
+}
+"""What linear RGB looks like without one kind of cones (Machado, Oliveira and Fernandes 2009, severity 1)."""
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """CIELAB of linear sRGB under D65."""
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ rgb
+    f = np.cbrt(xyz / [0.9505, 1.0, 1.089])
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
 def test_pointer_and_arrow_keys_read_the_values(opened, trained):
@@ -218,8 +367,12 @@ def test_text_stands_out_in_both_schemes(opened, scheme):
 
 def luminance(colour: str) -> float:
     """Relative luminance of #rgb or #rrggbb (WCAG 2.2)."""
+    return float(np.dot(linear(colour), (0.2126, 0.7152, 0.0722)))
+
+
+def linear(colour: str) -> np.ndarray:
+    """Linear RGB of #rgb or #rrggbb."""
     digits = colour.removeprefix("#")
     digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
     channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+    return np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels])

@@ -24,18 +24,25 @@ def test_the_summary_says_what_the_run_found(trained, page):
         for stage in ("prune", "finetune")
         for kind in ("clean", "robust")
     ]
-    expected = ["s2ap", "digits", "tiny", "hydra", "s2ap", "0.01", "70 %", "10", *accuracies, "–", "–", "–"]
-    assert row_of(html, "s2ap") == [*expected, f"{h:.4g}", f"{seconds:.0f}"]
+    row = row_of(html, "s2ap")
+    assert [
+        row[f"{stage} {kind}, %"] for stage in ("raw mask", "finetuned") for kind in ("clean", "robust")
+    ] == accuracies
+    expected = {
+        "data": "digits", "network": "tiny", "method": "hydra", "arm": "s2ap", "γ": "0.01", "sparsity": "70 %",
+        "seed": "10", "attack": "pgd-50", "norm": "Linf", "eps": "32/255", "n": "12", "h": f"{h:.4g}",
+        "seconds": f"{seconds:.0f}", "ΔL at ρ = 0.01": "–",
+    }  # fmt: skip
+    assert {key: row[key] for key in expected} == expected
     (measured,) = json.loads((trained / "orig/sharpness.json").read_text())
     orig = row_of(html, "orig")
-    assert orig[4:8] == ["orig", "–", "70 %", "9"]
-    assert float(orig[12]) == pytest.approx(measured["lambda_max"], rel=1e-3)
-    assert float(orig[13]) == pytest.approx(measured["lambda_max_live"], rel=1e-3)
-    assert float(orig[14]) == pytest.approx(measured["loss_difference"]["0.01"]["mean"], rel=1e-3)
-    assert "BatchNorm running" in html
+    assert (orig["arm"], orig["γ"], orig["sparsity"], orig["seed"]) == ("orig", "–", "70 %", "9")
+    assert float(orig["λ_max, BatchNorm running"]) == pytest.approx(measured["lambda_max"], rel=1e-3)
+    assert float(orig["live λ_max"]) == pytest.approx(measured["lambda_max_live"], rel=1e-3)
+    assert float(orig["ΔL at ρ = 0.01"]) == pytest.approx(measured["loss_difference"]["0.01"]["mean"], rel=1e-3)
     unpruned = row_of(html, "dense")
-    assert unpruned[3:7] == ["–", "–", "–", "dense"]
-    assert unpruned[8:16] == ["–"] * 8
+    assert [unpruned[key] for key in ("method", "arm", "γ", "sparsity")] == ["–", "–", "–", "dense"]
+    assert {unpruned[key] for key in unpruned if key.startswith(("raw mask", "finetuned", "λ", "live", "Δ"))} == {"–"}
 
 
 def test_lambda_max_names_its_source_and_batch_norm(trained, tmp_path):
@@ -44,7 +51,10 @@ def test_lambda_max_names_its_source_and_batch_norm(trained, tmp_path):
     assert report(tmp_path / "tracked").exit_code == 0
     html = (tmp_path / "tracked/report.html").read_text()
     rows = pd.read_csv(tracked / "metrics.csv")
-    for column, metric in ((12, "lambda_max_running"), (13, "lambda_max_live_running")):
+    for column, metric in (
+        ("λ_max, BatchNorm running", "lambda_max_running"),
+        ("live λ_max", "lambda_max_live_running"),
+    ):
         last = rows[(rows.metric == metric) & (rows.epoch == 3) & rows.iteration.isna()]["value"].item()
         assert float(row_of(html, "run")[column]) == pytest.approx(last, rel=1e-3)
     assert "λ_max, BatchNorm running" in html
@@ -54,7 +64,7 @@ def test_lambda_max_names_its_source_and_batch_norm(trained, tmp_path):
         file.write_text(json.dumps([{**json.loads(file.read_text())[0], "batch_norm": mode}]))
     assert report(tmp_path / "both").exit_code == 0
     html = (tmp_path / "both/report.html").read_text()
-    assert [row_of(html, mode)[12].split()[1] for mode in ("running", "batch")] == ["running", "batch"]
+    assert [row_of(html, mode)["λ_max"].split()[1] for mode in ("running", "batch")] == ["running", "batch"]
     assert "mean over the readings of the last epoch" not in html
 
 
@@ -73,5 +83,5 @@ def test_a_sharpness_without_the_live_reading_is_shown_all_the_same(trained, tmp
     file.write_text(json.dumps([measured]))
     assert report(tmp_path / "runs").exit_code == 0
     row = row_of((tmp_path / "runs/report.html").read_text(), "before")
-    assert float(row[12]) == pytest.approx(measured["lambda_max"], rel=1e-3)
-    assert row[13] == "–"
+    assert float(row["λ_max, BatchNorm running"]) == pytest.approx(measured["lambda_max"], rel=1e-3)
+    assert "live λ_max" not in row

@@ -1,73 +1,3 @@
-"use strict";
-document.documentElement.classList.add("scripted");
-
-// Sorting: a click on a heading sorts by it, the next one turns the order round; what has no value stays last.
-const table = document.getElementById("runs");
-const headings = [...table.tHead.rows[1].cells];
-const names = new Intl.Collator(undefined, { numeric: true });
-
-function sortBy(index) {
-  const heading = headings[index];
-  const direction = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-  const numeric = heading.classList.contains("n");
-  const keyed = [...table.tBodies[0].rows].map((row) => {
-    const cell = row.cells[index];
-    return { row, key: numeric ? parseFloat(cell.dataset.v) : cell.textContent };
-  });
-  keyed.sort((a, b) => {
-    if (!numeric) return direction * names.compare(a.key, b.key);
-    if (isNaN(a.key) || isNaN(b.key)) return isNaN(a.key) - isNaN(b.key);
-    return direction * (a.key - b.key);
-  });
-  table.tBodies[0].append(...keyed.map((entry) => entry.row));
-  headings.forEach((other) => other.removeAttribute("aria-sort"));
-  heading.setAttribute("aria-sort", direction === 1 ? "ascending" : "descending");
-}
-
-headings.forEach((heading, index) => {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.append(...heading.childNodes);
-  button.addEventListener("click", () => sortBy(index));
-  heading.append(button);
-});
-
-// Sections: opened by a link to them, all at once, and for printing.
-const sections = [...document.querySelectorAll("details.run")];
-
-function openTarget() {
-  const target = sections.find((section) => "#" + section.id === location.hash);
-  if (target) {
-    target.open = true;
-    target.scrollIntoView();
-  }
-}
-
-addEventListener("hashchange", openTarget);
-table.addEventListener("click", (event) => {
-  const link = event.target.closest("a");
-  if (link && link.hash === location.hash) openTarget();
-});
-openTarget();
-
-const controls = document.createElement("div");
-controls.className = "controls";
-for (const [text, open] of [["Open all", true], ["Close all", false]]) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.textContent = text;
-  button.addEventListener("click", () => sections.forEach((section) => { section.open = open; }));
-  controls.append(button);
-}
-document.getElementById("each").after(controls);
-
-let closed = [];
-addEventListener("beforeprint", () => {
-  closed = [...document.querySelectorAll("details:not([open])")];
-  closed.forEach((details) => { details.open = true; });
-});
-addEventListener("afterprint", () => closed.forEach((details) => { details.open = false; }));
-
 // Values: those nearest to the pointer, or to where the arrow keys have moved.
 const tip = document.createElement("div");
 tip.id = "tip";
@@ -121,14 +51,16 @@ function addShape(svg, name, attributes) {
 
 const clamp = (value, count) => Math.min(Math.max(value, 0), count - 1);
 
-function watchChart(svg) {
-  // All curves are read together at an epoch.
+const shown = (element) => !element.closest(".off, .out");
+
+function watchCurves(svg) {
+  // All curves are read together at a place along the axis.
   const columns = new Map();
   for (const curve of svg.querySelectorAll(".curve")) {
-    const [epochs, values] = [curve.dataset.x, curve.dataset.y].map(JSON.parse);
+    const [places, values] = [curve.dataset.x, curve.dataset.y].map(JSON.parse);
     [...curve.points].forEach(({ x, y }, i) => {
-      const text = `${curve.dataset.name}, epoch ${epochs[i]}: ${values[i]}`;
-      columns.set(x, [...(columns.get(x) || []), { x, y, text }]);
+      const text = `${curve.dataset.name}, ${svg.dataset.across} ${places[i]}: ${values[i]}`;
+      columns.set(x, [...(columns.get(x) || []), { x, y, text, curve }]);
     });
   }
   const xs = [...columns.keys()].sort((a, b) => a - b);
@@ -139,9 +71,32 @@ function watchChart(svg) {
     move: (index, right) => clamp(index + right, xs.length),
     select: (index) => {
       clear();
-      const points = columns.get(xs[index]);
+      const points = columns.get(xs[index]).filter((point) => shown(point.curve));
       const circles = points.map(({ x, y }) => addShape(svg, "circle", { class: "near", cx: x, cy: y, r: 4 }));
-      showTip(points.map((point) => point.text).join("\n"), circles[0].getBoundingClientRect());
+      if (circles.length) showTip(points.map((point) => point.text).join("\n"), circles[0].getBoundingClientRect());
+    },
+    leave: clear,
+  });
+}
+
+function watchDots(svg) {
+  const dots = [...svg.querySelectorAll(".dot")].map((dot) => {
+    const { e: x, f: y } = dot.querySelector("use").transform.baseVal[0].matrix;
+    return { dot, x, y };
+  });
+  dots.sort((a, b) => a.x - b.x);
+  const clear = () => svg.querySelectorAll(".near").forEach((circle) => circle.remove());
+  const far = (point, { x, y }) => Math.hypot(point.x - x, point.y - y);
+  watch(svg, {
+    start: 0,
+    at: (place) => dots.reduce((best, other, i) => (
+      shown(other.dot) && (!shown(dots[best].dot) || far(other, place) < far(dots[best], place)) ? i : best), 0),
+    move: (index, right) => clamp(index + right, dots.length),
+    select: (index) => {
+      clear();
+      const { x, y, dot } = dots[index];
+      const circle = addShape(svg, "circle", { class: "near", cx: x, cy: y, r: 7 });
+      showTip(dot.dataset.label, circle.getBoundingClientRect());
     },
     leave: clear,
   });
@@ -170,5 +125,8 @@ function watchHeatMap(svg) {
   });
 }
 
-document.querySelectorAll("svg.chart").forEach(watchChart);
+for (const svg of document.querySelectorAll("svg.chart")) {
+  if (svg.querySelector(".dot")) watchDots(svg);
+  else watchCurves(svg);
+}
 document.querySelectorAll("svg.heat").forEach(watchHeatMap);

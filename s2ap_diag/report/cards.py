@@ -1,0 +1,106 @@
+"""The answer, group by group: what the seeds allow to say, what a reviewer would ask, the charts of all arms."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from s2ap_core.errors import InputError
+from s2ap_diag.comparison.conditions import Material, check
+from s2ap_diag.comparison.evidence import Evidence, gather
+from s2ap_diag.comparison.finding import Finding, gathered
+from s2ap_diag.reading.results import Run
+from s2ap_diag.report.groups import Group, group_runs
+from s2ap_diag.report.overlays import Panel, overlays
+from s2ap_diag.report.verdicts import Verdicts, verdicts
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What ``check`` found of some runs.
+
+    Attributes:
+        holding, failed: number of conditions that hold, and that fail.
+        failing, notes: the first of each condition, which says how many there are.
+    """
+
+    holding: int
+    failed: int
+    failing: Sequence[Finding]
+    notes: Sequence[Finding]
+
+    @classmethod
+    def of(cls, findings: Sequence[Finding]) -> "Checked":
+        """Sum findings up."""
+        holding = sum(finding.passed for finding in findings)
+        return cls(
+            holding,
+            len(findings) - holding,
+            gathered([finding for finding in findings if not finding.passed]),
+            gathered([finding for finding in findings if finding.is_note]),
+        )
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the page says of a group.
+
+    Attributes:
+        arms: each with its number of runs, in the order of their colours and markers.
+        left_out: runs that say the same as another one.
+    """
+
+    title: str
+    arms: Sequence[tuple[str, int]]
+    verdicts: Verdicts | None
+    checked: Checked
+    panels: Sequence[Panel]
+    left_out: Sequence[str]
+
+
+def make_cards(runs: Sequence[Run], numbers: dict[str, int]) -> tuple[list[Card], Checked | None]:
+    """Make a card of each group that has two runs or more.
+
+    Args:
+        numbers: of the runs that the page shows, by their path.
+
+    Returns:
+        The cards, and what ``check`` found of the runs that are on none of them, if there are such.
+
+    Raises:
+        InputError: if a file that ``runs`` were read from has gone since.
+    """
+    findings = _checked(runs)
+    cards, shown = [], set()
+    for group in group_runs(runs):
+        if len(group.runs) > 1:
+            cards.append(_card(group, findings, numbers))
+            shown |= {str(run.path) for run in group.runs}
+    others = [finding for finding in findings if not _is_of(finding, shown)]
+    return cards, Checked.of(others) if others else None
+
+
+def _card(group: Group, findings: Sequence[Finding], numbers: dict[str, int]) -> Card:
+    paths = {str(run.path) for run in group.runs}
+    return Card(
+        title=group.title,
+        arms=[(arm, sum(len(facet.arms.get(arm, ())) for facet in group.facets)) for arm in group.arms],
+        verdicts=verdicts(group),
+        checked=Checked.of([finding for finding in findings if _is_of(finding, paths)]),
+        panels=overlays(group, numbers),
+        left_out=[str(run.path) for run in group.left_out],
+    )
+
+
+def _checked(runs: Sequence[Run]) -> list[Finding]:
+    evidence: list[Evidence] = []
+    unreadable = []
+    for run in runs:
+        try:
+            evidence.append(gather(run))
+        except InputError as error:
+            unreadable.append(Finding.unreadable(str(run.path), str(error)))
+    return [*unreadable, *check(Material(evidence))]
+
+
+def _is_of(finding: Finding, paths: set[str]) -> bool:
+    """Tell whether a finding is of one of these runs, or of several of which the first is one of them."""
+    return finding.run in paths or finding.run.rpartition(" and ")[0] in paths

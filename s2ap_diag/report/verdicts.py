@@ -1,0 +1,197 @@
+"""What the seeds allow to say of the arms of a group: each held against the first, metric by metric."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from s2ap_core.errors import InputError
+from s2ap_diag.comparison.arms import SettingComparison, adjusted_p, compare_setting
+from s2ap_diag.comparison.metrics import (
+    METRICS,
+    PRINCIPAL,
+    TRACKED,
+    MetricComparison,
+    Pairs,
+    Reader,
+    Unlike,
+    many,
+    spanned,
+)
+from s2ap_diag.comparison.statistics import LEAST_SEEDS, LEVEL
+from s2ap_diag.report.groups import Group
+
+State = Literal["better", "worse", "undecided", "few"]
+
+MARKS: Mapping[State, str] = {"better": "▲", "worse": "▼", "undecided": "○", "few": "·"}
+
+HEADINGS = {
+    "mask_robust": "raw mask, robust",
+    "finetuned_robust": "finetuned, robust",
+    "finetuned_clean": "finetuned, clean",
+    "lambda_max_live": "live λ_max",
+    "tracked_lambda_max_live_running": "live λ_max in the search, BatchNorm running",
+    "tracked_lambda_max_live_batch": "live λ_max in the search, BatchNorm batch",
+    "loss_difference": "ΔL",
+    "h_after_warmup": "h after the warm-up",
+}
+"""What is compared, in the order of the columns. The tracked readings are told where none was measured at the end."""
+
+UNITS = {"points": "points", "log10": "ratio", "": ""}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric's difference.
+
+    Attributes:
+        difference: its mean.
+        interval: of the difference, empty where there is none.
+        means: of both arms.
+        state: of the second arm against the first.
+        decides: what would decide it, empty where it is decided.
+    """
+
+    difference: str
+    interval: str
+    means: str
+    state: State
+    decides: str
+
+    @property
+    def mark(self) -> str:
+        """A mark that needs no colour."""
+        return MARKS[self.state]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm against the first, in one facet."""
+
+    facet: str
+    arm: str
+    seeds: int
+    cells: Sequence[Cell | None]
+    notes: Sequence[str]
+    settings: str
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The answer of a group.
+
+    Attributes:
+        reference: the arm that others are held against.
+        sentences: the answer in words: of one setting one for each principal metric, of several a count.
+        columns: headings of the rows' cells.
+    """
+
+    reference: str
+    sentences: Sequence[str]
+    columns: Sequence[str]
+    rows: Sequence[Row]
+
+
+def verdicts(group: Group) -> Verdicts | None:
+    """Hold each arm against the first one; None where there is a single arm."""
+    if len(group.arms) < 2:
+        return None
+    reference, *others = group.arms
+    found: list[tuple[str, SettingComparison, Mapping[tuple[str, str], float]]] = []
+    sentences, failures = [], []
+    for arm in others:
+        compared = []
+        for facet in group.facets:
+            if arm in facet.arms and reference in facet.arms:
+                try:
+                    compared.append(compare_setting(facet.title, facet.arms[reference], facet.arms[arm], READERS))
+                except InputError as error:
+                    failures.append(f"{arm} and {reference}: {error}")
+        p_values = adjusted_p(compared)
+        found += [(arm, one, p_values) for one in compared]
+        sentences += _sentences((reference, arm), compared, p_values)
+    metrics = _columns([one for _, one, _ in found])
+    rows = [_row(arm, one, p_values, metrics) for arm, one, p_values in found]
+    order = {facet.title: index for index, facet in enumerate(group.facets)}
+    rows.sort(key=lambda row: order[row.facet])
+    return Verdicts(reference, [*sentences, *failures], [_heading(name, found) for name in metrics], rows)
+
+
+def _tolerant(reader: Reader) -> Reader:
+    """Let a metric that cannot be compared, as of two attacks, be said and not end the report."""
+
+    def read(name: str, pairs: Pairs) -> MetricComparison | None:
+        try:
+            return reader(name, pairs)
+        except InputError as error:
+            raise Unlike(str(error)) from error
+
+    return read
+
+
+READERS = {name: _tolerant({**METRICS, **TRACKED}[name]) for name in HEADINGS}
+
+
+def _columns(compared: Sequence[SettingComparison]) -> list[str]:
+    there = [name for name in HEADINGS if any(name in one.metrics for one in compared)]
+    measured = "lambda_max_live" in there
+    return [name for name in there if not (measured and name.startswith("tracked_"))]
+
+
+def _heading(name: str, found: Sequence[tuple[str, SettingComparison, Mapping[tuple[str, str], float]]]) -> str:
+    conditions = dict.fromkeys(one.metrics[name].condition for _, one, _ in found if name in one.metrics)
+    unit = UNITS[next(one.metrics[name].unit for _, one, _ in found if name in one.metrics)]
+    return ", ".join(filter(None, (" ".join(filter(None, (HEADINGS[name], *conditions))), unit)))
+
+
+def _row(arm: str, one: SettingComparison, p_values: Mapping[tuple[str, str], float], metrics: Sequence[str]) -> Row:
+    cells = [
+        _cell(one.metrics[name], p_values.get((one.setting, name))) if name in one.metrics else None for name in metrics
+    ]
+    settings = "; ".join(f"{key} {a} | {b}" for key, (a, b) in one.config_differences.items())
+    return Row(one.setting, arm, len(one.seeds), cells, one.notes, settings)
+
+
+def _cell(metric: MetricComparison, p: float | None) -> Cell:
+    difference = metric.difference
+    needed = difference.seeds_needed()
+    if p is None:
+        state: State = "few"
+        decides = f"an interval takes {LEAST_SEEDS} seeds"
+    elif p < 1 - LEVEL:
+        state, decides = ("better" if metric.better else "worse"), ""
+    else:
+        state = "undecided"
+        decides = f"{many(needed)} if as seen"
+        point = difference.seeds_needed(1.0) if metric.unit == "points" else None
+        if point is not None:
+            decides += f", {point} for one point"
+    digits = ".1f" if metric.unit == "points" else ".3g"
+    means = f"{metric.first:{digits}} → {metric.second:{digits}}"
+    mean, _, interval = spanned(difference, metric.unit).partition(" ")
+    return Cell(mean, interval, means, state, decides)
+
+
+def _sentences(
+    arms: tuple[str, str], compared: Sequence[SettingComparison], p_values: Mapping[tuple[str, str], float]
+) -> list[str]:
+    """Say the answer for the principal metrics: of one setting as ``compare`` does, of several as a count."""
+    having = {name: [one for one in compared if name in one.metrics] for name in PRINCIPAL}
+    if len(compared) == 1:
+        verdicts = [
+            (name, one.metrics[name].verdict(arms, p_values.get((one.setting, name))))
+            for name, ones in having.items()
+            for one in ones
+        ]
+        return [f"{arms[1]} against {arms[0]}, {HEADINGS[n]}: {said.partition(': ')[2]}" for n, said in verdicts]
+    words = {
+        "better": "better beyond chance", "worse": "worse beyond chance", "undecided": "undecided",
+        "few": "of too few seeds",
+    }  # fmt: skip
+    counted = []
+    for name, ones in having.items():
+        states = Counter(_cell(one.metrics[name], p_values.get((one.setting, name))).state for one in ones)
+        if ones:
+            counts = ", ".join(f"{words[state]} in {states[state]}" for state in MARKS if states[state])
+            counted.append(f"{HEADINGS[name]} {counts}")
+    return [f"{arms[1]} against {arms[0]}, {len(compared)} settings: {'; '.join(counted)}"] if counted else []
