@@ -69,9 +69,10 @@ def wrong_counts(checkpoint: Checkpoint, bits: Mapping[str, Tensor]) -> Iterator
     if not getattr(METHODS.get(method), "uniform", True):
         # Only the result of the search has to meet HARP's budget; before that the rates may keep more or less.
         expected = entries - n_dropped(entries, keep)
-        if kept != expected and not (method == "harp" and _on_the_way(checkpoint)):
+        learned = method.startswith("harp")
+        if kept != expected and not (learned and _on_the_way(checkpoint)):
             yield Finding("violation", "", f"keeps {kept} of {entries} weights; keep {keep:g} is {expected}")
-        low = keep_floor(keep) if method == "harp" else 0.0
+        low = keep_floor(keep) if learned else 0.0
         for name, b in bits.items():
             if int(b.sum()) < int(low * b.numel()) - 1:
                 yield Finding("violation", name, f"keeps {int(b.sum())} of {b.numel()}, less than HARP's floor {low:g}")
@@ -162,12 +163,12 @@ def _ties(model: nn.Module) -> Iterator[Finding]:
 
 @torch.no_grad()
 def _tied_at_threshold(mask: ScoreMask) -> int:
-    magnitude, kept = mask.scores.abs(), mask.mask().bool()
-    if kept.all() or not kept.any():
-        return 0
-    threshold = magnitude[kept].min()
-    tied = magnitude == threshold
-    return int(tied.sum()) if bool((tied & ~kept).any()) else 0
+    total = 0
+    for magnitude, kept in zip(mask.split(mask.scores.abs()), mask.split(mask.mask().bool()), strict=True):
+        if kept.any():
+            tied = magnitude == magnitude[kept].min()
+            total += int(tied.sum()) if bool((tied & ~kept).any()) else 0
+    return total
 
 
 def _changed(bits: Mapping[str, Tensor], searched: Mapping[str, Tensor]) -> Iterator[Finding]:

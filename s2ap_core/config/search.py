@@ -14,7 +14,9 @@ class MethodSettings(Settings):
         keep: fraction of the maskable weights that stays.
         penalty: HARP's c, the factor of its penalty on keeping too much.
         rate_init: where HARP's layer-wise keep rates start: ``uniform`` at the larger of 0.1 and ``keep``
-            (the published ``010_uni``), ``target`` at ``keep``, or one keep rate for each layer; none above 0.99.
+            (the published ``010_uni``), ``target`` at ``keep``, or one keep rate for each layer or unit; none above
+            0.99.
+        tau: with rates from spectra, how far layers' sparsities may be from the network's, relative to it.
         init: RLTH's untrained weights: ``signed-constant`` or ``kaiming``.
         flops_reduction: how many times fewer FLOPs channel pruning leaves, instead of ``keep``.
         batches: adversarial training batches of ``prune.batch_size`` that gradients are taken of for a mask without a
@@ -25,6 +27,7 @@ class MethodSettings(Settings):
     keep: float = Field(default=0.1, gt=0, le=1)
     penalty: float = Field(default=0.01, ge=0)
     rate_init: Literal["uniform", "target"] | list[Annotated[float, Field(gt=0, le=1)]] = "uniform"
+    tau: float = Field(default=0.2, gt=0, lt=1)
     init: Literal["signed-constant", "kaiming"] = "signed-constant"
     flops_reduction: float | None = Field(default=None, gt=1, allow_inf_nan=False)
     batches: int = Field(default=4, ge=1)

@@ -90,7 +90,7 @@ def masks_without_weights(described: Mapping[str, Any], state: Mapping[str, Tens
     """
     with torch.device("meta"):
         model = build_network(described)
-    selecting = (".scores", ".rate", ".keep", ".group", ".mask")
+    selecting = (".scores", ".rate", ".keep", ".group", ".unit", ".mask")
     fill(model, {n: t if n.endswith(selecting) else t.to("meta") for n, t in state.items()}, keep)
     return masks(model)
 

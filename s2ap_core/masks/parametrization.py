@@ -1,10 +1,27 @@
-"""Masks as parametrizations of a layer's weight: by scores, by channel scores, or fixed."""
+"""Masks as parametrizations of a layer's weight: by scores, of the whole layer or of its units, or fixed."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
 from s2ap_core.masks.topk import n_dropped, straight_through_topk
+
+
+class Unit(NamedTuple):
+    """Scores that share a keep rate.
+
+    Attributes:
+        keep: the rate in force.
+        entries: how many they are.
+        parts: into how many equal parts they are split, each of which keeps that fraction of its own scores.
+    """
+
+    keep: float
+    entries: int
+    parts: int
 
 
 class ScoreMask(nn.Module):
@@ -26,7 +43,7 @@ class ScoreMask(nn.Module):
         self.register_parameter("rate", rate)
 
     def keep_rate(self) -> Tensor | None:
-        """Return HARP's differentiable k, a float64 scalar; None where k is fixed."""
+        """Return HARP's differentiable k, a float64 scalar, or one for each unit; None where k is fixed."""
         if self.rate is None:
             return None
         return self.keep_min + (1 - self.keep_min) * self.rate.double().sigmoid()
@@ -42,6 +59,20 @@ class ScoreMask(nn.Module):
         """Number of scores kept."""
         return self.scores.numel() - n_dropped(self.scores.numel(), self.keep)
 
+    @property
+    def units(self) -> list[Unit]:
+        """The units that have a keep rate each, here the whole layer."""
+        return [Unit(self.keep, self.scores.numel(), 1)]
+
+    def split(self, values: Tensor) -> Sequence[Tensor]:
+        """Split a tensor of the scores' shape into the parts within which scores compete: runs of whole rows."""
+        return (values,)
+
+    def expected(self) -> Tensor | None:
+        """Compute how many scores HARP's rates keep, a float64 scalar with its gradient; None where k is fixed."""
+        rate = self.keep_rate()
+        return None if rate is None else rate * self.scores.numel()
+
     def _count(self) -> int | Tensor:
         """Count the scores kept: where a rate is learned on a GPU, a scalar there, since reading it would wait."""
         rate = self.keep_rate()
@@ -52,7 +83,7 @@ class ScoreMask(nn.Module):
 
     @torch.no_grad()
     def set_rate(self, rate: Tensor) -> None:
-        """Set HARP's rate r, in place."""
+        """Set HARP's rate r, of the rate's shape, in place."""
         assert self.rate is not None
         self.rate.copy_(rate)
 
@@ -97,6 +128,87 @@ class LayerMask(ScoreMask):
     def n_keep(self) -> int:
         """Number of scores kept."""
         return round(self.keep * self.scores.numel())
+
+    def _count(self) -> int | Tensor:
+        if not self.nominal_keep.is_cuda:
+            return self.n_keep
+        return (self.nominal_keep * self.scores.numel()).round().long()
+
+
+class UnitMask(ScoreMask):
+    """Parametrization ``w -> w * M(s, k)`` of a layer that packs several maps, with a learned rate for each unit.
+
+    The rows of the weight are P equal parts. Each belongs to a unit, whose rate it keeps of its own scores, so that
+    parts of one unit are tied.
+
+    Args:
+        scores: importance scores, of the weight's shape.
+        keep: the target that ``keep_min`` belongs to.
+        unit_of_part: number of the unit of each of the P parts, counted from 0.
+        rate: HARP's rates r, one for each unit.
+        keep_min: as for :class:`ScoreMask`.
+    """
+
+    unit: Tensor
+
+    def __init__(
+        self, scores: Tensor, keep: float, unit_of_part: Sequence[int], rate: nn.Parameter, keep_min: float
+    ) -> None:
+        super().__init__(scores, keep, rate, keep_min)
+        self.unit_of_part = tuple(unit_of_part)  # beside the buffer that files hold: reading a GPU's would wait
+        self.register_buffer("unit", torch.tensor(self.unit_of_part))
+
+    @property
+    def keep(self) -> float:
+        """The fraction kept of the whole layer."""
+        return self.n_keep / self.scores.numel()
+
+    @property
+    def n_keep(self) -> int:
+        """Number of scores kept."""
+        size = self._part_size
+        return sum(unit.parts * (size - n_dropped(size, unit.keep)) for unit in self.units)
+
+    @property
+    def units(self) -> list[Unit]:
+        """The units that have a keep rate each."""
+        keeps = self._keep_rates().tolist()
+        parts = [self.unit_of_part.count(unit) for unit in range(len(keeps))]
+        return [Unit(k, n * self._part_size, n) for k, n in zip(keeps, parts, strict=True)]
+
+    def split(self, values: Tensor) -> Sequence[Tensor]:
+        return values.chunk(len(self.unit_of_part))
+
+    def expected(self) -> Tensor:
+        rates = self._keep_rates().unbind()
+        return torch.stack([rates[unit] * self._part_size for unit in self.unit_of_part]).sum()
+
+    def mask(self) -> Tensor:
+        return self._selected(self.scores.abs(), list(self._keep_rates().unbind()))
+
+    @torch.no_grad()
+    def select(self, magnitude: Tensor) -> Tensor:
+        return self._selected(magnitude, None)
+
+    @property
+    def _part_size(self) -> int:
+        return self.scores.numel() // len(self.unit_of_part)
+
+    def _keep_rates(self) -> Tensor:
+        rates = self.keep_rate()
+        assert rates is not None
+        return rates
+
+    def _selected(self, magnitude: Tensor, keeps: Sequence[Tensor] | None) -> Tensor:
+        """Select within each part; the gradient of its mask goes to the magnitudes and, where given, to its rate."""
+        size, rates = self._part_size, self._keep_rates().detach()
+        dropped = ((1 - rates) * size).long()
+        counts = (size - dropped).unbind() if rates.is_cuda else [size - n for n in dropped.tolist()]
+        parts = [
+            straight_through_topk(part, None if keeps is None else keeps[unit], counts[unit])
+            for part, unit in zip(self.split(magnitude), self.unit_of_part, strict=True)
+        ]
+        return torch.cat(parts)
 
 
 class ChannelMask(ScoreMask):

@@ -14,6 +14,7 @@ _PLAIN = {
     f"{MASK}.rate": "rate",
     f"{MASK}.nominal_keep": "keep",
     f"{MASK}.group": "group",
+    f"{MASK}.unit": "unit",
     f"{MASK}.mask_bits": "mask",
 }
 
@@ -28,9 +29,9 @@ def _plain_name(key: str) -> str:
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Collect the state dict under plain names: ``conv1.weight``, ``.scores``, ``.rate``, ``.mask``.
 
-    Masks with a keep rate of their own also have ``.keep``, channel masks ``.group`` besides. Tensors share the
-    model's memory, but for tied rates, which are one tensor in the model and one for each layer here: files hold no
-    shared tensors.
+    Masks with a keep rate of their own also have ``.keep``, channel masks ``.group`` besides, those of units ``.unit``.
+    Tensors share the model's memory, but for tied rates, which are one tensor in the model and one for each layer here:
+    files hold no shared tensors.
     """
     state = {_plain_name(key): tensor for key, tensor in model.state_dict().items()}
     return {name: tensor.clone() if name.endswith(".rate") else tensor for name, tensor in state.items()}

@@ -7,7 +7,9 @@ from s2ap_core.errors import InputError
 from s2ap_core.methods.base import Method
 from s2ap_core.methods.channels import HarpChannels, HydraChannels
 from s2ap_core.methods.harp import Harp
+from s2ap_core.methods.harp_units import HarpHeads, HarpUnits
 from s2ap_core.methods.hydra import Hydra
+from s2ap_core.methods.hydra_by_layer import HydraErk, HydraSpectral
 from s2ap_core.methods.mad import Mad
 from s2ap_core.methods.magnitude import Magnitude
 from s2ap_core.methods.magnitude_erk import MagnitudeErk
@@ -21,6 +23,10 @@ METHODS: dict[str, Callable[[MethodSettings], Method]] = {
     "hydra": Hydra,
     "harp": Harp,
     "rlth": Rlth,
+    "hydra-erk": HydraErk,
+    "hydra-spectral": HydraSpectral,
+    "harp-units": HarpUnits,
+    "harp-heads": HarpHeads,
     "hydra-channels": HydraChannels,
     "harp-channels": HarpChannels,
     "magnitude": Magnitude,

@@ -1,6 +1,6 @@
 """HARP (Zhao & Wressnegger 2023): HYDRA's scores, and a learned keep rate for each layer."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from s2ap_core.config import MethodSettings
 from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import Layer, maskable_layers, score_masks
 from s2ap_core.masks.masking import attach_masks, scaled_scores
-from s2ap_core.masks.parametrization import ScoreMask, check_keep
+from s2ap_core.masks.parametrization import ScoreMask, Unit, UnitMask, check_keep
 from s2ap_core.masks.topk import n_dropped
 from s2ap_core.methods.base import Method
 
@@ -40,22 +40,35 @@ class Harp(Method):
         del generator
         target = self.settings.keep
         check_keep(target)
-        names = list(maskable_layers(model))
-        match self.settings.rate_init:
-            case "uniform":
-                initial = [max(0.1, target)] * len(names)
-            case "target":
-                initial = [target] * len(names)
-            case list() as initial:
-                if len(initial) != len(names):
-                    raise InputError(f"rate_init lists {len(initial)} keep rates for {len(names)} masked layers")
-        keeps = dict(zip(names, initial, strict=True))
+        packed = self.packed(model)
+        rates = {name: max(packed.get(name, (0,))) + 1 for name in maskable_layers(model)}
+        keeps = iter(self._initial_keeps(sum(rates.values())))
 
         def make(name: str, layer: Layer) -> ScoreMask:
-            rate = nn.Parameter(rate_of(min(keeps[name], LARGEST_START), self.keep_min).to(layer.weight))
-            return ScoreMask(scaled_scores(layer.weight), target, rate, self.keep_min)
+            initial = [rate_of(min(next(keeps), LARGEST_START), self.keep_min) for _ in range(rates[name])]
+            start = torch.stack(initial).to(layer.weight)
+            if name in packed:
+                return UnitMask(scaled_scores(layer.weight), target, packed[name], nn.Parameter(start), self.keep_min)
+            return ScoreMask(scaled_scores(layer.weight), target, nn.Parameter(start[0].clone()), self.keep_min)
 
         attach_masks(model, make)
+
+    def packed(self, model: nn.Module) -> dict[str, tuple[int, ...]]:
+        """Name the layers that pack several units: the unit, from 0, of each of their equal parts of rows."""
+        del model
+        return {}
+
+    def _initial_keeps(self, count: int) -> list[float]:
+        target = self.settings.keep
+        match self.settings.rate_init:
+            case "uniform":
+                return [max(0.1, target)] * count
+            case "target":
+                return [target] * count
+            case list() as initial:
+                if len(initial) != count:
+                    raise InputError(f"rate_init lists {len(initial)} keep rates for {count} masked layers or units")
+                return initial
 
     @property
     def keep_min(self) -> float:
@@ -65,7 +78,7 @@ class Harp(Method):
     def excess(self, model: nn.Module) -> Tensor:
         """Compute ``kept / target - 1`` over all masked layers, differentiable in the rates."""
         layers = list(score_masks(model).values())
-        kept = torch.stack([k * mask.scores.numel() for mask in layers if (k := mask.keep_rate()) is not None]).sum()
+        kept = torch.stack([k for mask in layers if (k := mask.expected()) is not None]).sum()
         return kept / (self.settings.keep * sum(mask.scores.numel() for mask in layers)) - 1
 
     def penalty(self, model: nn.Module, epoch: int) -> Tensor:
@@ -80,14 +93,18 @@ class Harp(Method):
     def cut_to_budget(self, model: nn.Module) -> bool:
         """Scale all k by one factor, none below k_min, so that exactly the budget is kept."""
         layers = list(score_masks(model).values())
-        sizes = [mask.scores.numel() for mask in layers]
-        if sum(mask.n_keep for mask in layers) == sum(sizes) - n_dropped(sum(sizes), self.settings.keep):
+        total = sum(mask.scores.numel() for mask in layers)
+        if sum(mask.n_keep for mask in layers) == total - n_dropped(total, self.settings.keep):
             return False
-        counts = scaled_counts([mask.keep for mask in layers], sizes, self.settings.keep, self.keep_min)
-        for mask, size, count in zip(layers, sizes, counts, strict=True):
-            # Half an entry inside the count, so that rounding r to float32 cannot change it.
-            rate = rate_of(1 - (size - count + 0.5) / size, self.keep_min)
-            mask.set_rate(rate)
+        counts = iter(scaled_counts([u for mask in layers for u in mask.units], self.settings.keep, self.keep_min))
+        for mask in layers:
+            rates = []
+            for unit, count in zip(mask.units, counts, strict=False):
+                size, kept = unit.entries // unit.parts, count // unit.parts
+                # Half an entry inside the count, so that rounding r to float32 cannot change it.
+                rates.append(rate_of(1 - (size - kept + 0.5) / size, self.keep_min))
+            assert mask.rate is not None
+            mask.set_rate(torch.stack(rates).view(mask.rate.shape))
         return True
 
     def warnings(self) -> list[str]:
@@ -113,33 +130,51 @@ def rate_of(keep: float, keep_min: float) -> Tensor:
     return share.clamp(LEAST, 1 - LEAST).logit()
 
 
-def scaled_counts(keeps: list[float], sizes: list[int], target: float, keep_min: float) -> list[int]:
-    """Count the entries each layer keeps when all keep rates are scaled by one factor to the exact budget.
+def scaled_counts(units: Sequence[Unit], target: float, keep_min: float) -> list[int]:
+    """Count the entries each unit keeps when all keep rates are scaled by one factor to the exact budget.
 
     Args:
-        keeps, sizes: keep rate and number of entries of each layer.
+        units: with their keep rates; what one keeps is a multiple of its parts.
         target: the network's keep rate; the budget is ``n - int((1 - target) * n)`` of its n entries.
-        keep_min: no layer goes below this rate.
+        keep_min: no unit goes below this rate.
 
     Returns:
-        One count for each layer, which add up to the budget.
+        One count for each unit. They add up to the budget, unless every unit of a single part is full or empty.
     """
-    total = sum(sizes)
+    total = sum(unit.entries for unit in units)
     budget = total - n_dropped(total, target)
-    # What each layer keeps at the lowest possible rate.
-    floors = [n - n_dropped(n, keep_min + LEAST * (1 - keep_min)) for n in sizes]
+    sizes = [unit.entries // unit.parts for unit in units]
+    # What each unit keeps at the lowest possible rate.
+    least = keep_min + LEAST * (1 - keep_min)
+    floors = [unit.parts * (n - n_dropped(n, least)) for unit, n in zip(units, sizes, strict=True)]
 
     def kept(factor: float) -> list[float]:
-        scaled = zip(keeps, sizes, floors, strict=True)
-        return [max(n * min(factor * k, 1.0), float(floor)) for k, n, floor in scaled]
+        return [max(u.entries * min(factor * u.keep, 1.0), float(f)) for u, f in zip(units, floors, strict=True)]
 
-    low, high = 0.0, 1 / min(keeps)
+    low, high = 0.0, 1 / min(unit.keep for unit in units)
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(kept(middle)) <= budget else (low, middle)
-    exact = kept(low)
-    counts = [int(count) for count in exact]
-    by_fraction = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
-    for i in by_fraction[: budget - sum(counts)]:
-        counts[i] += 1
+    return whole_counts(kept(low), budget, [unit.parts for unit in units], [unit.entries for unit in units])
+
+
+def whole_counts(exact: Sequence[float], budget: int, steps: Sequence[int], most: Sequence[int]) -> list[int]:
+    """Round counts that add up to a budget to whole numbers that do: down, then up by the largest remainders.
+
+    Args:
+        exact: the counts.
+        steps: each is rounded to a multiple of its step.
+        most: no count goes above it.
+    """
+    counts = [int(count / step) * step for count, step in zip(exact, steps, strict=True)]
+    by_remainder = sorted(range(len(counts)), key=lambda i: (counts[i] - exact[i]) / steps[i])
+    left = budget - sum(counts)
+    while left:
+        before = left
+        for i in by_remainder:
+            if steps[i] <= left and counts[i] + steps[i] <= most[i]:
+                counts[i] += steps[i]
+                left -= steps[i]
+        if left == before:
+            break
     return counts

@@ -22,6 +22,8 @@ class Attention(nn.Module):
     mask can be attached to. Double backward needs ``sdpa_kernel(SDPBackend.MATH)``.
     """
 
+    packed = "qkv"
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads

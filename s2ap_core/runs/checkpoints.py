@@ -14,7 +14,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.files.tensors import load_tensors, save_tensors
 from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import attach_masks
-from s2ap_core.masks.parametrization import ChannelMask, FixedMask, LayerMask, ScoreMask, check_keep
+from s2ap_core.masks.parametrization import ChannelMask, FixedMask, LayerMask, ScoreMask, UnitMask, check_keep
 from s2ap_core.masks.state import load_plain_state_dict, plain_state_dict
 from s2ap_core.methods.harp import keep_floor
 from s2ap_core.models import build
@@ -208,6 +208,9 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], keep: float) -> None:
         scores = _real(f"{name}.scores", state).to(layer.weight.dtype)
         if not scores.isfinite().all():
             raise InputError(f"{name}.scores hold NaN or infinity; restore an earlier epoch")
+        if f"{name}.unit" in state:
+            _check_shape(f"{name}.scores", state, layer.weight.shape)
+            return _unit_mask(name, scores.clone(), state, keep)
         rate = None
         if f"{name}.rate" in state:
             _check_shape(f"{name}.rate", state, ())
@@ -232,6 +235,19 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], keep: float) -> None:
     if layers:
         attach_masks(model, make, only=layers)
     load_plain_state_dict(model, state)
+
+
+def _unit_mask(name: str, scores: Tensor, state: Mapping[str, Tensor], keep: float) -> UnitMask:
+    """Build the mask of a layer whose units have a learned keep rate each."""
+    of_part = state[f"{name}.unit"].flatten().tolist()
+    units = len(set(of_part))
+    if set(of_part) != set(range(units)) or len(scores) % len(of_part):
+        raise InputError(f"{name}.unit does not share the layer's {len(scores)} rows out; restore the file")
+    _check_shape(f"{name}.rate", state, (units,))
+    rate = _real(f"{name}.rate", state).to(scores.dtype, copy=True)
+    if not rate.isfinite().all():
+        raise InputError(f"{name}.rate is NaN or infinite; restore an earlier epoch")
+    return UnitMask(scores, keep, of_part, nn.Parameter(rate), keep_floor(keep))
 
 
 def _keep_of_layer(name: str, state: Mapping[str, Tensor]) -> float:

@@ -194,7 +194,8 @@ def radius_of_swaps(layer: PerturbedLayer, ascent: Tensor, swaps: Tensor) -> Ten
     scores, mask, kept = layer.tensor.detach(), layer.mask, layer.kept()
     swaps = swaps.clamp(min=1)
     stride = _stride(swaps) if on_cpu else 1
-    crossing = _crossings(*(t.flatten()[::stride] for t in (scores, ascent, kept))) * length
+    parts = zip(*(mask.split(t) for t in (scores, ascent, kept)), strict=True)
+    crossing = torch.cat([_crossings(*(t.flatten()[::stride] for t in part)) for part in parts]) * length
     radius = kth_smallest(crossing, (2 * swaps / stride).ceil())
     if not on_cpu or not radius.isfinite():  # of few entries as many may not cross
         first = kth_smallest(crossing, (swaps / stride).ceil())
@@ -229,7 +230,7 @@ def _stride(swaps: Tensor) -> int:
 
 
 def _crossings(scores: Tensor, direction: Tensor, kept: Tensor) -> Tensor:
-    """Compute at which radius each entry crosses today's threshold, midway between the entries beside it."""
+    """Compute at which radius each entry crosses its part's threshold of today, midway between the two beside it."""
     magnitude = scores.abs()
     weakest = torch.where(kept, magnitude, math.inf).min()
     strongest = torch.where(kept, -math.inf, magnitude).max()

@@ -49,7 +49,7 @@ class Landscape:
 
     def reach(self, rho: float) -> Reach:
         """Find the masks that the ball |u| <= rho reaches."""
-        sizes = [tensor.numel() for tensor in self._scores.values()]
+        sizes = [part.numel() for name, mask in self._masks.items() for part in mask.split(self._scores[name])]
         return Reach(self._center, self._c, self.kept, sizes, rho)
 
     @torch.no_grad()

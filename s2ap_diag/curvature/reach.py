@@ -1,5 +1,6 @@
 """What a perturbation of the scores can reach: the most mask entries within its ball, exactly."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,7 +43,8 @@ def perturbation_reach(model: nn.Module, gamma: float) -> dict[str, LayerReach]:
         min over tau of  sum over j <= m of  (a_j - tau)_+^2 + (tau - b_j)_+^2  <=  (gamma |s|)^2.
 
     At the minimum both sides fall and rise by equal sums, which gives tau. A z of S2AP goes in one direction only and
-    flips fewer. Where entries tie at tau, the z that flips them lies just outside of the ball.
+    flips fewer. A layer of several units shares its ball out among them. Where entries tie at tau, the z that flips
+    them lies just outside of the ball.
 
     Args:
         gamma: radius of the balls, relative to the norm of each layer's scores.
@@ -55,11 +57,12 @@ def perturbation_reach(model: nn.Module, gamma: float) -> dict[str, LayerReach]:
     found = {}
     with torch.no_grad():
         for name, mask in chosen_masks(model).items():
-            magnitude = mask.scores.abs().double().cpu().numpy().ravel()
-            kept = mask.mask().bool().cpu().numpy().ravel()
-            reach = _layer_reach(magnitude, kept, gamma)
+            magnitudes, kept = mask.split(mask.scores.abs().double().cpu()), mask.split(mask.mask().bool().cpu())
+            parts = [(m.numpy().ravel(), k.numpy().ravel()) for m, k in zip(magnitudes, kept, strict=True)]
+            reach = _layer_reach(parts, gamma)
             entries = raw_weight(model.get_submodule(name)).numel()
-            found[name] = replace(reach, entries=entries, flippable=reach.flippable * (entries // magnitude.size))
+            shared = entries // mask.scores.numel()
+            found[name] = replace(reach, entries=entries, flippable=reach.flippable * shared)
     return found
 
 
@@ -69,20 +72,28 @@ def out_of_reach(model: nn.Module, gamma: float) -> list[str]:
     return [name for name, layer in reach.items() if layer.needed is not None and not layer.flippable]
 
 
-def _layer_reach(magnitude: np.ndarray, kept: np.ndarray, gamma: float) -> LayerReach:
-    norm = float(np.linalg.norm(magnitude))
-    weakest, strongest = np.sort(magnitude[kept]), np.sort(magnitude[~kept])[::-1]
-    most = min(len(weakest), len(strongest))
-    if not most or not norm:
-        return LayerReach(magnitude.size, gamma * norm, 0, None)
-    cost = _SwapCost(weakest, strongest)
+def _layer_reach(parts: Sequence[tuple[np.ndarray, np.ndarray]], gamma: float) -> LayerReach:
+    """Find the reach in a layer of these parts, given by magnitudes and what is kept of them."""
+    size = sum(magnitude.size for magnitude, _ in parts)
+    norm = float(np.linalg.norm(np.concatenate([magnitude for magnitude, _ in parts])))
+    costs = [_SwapCost(np.sort(m[kept]), np.sort(m[~kept])[::-1]) for m, kept in parts if 0 < kept.sum() < len(m)]
+    if not costs or not norm:
+        return LayerReach(size, gamma * norm, 0, None)
     reach = (gamma * norm) ** 2 * (1 + ROUNDING)
-    # The cost rises with the number of swaps.
-    low, high = 0, most + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if cost(middle) <= reach else (low, middle)
-    return LayerReach(magnitude.size, gamma * norm, 2 * low, float(np.sqrt(cost(1))) / norm)
+    swaps = costs[0].most(reach) if len(costs) == 1 else _most_together(costs, reach)
+    return LayerReach(size, gamma * norm, 2 * swaps, float(np.sqrt(min(cost(1) for cost in costs))) / norm)
+
+
+def _most_together(costs: Sequence["_SwapCost"], reach: float) -> int:
+    """Count the most swaps that parts make at a cost of ``reach`` in all, however they share it."""
+    joint = np.zeros(1)  # the least cost of 0, 1, ... swaps in the parts so far
+    for cost in costs:
+        own = np.array([0.0, *(cost(m) for m in range(1, cost.most(reach) + 1))])
+        least = np.full(len(joint) + len(own) - 1, np.inf)
+        for m, more in enumerate(own):
+            np.minimum(least[m : m + len(joint)], joint + more, out=least[m : m + len(joint)])
+        joint = least[least <= reach]
+    return len(joint) - 1
 
 
 class _SwapCost:
@@ -90,6 +101,14 @@ class _SwapCost:
 
     def __init__(self, weakest: np.ndarray, strongest: np.ndarray) -> None:
         self.weakest, self.strongest = weakest, strongest
+
+    def most(self, reach: float) -> int:
+        """Count the most swaps at a cost of ``reach``; the cost rises with their number."""
+        low, high = 0, min(len(self.weakest), len(self.strongest)) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self(middle) <= reach else (low, middle)
+        return low
 
     def __call__(self, m: int) -> float:
         a, b = self.weakest[:m], self.strongest[:m]

@@ -1,5 +1,6 @@
 """How far scores are from flipping a mask entry."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,8 @@ class LayerMargin:
 
     Attributes:
         entries: scores of the layer.
-        threshold: midway between the smallest |s| kept and the largest dropped; None for a dense layer.
+        threshold: midway between the smallest |s| kept and the largest dropped; None for a dense layer, and for one
+            of several units, which have one each.
         within: entries whose |s| differs from the threshold by at most rho c.
         flippable: the most mask entries that any v with |v| <= rho c changes, see :func:`score_margins`.
     """
@@ -62,8 +64,9 @@ def score_margins(model: nn.Module, rho: float, scale: Scale = "score") -> Score
     layers = {}
     with torch.no_grad():
         for name, mask in chosen_masks(model).items():
-            kept = mask.mask().bool().cpu().numpy()
-            layers[name] = _layer_margin(mask.scores.abs().cpu().numpy(), kept, rho, scale)
+            kept, magnitude = mask.mask().bool().cpu(), mask.scores.abs().cpu()
+            parts = zip(mask.split(magnitude), mask.split(kept), strict=True)
+            layers[name] = _joined([_part_margin(m.numpy(), k.numpy(), rho, scale) for m, k in parts])
     entries = sum(layer.entries for layer in layers.values())
     return ScoreMargins(
         rho,
@@ -73,7 +76,15 @@ def score_margins(model: nn.Module, rho: float, scale: Scale = "score") -> Score
     )
 
 
-def _layer_margin(magnitude: np.ndarray, mask: np.ndarray, rho: float, scale: str) -> LayerMargin:
+def _joined(parts: Sequence[LayerMargin]) -> LayerMargin:
+    """Add up the margins of the parts of a layer."""
+    if len(parts) == 1:
+        return parts[0]
+    entries, within, flippable = (sum(getattr(part, f) for part in parts) for f in ("entries", "within", "flippable"))
+    return LayerMargin(entries, None, within, flippable)
+
+
+def _part_margin(magnitude: np.ndarray, mask: np.ndarray, rho: float, scale: str) -> LayerMargin:
     magnitude = magnitude.astype(np.float64)
     if mask.all() or not mask.any():
         return LayerMargin(magnitude.size, None, 0, 0)

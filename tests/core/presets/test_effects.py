@@ -66,6 +66,7 @@ BASES: dict[str, dict[str, dict[str, Any] | None]] = {
     "shuffled": {"minimizer": {**S2AP, "direction": "shuffled"}},
     "group-norm": {"network": {"name": "tiny", "norm": "group"}, "tracking": TRACKED},
     "longer": {"pretrain": {"epochs": 2}, "finetune": {"epochs": 2}},
+    "spectral": {"method": {"name": "hydra-spectral", "keep": 0.5}},
     "snip": {"method": {"name": "snip"}, "minimizer": {"gamma": 0.2}, "finetune": {"awp": True}},
     "taylor": {"method": {"name": "taylor"}},
     "unsearched": {"method": {"name": "harp"}, "prune": {"epochs": 0}},
@@ -90,6 +91,7 @@ EFFECTS: dict[str, tuple[str, Any]] = {
     "method.keep": ("orig", 0.5),
     "method.penalty": ("full", 50.0),
     "method.rate_init": ("full", "target"),
+    "method.tau": ("spectral", 0.9),
     "method.init": ("rlth", "kaiming"),
     "method.flops_reduction": ("hydra-channels", 3.0),
     "method.batches": ("snip", 1),
@@ -145,6 +147,7 @@ VOID: list[tuple[str, str, Any, str]] = [
     *(("orig", f"method.{k}", v, METHOD) for k, v in (("penalty", 1), ("rate_init", "target"), ("init", "kaiming"))),
     ("orig", "method.flops_reduction", 4.0, METHOD),
     ("full", "method.init", "kaiming", METHOD),
+    ("orig", "method.tau", 0.5, METHOD),
     ("orig", "method.batches", 2, METHOD),
     *(
         (base, f"{section}.{name}", value, why)
