@@ -64,7 +64,8 @@ def spectral_counts(weights: Mapping[str, Tensor], keep: float, tau: float) -> d
 def spectrum(weight: Tensor) -> Tensor:
     """Compute the squared singular values of a weight as a matrix [C_out, rest], descending, float64 on the CPU."""
     matrix = weight.detach().double().cpu().flatten(1)
-    return torch.linalg.svdvals(matrix).square()
+    singular: Tensor = torch.linalg.svdvals(matrix)
+    return singular.square()
 
 
 def tail_exponent(eigenvalues: Tensor) -> float:
