@@ -1,15 +1,18 @@
 """Two processes never write one run: the second is told who is at it, and the dead hold nothing."""
 
+import errno
 import json
 import os
 import signal
 import socket
 import threading
+from contextlib import contextmanager
 from multiprocessing import get_context
 
 import processes
 import psutil
 import pytest
+from contract import snapshot
 
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
@@ -82,17 +85,127 @@ def test_it_is_given_back_on_every_way_out(tmp_path, new_run, data):
         assert not (run.path / ".lock").exists()
 
 
-def test_a_lock_of_the_dead_is_taken_over(tmp_path):
+def test_a_lock_of_the_dead_is_taken_over_whatever_its_record_says(tmp_path):
     for entries in (
         {"pid": dead_pid()},
         {"started": psutil.Process().create_time() - 3600},  # our number, when it was another process's
+        {"pid": os.getppid(), "started": psutil.Process(os.getppid()).create_time()},  # or it is one in a container
     ):
         owner(tmp_path, **entries)
         with lock.hold(tmp_path):
-            assert json.loads((tmp_path / ".lock").read_text())["started"] == psutil.Process().create_time()
+            assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
     (tmp_path / ".lock").write_text("")  # its owner died as it made it
     with lock.hold(tmp_path):
         pass
+
+
+@contextmanager
+def holder(run, prepare=lambda: None):
+    """Let another process hold the run for the block; its id."""
+    ready, ready_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with lock.hold(run):
+            prepare()
+            os.write(ready_write, b"x")
+            signal.pause()
+    os.read(ready, 1)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(ready)
+        os.close(ready_write)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [{"pid": 4_000_000}, {"pid": 1, "started": 0.0}, {"started": 86_400.0}],
+    ids=["another namespace of processes", "its number is another's", "the clock was set"],
+)
+def test_a_living_process_is_not_disturbed_whatever_its_record_says(tmp_path, seen):
+    with holder(tmp_path):
+        owner(tmp_path, **seen)
+        before = (tmp_path / ".lock").read_bytes()
+        with pytest.raises(InputError, match=r"in use by process \d+ of .*; wait for it or stop it"):
+            lock.hold(tmp_path).__enter__()
+        assert lock.in_use(tmp_path)
+        assert (tmp_path / ".lock").read_bytes() == before
+        owner(tmp_path, host="elsewhere")
+        lock.release_foreign(tmp_path)
+        assert lock.in_use(tmp_path)
+    (tmp_path / ".lock").write_bytes(before)
+    assert not lock.in_use(tmp_path)
+    with lock.hold(tmp_path):
+        pass
+
+
+def test_a_process_that_a_dead_owner_forked_holds_nothing(tmp_path):
+    children = tmp_path / "child"
+
+    def fork():
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        children.write_text(str(pid))
+
+    with holder(tmp_path / "run", fork), pytest.raises(InputError, match="in use"):
+        lock.hold(tmp_path / "run").__enter__()
+    try:
+        with lock.hold(tmp_path / "run"):
+            pass
+    finally:
+        os.kill(int(children.read_text()), signal.SIGKILL)
+
+
+def test_where_the_file_system_has_no_locks_the_record_is_believed(tmp_path, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    owner(tmp_path)
+    with pytest.raises(InputError, match=rf"in use by process {os.getpid()} of"), lock.hold(tmp_path):
+        pass
+    assert lock.in_use(tmp_path)
+    for entries in ({"pid": dead_pid()}, {"started": psutil.Process().create_time() - 3600}):
+        owner(tmp_path, **entries)
+        assert not lock.in_use(tmp_path)
+        with lock.hold(tmp_path):
+            pass
+
+
+def link(file):
+    file.with_name("precious").write_text("mine")
+    file.symlink_to(file.with_name("precious"))
+
+
+ODD = {
+    "a link": link,
+    "a link to nothing": lambda file: file.symlink_to(file.with_name("precious")),
+    "a FIFO": os.mkfifo,
+    "a folder": os.mkdir,
+    "not JSON": lambda file: file.write_text("mine"),
+    "cut": lambda file: file.write_text('{"pid": 12'),
+    "a list": lambda file: file.write_text("[1]"),
+    "nested": lambda file: file.write_text("[" * 4000),
+    "a pid in words": lambda file: file.write_text('{"pid": "one", "host": "here"}'),
+    "a pid of 4,000 digits": lambda file: file.write_text('{"host": "here", "pid": 1' + "0" * 4000 + "}"),
+    "no host": lambda file: file.write_text('{"pid": 1}'),
+    "a start in words": lambda file: file.write_text('{"pid": 1, "host": "here", "started": "noon"}'),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_what_is_no_lock_of_ours_is_refused_and_not_touched(tmp_path, what, fault_table):
+    ODD[what](tmp_path / ".lock")
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match=rf"{tmp_path / '.lock'}: not a lock file of ours; remove it") as error:
+        lock.hold(tmp_path).__enter__()
+    assert "\n" not in str(error.value)
+    assert not lock.in_use(tmp_path)
+    assert snapshot(tmp_path) == before
+    fault_table.add("odd lock", survived=True)
 
 
 def test_a_killed_process_that_nobody_has_waited_for_is_dead(tmp_path):
@@ -107,11 +220,7 @@ def test_a_killed_process_that_nobody_has_waited_for_is_dead(tmp_path):
     os.waitpid(pid, 0)
 
 
-def test_the_living_and_those_of_other_hosts_are_not_disturbed(tmp_path):
-    owner(tmp_path)
-    with pytest.raises(InputError, match=rf"in use by process {os.getpid()} of") as error, lock.hold(tmp_path):
-        pass
-    assert "\n" not in str(error.value)
+def test_those_of_other_hosts_are_not_disturbed(tmp_path):
     owner(tmp_path, host="elsewhere", pid=dead_pid())
     said = rf"in use by process \d+ of elsewhere; if that process is gone, remove {tmp_path / '.lock'}"
     with pytest.raises(InputError, match=said), lock.hold(tmp_path):
