@@ -9,9 +9,10 @@ from torch import nn
 from s2ap_core import distributed
 from s2ap_core.errors import InputError
 from s2ap_core.modes import statistics
+from s2ap_diag.curvature.dead import dead_scores
 from s2ap_diag.curvature.deviations import standard_deviation, standard_error
 from s2ap_diag.curvature.eigen import LambdaMax, Lanczos, Solver, lambda_max
-from s2ap_diag.curvature.hessian import BatchNormMode, Loss, ScoreHessian, dead_scores, samples_in
+from s2ap_diag.curvature.hessian import BatchNormMode, Loss, ScoreHessian, samples_in
 from s2ap_diag.curvature.operators import Projected, SymmetricOperator
 
 ByLayer = Literal["layer", "block"]
@@ -22,7 +23,7 @@ class Curvature:
     """Sharpness of the robust loss in the scores at one point of the search.
 
     What ends in ``live`` is of the scores of channels that keep at least one weight, which :class:`Projected` gives,
-    and the same as without where no channel is dead (:class:`s2ap_diag.curvature.hessian.DeadScores`).
+    and the same as without where no channel is dead (:class:`s2ap_diag.curvature.dead.DeadScores`).
 
     Attributes:
         lambda_max, lambda_max_live: largest eigenvalue of the Hessian of the mean loss over all batches.

@@ -14,7 +14,6 @@ and so are the adversarial examples, which are part of the batch.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -27,10 +26,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from s2ap_core import distributed
 from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import one_mask, score_masks
-from s2ap_core.masks.masking import dead_channels
 from s2ap_core.masks.parametrization import ScoreMask
 from s2ap_core.modes import frozen_statistics, gpu_arithmetic, train_mode
 from s2ap_core.seeds import generator
+from s2ap_diag.curvature.memory import BytesAllocated
 
 BatchNormMode = Literal["running", "batch"]
 
@@ -132,42 +131,6 @@ def score_gradient(
     return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)]
 
 
-@dataclass(frozen=True)
-class DeadScores:
-    """The scores of dead channels: output channels of a masked layer that keep no weight.
-
-    Every score of such a channel is dead, whatever comes after the layer. It is before BatchNorm that it matters:
-    the channel is a constant 0 there, is divided by sqrt(eps), and so has a curvature of the order of 1/eps. Where
-    there is one score for each input channel, no output channel is ever without weights.
-
-    Attributes:
-        channels: how many channels are dead.
-        where: boolean [n], in the order of :class:`ScoreHessian`.
-    """
-
-    channels: int
-    where: Tensor = field(repr=False)
-
-    def share(self, vector: Tensor) -> float:
-        """Compute the part of a vector's [n] squared norm, which is 1, that lies on dead scores."""
-        return float(vector[self.where].square().sum())
-
-
-@torch.no_grad()
-def dead_scores(model: nn.Module, layers: Sequence[str] | None = None) -> DeadScores:
-    """Find the scores that are dead under the masks in force, of the named layers or of all.
-
-    Raises:
-        InputError: as :func:`chosen_masks`.
-    """
-    channels, where = 0, []
-    for mask in chosen_masks(model, layers).values():
-        dead = dead_channels(mask.mask())
-        channels += int(dead.sum())
-        where.append(dead.view(-1, *(1,) * (mask.scores.dim() - 1)).expand(mask.scores.shape))
-    return DeadScores(channels, flatten(where))
-
-
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """Join all entries to one vector [n], row-major per tensor whatever the memory layout."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -184,13 +147,21 @@ def samples_in(batch: Any) -> int:
     return len(batch[0])
 
 
+KEPT_GRAPHS = 2 << 30
+"""Bytes that the graphs of several batches may hold together."""
+
+_Graph = tuple[list[nn.Parameter], list[Tensor]]
+"""Leaves that stand for the scores, and the gradient in them, differentiable."""
+
+
 class ScoreHessian:
     """The Hessian of the mean loss over ``batches`` in the scores of ``layers``; symmetric, [n, n].
 
-    Products are exact, by differentiating twice. With one batch the graph of the gradient is built at
-    the first product and kept for all that follow, until :meth:`close` or the end of a ``with`` block;
-    the model must not change in between. With several, each batch's graph is rebuilt for each product
-    and freed at once. The loss may be any function of the model that is a mean over samples.
+    Products are exact, by differentiating twice. The graph of each batch's gradient is built at the first
+    product and kept for all that follow, until :meth:`close` or the end of a ``with`` block; the model must
+    not change in between. Several graphs that would together hold more than ``KEPT_GRAPHS`` bytes are
+    built anew for each product, at the cost of another gradient, and freed at once. The loss may be any
+    function of the model that is a mean over samples.
 
     Args:
         loss: ``loss(model, batch) -> scalar``, the mean over the batch's samples.
@@ -240,7 +211,8 @@ class ScoreHessian:
         self.weights = weights
         self.hvps = 0
         self.quotients: list[Tensor] = []
-        self._graph: tuple[list[nn.Parameter], list[Tensor]] | None = None
+        self._graphs: list[_Graph] = []
+        self._keeps_graphs = True
 
     def __enter__(self) -> Self:
         return self
@@ -249,8 +221,8 @@ class ScoreHessian:
         self.close()
 
     def close(self) -> None:
-        """Free the graph that is kept between products; a later product builds it again."""
-        self._graph = None
+        """Free the graphs that are kept between products; a later product builds them again."""
+        self._graphs = []
 
     @contextmanager
     def surrogate(self) -> Iterator[tuple[list[nn.Parameter], Callable[..., Tensor]]]:
@@ -280,21 +252,30 @@ class ScoreHessian:
         if weights is None:
             counts = [samples_in(batch) for batch in self.batches]
             weights = [count / sum(counts) for count in counts] if len(counts) > 1 else [1.0]
-        if len(self.batches) == 1:
-            if self._graph is None:
-                self._graph = self._gradient_graph(self.batches[0], weights[0])
-            product = _product(*self._graph, v, keep_graph=True)
-            self.quotients = [v @ product / weights[0]]
-            return product
+        if not self._graphs and self._keeps_graphs:
+            self._build_graphs(weights)
         total, self.quotients = torch.zeros_like(v), []
-        for batch, weight in zip(self.batches, weights, strict=True):
-            product = _product(*self._gradient_graph(batch), v, keep_graph=False)
-            self.quotients.append(v @ product)
-            total.add_(product, alpha=weight)
+        for i, (batch, weight) in enumerate(zip(self.batches, weights, strict=True)):
+            graph = self._graphs[i] if self._keeps_graphs else self._gradient_graph(batch, weights)
+            product = _product(*graph, v, keep_graph=self._keeps_graphs)
+            of_batch = 1.0 if len(weights) > 1 else weight
+            self.quotients.append(v @ product / of_batch)
+            total.add_(product, alpha=weight / of_batch)
         return total
 
-    def _gradient_graph(self, batch: Any, weight: float = 1.0) -> tuple[list[nn.Parameter], list[Tensor]]:
+    def _build_graphs(self, weights: Sequence[float]) -> None:
+        """Build the graph of each batch, unless the first says that they are too large together."""
+        with BytesAllocated() as allocated:
+            self._graphs = [self._gradient_graph(self.batches[0], weights)] if weights else []
+        self._keeps_graphs = len(weights) <= 1 or allocated.bytes * len(weights) <= KEPT_GRAPHS
+        if self._keeps_graphs:
+            self._graphs += [self._gradient_graph(batch, weights) for batch in self.batches[1:]]
+        else:
+            self.close()
+
+    def _gradient_graph(self, batch: Any, weights: Sequence[float]) -> _Graph:
         # Weighted before it is differentiated: BatchNorm may make it depend on the other processes' images.
+        weight = weights[0] if len(weights) == 1 else 1.0
         part = len(self.scores) < len(score_masks(self.model))  # a layer may well be out of use
         with self.surrogate() as (leaves, loss_of):
             return leaves, score_gradient(loss_of(batch, weight), leaves, create_graph=True, allow_unused=part)

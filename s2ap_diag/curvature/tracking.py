@@ -21,8 +21,9 @@ from s2ap_core.training.iteration import Step
 from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.objectives import Objective
 from s2ap_core.training.perturbation import Perturbation
+from s2ap_diag.curvature.dead import DeadScores, dead_scores
 from s2ap_diag.curvature.eigen import LambdaMax, PowerIteration, lambda_max
-from s2ap_diag.curvature.hessian import DeadScores, Loss, ScoreHessian, dead_scores
+from s2ap_diag.curvature.hessian import Loss, ScoreHessian
 from s2ap_diag.curvature.operators import Projected
 from s2ap_diag.curvature.reach import out_of_reach
 from s2ap_diag.curvature.secant import probe

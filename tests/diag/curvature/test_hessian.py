@@ -17,12 +17,14 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import s2ap_core.masks.topk
+import s2ap_diag.curvature.hessian
 from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import constant_mask, masked_layers
 from s2ap_core.masks.masking import attach, bake, masks, scores
 from s2ap_core.methods import MethodSettings, build_method
+from s2ap_diag.curvature.dead import dead_scores
 from s2ap_diag.curvature.eigen import Lanczos, PowerIteration, lambda_max
-from s2ap_diag.curvature.hessian import ScoreHessian, batch_norm_mode, dead_scores
+from s2ap_diag.curvature.hessian import ScoreHessian, batch_norm_mode
 
 
 class ConvNet(nn.Module):
@@ -313,6 +315,26 @@ def test_one_graph_and_one_selection_per_layer_serve_all_products(monkeypatch: p
         for v in torch.eye(op.n, dtype=torch.float64)[:5]:
             op.matvec(v)
     assert (len(selections), len(forwards), op.hvps) == (3, 3, 5)
+
+
+@pytest.mark.parametrize("mode", ["running", "batch"])
+def test_graphs_of_several_batches_are_kept_where_they_fit(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (x, y) = world("conv")
+    batches, forwards = [(x[:7], y[:7]), (x[7:], y[7:])], []
+    v = torch.randn(sum(s.numel() for s in scores(model).values()), dtype=torch.float64)
+
+    def products(limit: int) -> tuple[list[Tensor], int]:
+        monkeypatch.setattr(s2ap_diag.curvature.hessian, "KEPT_GRAPHS", limit)
+        forwards.clear()
+        with model.register_forward_hook(lambda *_: forwards.append(1)):
+            op = ScoreHessian(model, cross_entropy, batches, batch_norm=mode)
+            return [op.matvec(v), op.matvec(v), torch.stack(op.quotients)], len(forwards)
+
+    kept, built = products(1 << 30)
+    anew, built_anew = products(1)
+    assert (built, built_anew) == (2, 5)  # one to see how large they are
+    for a, b in zip(kept, anew, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_memory_stays_flat_over_200_uses() -> None:
