@@ -1,6 +1,6 @@
 """The answer, group by group: what the seeds allow to say, what a reviewer would ask, the charts of all arms."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from s2ap_core.errors import InputError
@@ -8,7 +8,8 @@ from s2ap_diag.comparison.conditions import Material, check
 from s2ap_diag.comparison.evidence import Evidence, gather
 from s2ap_diag.comparison.finding import Finding, gathered
 from s2ap_diag.reading.results import Run
-from s2ap_diag.report.groups import Group, group_runs
+from s2ap_diag.report.groups import Group
+from s2ap_diag.report.maps import LayerMaps, Moved, moved_most
 from s2ap_diag.report.overlays import Panel, overlays
 from s2ap_diag.report.verdicts import Verdicts, verdicts
 
@@ -45,6 +46,7 @@ class Card:
 
     Attributes:
         arms: each with its number of runs, in the order of their colours and markers.
+        moved: the layers of each facet and arm that changed hands most.
         left_out: runs that say the same as another one.
     """
 
@@ -53,14 +55,17 @@ class Card:
     verdicts: Verdicts | None
     checked: Checked
     panels: Sequence[Panel]
+    moved: Sequence[Moved]
     left_out: Sequence[str]
 
 
-def make_cards(runs: Sequence[Run], numbers: dict[str, int]) -> tuple[list[Card], Checked | None]:
+def make_cards(
+    runs: Sequence[Run], groups: Sequence[Group], numbers: Mapping[str, int], maps: Mapping[str, LayerMaps]
+) -> tuple[list[Card], Checked | None]:
     """Make a card of each group that has two runs or more.
 
     Args:
-        numbers: of the runs that the page shows, by their path.
+        numbers, maps: of the runs that the page shows, by their path.
 
     Returns:
         The cards, and what ``check`` found of the runs that are on none of them, if there are such.
@@ -70,15 +75,15 @@ def make_cards(runs: Sequence[Run], numbers: dict[str, int]) -> tuple[list[Card]
     """
     findings = _checked(runs)
     cards, shown = [], set()
-    for group in group_runs(runs):
+    for group in groups:
         if len(group.runs) > 1:
-            cards.append(_card(group, findings, numbers))
+            cards.append(_card(group, findings, numbers, maps))
             shown |= {str(run.path) for run in group.runs}
     others = [finding for finding in findings if not _is_of(finding, shown)]
     return cards, Checked.of(others) if others else None
 
 
-def _card(group: Group, findings: Sequence[Finding], numbers: dict[str, int]) -> Card:
+def _card(group: Group, findings: Sequence[Finding], numbers: Mapping[str, int], maps: Mapping[str, LayerMaps]) -> Card:
     paths = {str(run.path) for run in group.runs}
     return Card(
         title=group.title,
@@ -86,6 +91,7 @@ def _card(group: Group, findings: Sequence[Finding], numbers: dict[str, int]) ->
         verdicts=verdicts(group),
         checked=Checked.of([finding for finding in findings if _is_of(finding, paths)]),
         panels=overlays(group, numbers),
+        moved=moved_most(group, maps),
         left_out=[str(run.path) for run in group.left_out],
     )
 

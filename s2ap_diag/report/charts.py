@@ -1,22 +1,9 @@
-"""The pictures of a run, as values that the template draws: curves over epochs and a heat map of the layers."""
+"""Charts as values that the template draws: curves over epochs, and dots."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from matplotlib import colormaps
-from PIL import Image
-
 from s2ap_diag.report.axes import Axis, Tick
-from s2ap_diag.stability import Hamming
-
-COLOUR_MAP = "cividis"
-"""Its lightness rises evenly, so that it reads in grey; as in the other pictures of layers."""
-
-LABEL_LENGTH = 20
-"""Characters of a layer's name that there is room for beside the heat map."""
 
 
 @dataclass(frozen=True)
@@ -82,25 +69,6 @@ class Chart:
     key: bool = False
     warmup: float | None = None
     selected: float | None = None
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """h of each layer (down) by epoch (across, from 1) against the first mask.
-
-    Attributes:
-        image: PNG as a ``data:`` address, one pixel for each value.
-        values: JSON, a list of values for each layer.
-        label: the picture in words.
-        top: the value that the colour scale ends at.
-    """
-
-    image: str
-    values: str
-    layers: list[tuple[str, str]]
-    epochs: int
-    top: float
-    label: str
 
 
 def chart(
@@ -176,41 +144,6 @@ def draw(
 def _compact(values: Sequence[float]) -> str:
     """Write a JSON list, four significant digits each."""
     return f"[{','.join(f'{value:.4g}' for value in values)}]"
-
-
-def heat_map(distances: Sequence[Hamming]) -> HeatMap:
-    """Paint h of each layer by epoch; the colour scale goes from 0 to the largest value."""
-    layers = list(distances[0].layers)
-    values = np.array([[distance.layers[layer] for distance in distances] for layer in layers])
-    row, column = np.unravel_index(values.argmax(), values.shape)
-    top = float(values[row, column])
-    shades = colormaps[COLOUR_MAP](values / (top or 1.0), bytes=True)[..., :3]
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(shades)).save(buffer, "PNG", optimize=True)
-    return HeatMap(
-        image="data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
-        values=f"[{','.join(map(_compact, values))}]",
-        layers=[(name := layer.removesuffix(".weight"), _shorten(name)) for layer in layers],
-        epochs=len(distances),
-        top=top,
-        label=f"Heat map of the Hamming distance h to the first mask: {len(layers)} layers down, epochs 1 to "
-        f"{len(distances)} across. Largest: {show(top)} in {layers[row]} at epoch {column + 1}.",
-    )
-
-
-def _shorten(name: str) -> str:
-    if len(name) <= LABEL_LENGTH:
-        return name
-    half = (LABEL_LENGTH - 1) // 2
-    return f"{name[:half]}…{name[-half:]}"
-
-
-def colour_stops() -> list[tuple[int, str]]:
-    """Give the colour map as stops of a gradient, in percent."""
-    return [
-        (percent, "#{:02x}{:02x}{:02x}".format(*colormaps[COLOUR_MAP](percent / 100, bytes=True)[:3]))
-        for percent in range(0, 101, 20)
-    ]
 
 
 def show(value: float | None) -> str:

@@ -60,7 +60,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     by_network: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         if "prune" in run.results:
-            by_network.setdefault((run.config.data.name, run.config.network.name), []).append(run)
+            by_network.setdefault((run.config.data.name, course.network(run.config)), []).append(run)
     groups = []
     for (data, network), found in by_network.items():
         title = f"{network} on {data}"

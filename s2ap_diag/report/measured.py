@@ -8,11 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from s2ap_core.runs import course
-from s2ap_core.runs.directory import RESULTS_REMEDY, RunDirectory
-from s2ap_diag.reading.read import read
+from s2ap_core.runs.directory import RESULTS_REMEDY
 from s2ap_diag.reading.results import SHARPNESS, Run, validated
-from s2ap_diag.stability import Hamming, hamming
 
 STAGES = {"pretrain": "dense", "prune": "raw mask", "finetune": "finetuned"}
 """The stages that are evaluated, and what each of them hands on."""
@@ -95,11 +92,3 @@ def read_losses(run: Run, results: Results) -> dict[str, dict[int, float]]:
 def read_spectra(run: Run, mode: str) -> dict[str, dict[int, float]]:
     """Read lambda_max by epoch in a mode of BatchNorm: of the live channels' scores, and as the paper defines it."""
     return {LIVE: run.curve(f"lambda_max_live_{mode}"), ALL: run.curve(f"lambda_max_{mode}")}
-
-
-def read_distances(run: Run) -> list[Hamming]:
-    """Compute the distance of each epoch's mask, from 1, to the first; one mask at a time is held beside the first."""
-    files = RunDirectory(run.path, run.config)
-    first, *later = (files.masks(epoch) for epoch in range(course.epochs(run.config, "prune").stop))
-    start = read(first).as_masks().masks
-    return [hamming(start, read(file).as_masks().masks) for file in later]

@@ -73,7 +73,8 @@ def overlays(group: Group, numbers: Numbers) -> list[Panel]:
 
 def _mode(group: Group) -> str:
     tracked = {str(metric) for run in group.runs for metric in run.metrics["metric"].unique()}
-    return "running" if any(metric.endswith("_running") for metric in tracked) else "batch"
+    modes = ("running", "batch", "none")
+    return next((mode for mode in modes if any(metric.endswith(f"_{mode}") for metric in tracked)), modes[0])
 
 
 def _rises(run: Run) -> Curve:

@@ -7,10 +7,11 @@ run and fetch nothing but the page's own script, style and ``data:`` images.
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -20,13 +21,15 @@ from s2ap_core.files.atomic import write_file
 from s2ap_diag.reading.results import Run, Skipped, collect
 from s2ap_diag.report.axes import FRAME
 from s2ap_diag.report.cards import Card, Checked, make_cards
-from s2ap_diag.report.charts import colour_stops, show
+from s2ap_diag.report.charts import show
+from s2ap_diag.report.groups import group_runs
+from s2ap_diag.report.maps import atlas
 from s2ap_diag.report.measured import STAGES
 from s2ap_diag.report.table import make_table
 from s2ap_diag.report.view import RunView, view
 
 STYLES = ("page.css", "charts.css", "print.css")
-SCRIPTS = ("table.js", "sections.js", "charts.js")
+SCRIPTS = ("table.js", "sections.js", "charts.js", "drawing.js", "maps.js")
 """Parts of the page's one style and one script, in their order."""
 
 
@@ -36,6 +39,7 @@ class Page:
 
     Attributes:
         checked: what ``check`` found of the runs that no card is of.
+        atlas: the maps of all runs by layer and epoch, as JSON can hold them; empty where none was searched.
     """
 
     title: str
@@ -43,6 +47,7 @@ class Page:
     skipped: Sequence[Skipped] = ()
     cards: Sequence[Card] = ()
     checked: Checked | None = None
+    atlas: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_report(
@@ -64,8 +69,12 @@ def write_report(
         reason = f"{len(skipped)} skipped, first {skipped[0].reason}" if skipped else "make some with `s2ap-diag run`"
         raise InputError(f"{runs}: no finished run; {reason}")
     shown = [run for run, _ in viewed]
-    cards, others = make_cards(shown, {run.path.as_posix(): number for number, run in enumerate(shown, 1)})
-    page = Page(title or runs.resolve().name, [one for _, one in viewed], skipped, cards, others)
+    groups = group_runs(shown)
+    numbers = {run.path.as_posix(): number for number, run in enumerate(shown, 1)}
+    maps = {run.path.as_posix(): one.maps for run, one in viewed if one.maps is not None}
+    cards, others = make_cards(shown, groups, numbers, maps)
+    views = [one for _, one in viewed]
+    page = Page(title or runs.resolve().name, views, skipped, cards, others, atlas(groups, maps, numbers))
     write_file(out, render(page))
     return skipped
 
@@ -96,6 +105,7 @@ def render(page: Page) -> str:
         loader=PackageLoader("s2ap_diag.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    templates.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     templates.filters["show"] = show
     templates.filters["show_any"] = lambda value: value if isinstance(value, str) else show(value)
     style = "\n".join(map(_own_file, STYLES))
@@ -109,7 +119,6 @@ def render(page: Page) -> str:
         arms=max((len(card.arms) for card in page.cards), default=0),
         stages=STAGES,
         frame=FRAME,
-        colours=colour_stops(),
         version=__version__,
     )
     # JSON and file names may hold half a surrogate pair, which no encoding can write.

@@ -32,6 +32,7 @@ HEADINGS = {
     "lambda_max_live": "live λ_max",
     "tracked_lambda_max_live_running": "live λ_max in the search, BatchNorm running",
     "tracked_lambda_max_live_batch": "live λ_max in the search, BatchNorm batch",
+    "tracked_lambda_max_live_none": "live λ_max in the search",
     "loss_difference": "ΔL",
     "h_after_warmup": "h after the warm-up",
 }

@@ -11,7 +11,8 @@ from s2ap_core.config import Config
 from s2ap_core.runs import course
 from s2ap_core.runs.identity import flat
 from s2ap_diag.reading.results import SHARPNESS, Run
-from s2ap_diag.report.charts import Chart, HeatMap, chart, heat_map
+from s2ap_diag.report.charts import Chart, chart
+from s2ap_diag.report.maps import LayerMaps, read_maps
 from s2ap_diag.report.measured import (
     ALL,
     LIVE,
@@ -19,7 +20,6 @@ from s2ap_diag.report.measured import (
     Curves,
     Evaluated,
     SharpnessRecord,
-    read_distances,
     read_losses,
     read_results,
     read_sharpness,
@@ -93,7 +93,7 @@ class RunView:
     seconds: float
     selected: int | None
     charts: list[Chart]
-    heat_map: HeatMap | None
+    maps: LayerMaps | None
     columns: list[str]
     table: list[tuple[int, list[float | None]]]
     config: str
@@ -113,7 +113,7 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
     """
     results, config = read_results(run), run.config
     searched = results.prune is not None
-    distances = read_distances(run) if searched else []
+    maps, distances = read_maps(run) if searched else (None, [])
     losses = read_losses(run, results)
     spectra = {mode: read_spectra(run, mode) for mode in ("running", "batch", "none") if searched}
     h = {epoch: distance.h for epoch, distance in enumerate(distances, 1)}
@@ -143,7 +143,7 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
         seconds=float(run.timing["seconds"].sum()),
         selected=selected,
         charts=_charts(losses, spectra, h, course.warmup(config) if searched else 0, selected),
-        heat_map=heat_map(distances) if distances else None,
+        maps=maps if distances else None,
         columns=list(columns),
         table=_by_epoch(list(columns.values())),
         config=config.to_toml(),

@@ -16,7 +16,7 @@ function inPicture(svg, event) {
   return new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
 }
 
-function watch(svg, { at, move, start, select, leave }) {
+function watch(svg, { at, move, start, select, leave, choose }) {
   let place = null;
   const go = (next) => {
     place = next;
@@ -31,11 +31,13 @@ function watch(svg, { at, move, start, select, leave }) {
   svg.setAttribute("aria-description", "Arrow keys read the values.");
   svg.addEventListener("pointermove", (event) => go(at(inPicture(svg, event))));
   svg.addEventListener("pointerdown", (event) => go(at(inPicture(svg, event))));
+  if (choose) svg.addEventListener("click", () => place !== null && choose(place));
   svg.addEventListener("pointerleave", away);
   svg.addEventListener("blur", away);
   svg.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (event.key === "Escape") away();
+    if (event.key === "Enter" && choose) choose(place ?? start);
     if (!step) return;
     event.preventDefault();
     go(place === null ? start : move(place, ...step));
@@ -102,31 +104,9 @@ function watchDots(svg) {
   });
 }
 
-function watchHeatMap(svg) {
-  const values = JSON.parse(svg.dataset.h);
-  const image = svg.querySelector("image");
-  const [left, width, height] = ["x", "width", "height"].map((name) => image[name].baseVal.value);
-  const labels = [...svg.querySelectorAll("text")].slice(0, values.length);
-  const layers = labels.map((label) => (label.querySelector("title") || label).textContent);
-  const [across, down] = [width / values[0].length, height / values.length];
-  let cursor = null;
-  const leave = () => cursor?.remove();
-  watch(svg, {
-    start: [0, 0],
-    at: ({ x, y }) => [clamp(Math.floor(y / down), values.length), clamp(Math.floor((x - left) / across), values[0].length)],
-    move: ([layer, epoch], right, below) => [clamp(layer + below, values.length), clamp(epoch + right, values[0].length)],
-    select: ([layer, epoch]) => {
-      leave();
-      const place = { x: left + epoch * across, y: layer * down, width: across, height: down };
-      cursor = addShape(svg, "rect", { class: "cursor", ...place });
-      showTip(`${layers[layer]}, epoch ${epoch + 1}: h = ${values[layer][epoch]}`, cursor.getBoundingClientRect());
-    },
-    leave,
-  });
-}
-
-for (const svg of document.querySelectorAll("svg.chart")) {
+function watchChart(svg) {
   if (svg.querySelector(".dot")) watchDots(svg);
   else watchCurves(svg);
 }
-document.querySelectorAll("svg.heat").forEach(watchHeatMap);
+
+document.querySelectorAll("svg.chart").forEach(watchChart);

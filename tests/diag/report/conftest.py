@@ -1,9 +1,12 @@
 """Runs of seconds, and their report."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 
 from s2ap_core.data import InMemory
 from s2ap_core.models import NETWORKS
@@ -12,6 +15,7 @@ from s2ap_core.training.stages import Stages
 from s2ap_diag.curvature.eigen import Lanczos
 from s2ap_diag.curvature.tracking import build_trackers
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
+from tests.diag.report.browsers import CHROMIUM, DRIVER, FLAGS
 from tests.diag.report.gallery import gallery
 from tests.diag.report.pages import HOSTILE, IMAGE, SCRIPT, Parsed, copy, dense, report
 from tests.tiny import Tiny
@@ -93,3 +97,34 @@ def world_page(world: Path) -> Path:
         result = report(world, "--out", world / "report.html")
     assert result.exit_code == 0, result.output
     return world / "report.html"
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS:
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('browser')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(browser, page) -> Callable[..., object]:
+    """``opened(width=1600, scheme="light", media="screen")``: the browser with the report freshly loaded."""
+
+    def load(width: int = 1600, scheme: str = "light", media: str = "screen", page: Path = page) -> object:
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+        browser.get("about:blank")  # a change of the fragment alone loads nothing
+        for kind in ("browser", "performance"):
+            browser.get_log(kind)
+        browser.get(page.as_uri())
+        return browser
+
+    return load
