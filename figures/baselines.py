@@ -51,22 +51,30 @@ def alike(placed: PlacedRun) -> str:
     return f"{cell.data}, {network}, {budget}; {trained}; evaluated under {placed.threat}"
 
 
-def table(placed: Iterable[PlacedRun]) -> pd.DataFrame:
-    """Build a row for each method, arm and gamma of the settings that have a mask without a search.
+def by_setting(placed: Iterable[PlacedRun]) -> dict[str, dict[Row, dict[Seed, PlacedRun]]]:
+    """Sort runs by what :func:`alike` names, by row, and by seed and fold.
 
     Raises:
         InputError: if two runs claim the same place.
     """
     settings: dict[str, dict[Row, dict[Seed, PlacedRun]]] = defaultdict(lambda: defaultdict(dict))
     for one in placed:
-        if one.arm not in ("orig", "s2ap") or one.cell.method not in METHODS:
-            continue
         others = settings[alike(one)][(one.cell.method, one.arm if searches(one) else "none", one.gamma)]
         other = others.setdefault(seed_of(one.run), one)
         if other is not one:
             raise InputError(f"{other.run.path} and {one.run.path}: claim the same row and seed; leave one out")
+    return settings
+
+
+def table(placed: Iterable[PlacedRun]) -> pd.DataFrame:
+    """Build a row for each method, arm and gamma of the settings that have a mask without a search.
+
+    Raises:
+        InputError: if two runs claim the same place.
+    """
+    used = [one for one in placed if one.arm in ("orig", "s2ap") and one.cell.method in METHODS]
     rows = []
-    for setting, by_row in settings.items():
+    for setting, by_row in by_setting(used).items():
         folds = {fold for row, runs in by_row.items() if row[1] == "none" for fold in runs}
         for row in sorted(by_row, key=_order):
             runs = {fold: one for fold, one in by_row[row].items() if fold in folds}

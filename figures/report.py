@@ -84,7 +84,7 @@ def claims_of(library: Library) -> Claims:
 
 def render_claims(claims: Claims, out: Path) -> list[Rendered]:
     """Write the tables of the claims, and the figure of the doses."""
-    rendered = [_write_table(table, out) for table in claims.tables]
+    rendered = [write_table(table, out) for table in claims.tables]
     if claims.doses:
         draw_doses(claims.doses, [out / f"dose.{ending}" for ending in ("png", "pdf")])
         rendered.append(Rendered("![Dose against outcome](dose.png)\n\nDifferences from no perturbation, with 95 % "
@@ -177,7 +177,7 @@ def page(rendered: Sequence[Rendered], library: Library, command: Sequence[str])
 
 def _render(entry: Entry, library: Library, out: Path) -> Rendered:
     if entry.is_table:
-        return _write_table(TABLES[entry.kind](entry, library), out)
+        return write_table(TABLES[entry.kind](entry, library), out)
     files = [out / f"{entry.id}.{ending}" for ending in ("png", "pdf")]
     drawing = FIGURES[entry.kind](entry, library, files)
     write_file(out / f"{entry.id}.csv", to_csv(drawing.data))
@@ -187,7 +187,8 @@ def _render(entry: Entry, library: Library, out: Path) -> Rendered:
                     [f"{entry.id}: {note}" for note in drawing.notes])  # fmt: skip
 
 
-def _write_table(table: RenderedTable, out: Path) -> Rendered:
+def write_table(table: RenderedTable, out: Path) -> Rendered:
+    """Write a table as CSV, Markdown and LaTeX; return the page's part."""
     markdown = to_markdown(table)
     write_file(out / f"{table.id}.csv", to_csv(table.records))
     write_file(out / f"{table.id}.md", markdown)
