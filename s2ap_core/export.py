@@ -1,8 +1,8 @@
 """A channel-pruned network as a smaller dense one, equal in output, and its files.
 
 Each layer keeps the input channels of its mask and the output channels that some consumer needs; BatchNorm
-follows. Where a tensor has channels that one of several consumers does not want, that consumer gathers its
-own. See :mod:`s2ap_core.masks.channel_graph`.
+follows, and GroupNorm, of which a group goes as a whole or not at all. Where a tensor has channels that one of
+several consumers does not want, that consumer gathers its own. See :mod:`s2ap_core.masks.channel_graph`.
 """
 
 import copy
@@ -69,8 +69,8 @@ def shrink(model: nn.Module, image_shape: tuple[int, int, int], kept: Mapping[st
         kept: the input channels that each layer keeps, [C_in] boolean; a layer that is not named keeps all.
 
     Returns:
-        A module of smaller Conv2d, Linear, BatchNorm2d and PReLU, whose logits are those of ``model`` with all
-        other channels' weights zero. The channels that consumers gather are no part of its state dict.
+        A module of smaller Conv2d, Linear, BatchNorm2d, GroupNorm and PReLU, whose logits are those of ``model`` with
+        all other channels' weights zero. The channels that consumers gather are no part of its state dict.
 
     Raises:
         InputError: if the network cannot be traced, or ``kept`` does not fit it.
@@ -122,6 +122,13 @@ def _cut(
             (source,) = node.all_input_nodes
             _slice_norm(graph.module(node), held[source])
             return held[source]
+        case "group norm":
+            (source,) = node.all_input_nodes
+            full = torch.zeros(channels(node) or 0, dtype=torch.float64).index_fill(0, wanted[node], 1)
+            inputs = graph.whole_groups(node, full).nonzero()[:, 0]
+            _gather(graph, node, source, held[source], inputs)
+            _slice_norm(graph.module(node), inputs)
+            return inputs
         case "channelwise":
             return held[node.all_input_nodes[0]]
         case "sum":
@@ -164,8 +171,11 @@ def _slice_layer(layer: nn.Module, outputs: Tensor, inputs: Tensor) -> None:
 
 
 def _slice_norm(norm: nn.Module, kept: Tensor) -> None:
-    """Keep some channels of a BatchNorm or PReLU, in place."""
-    setattr(norm, "num_parameters" if isinstance(norm, nn.PReLU) else "num_features", len(kept))
+    """Keep some channels of a BatchNorm or PReLU, or some groups of a GroupNorm, in place."""
+    if isinstance(norm, nn.GroupNorm):
+        norm.num_groups = norm.num_groups * len(kept) // norm.num_channels
+    width = {nn.PReLU: "num_parameters", nn.GroupNorm: "num_channels"}
+    setattr(norm, width.get(type(norm), "num_features"), len(kept))
     for name in ("weight", "bias", "running_mean", "running_var"):
         tensor = getattr(norm, name, None)
         if tensor is not None:

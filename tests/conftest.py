@@ -44,7 +44,8 @@ def narrow() -> Callable[..., nn.Module]:
         if name == "tiny":
             model: nn.Module = Tiny(**options)
         else:
-            model = build(name, width=WIDTHS[name], input_size=8, input_channels=1, **options)
+            sizes = {"width": WIDTHS[name], "input_size": 8, "input_channels": 1}
+            model = build(name, **sizes | options)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(std=0.1)

@@ -151,7 +151,10 @@ def _fit(source: StateDict, network: str | None, width: int | None) -> tuple[dic
     for key, shape in shapes.items():
         theirs = _file_name(key, source.format)
         if key not in tensors:
-            raise InputError(f"lacks {theirs}, which {name} has; give a whole checkpoint or another --network")
+            remedy = "give a whole checkpoint or another --network"
+            if key.endswith("running_mean") and not any(other.endswith("running_mean") for other in tensors):
+                remedy = "a file does not say how many groups a GroupNorm has: give one of a network with BatchNorm"
+            raise InputError(f"lacks {theirs}, which {name} has; {remedy}")
         if tuple(tensors[key].shape) != shape:
             raise InputError(
                 f"{theirs} has shape {list(tensors[key].shape)}, {name} has {list(shape)}; "

@@ -43,7 +43,7 @@ SUMS = {"add", "add_", operator.add, operator.iadd, torch.add}
 FLATTENS = {"flatten", torch.flatten, "view", "reshape", torch.reshape}
 
 
-Kind = Literal["layer", "norm", "channelwise", "sum", "flatten", "size", "opaque"]
+Kind = Literal["layer", "norm", "group norm", "channelwise", "sum", "flatten", "size", "opaque"]
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,19 @@ class ChannelGraph:
                 yield source, kept[str(node.target)]
             elif kind in ("layer", "opaque"):
                 yield source, torch.ones(width, dtype=torch.float64)
+            elif kind == "group norm":
+                yield source, self.whole_groups(node, needed[node])
             elif kind == "flatten":
                 yield source, 1 - (1 - needed[node]).view(width, -1).prod(dim=1)
             else:
                 yield source, needed[node]
+
+    def whole_groups(self, node: fx.Node, wanted: Tensor) -> Tensor:
+        """Add to the channels wanted of a GroupNorm, [C] of 0 and 1, the others of their groups: it divides by all."""
+        groups = self.module(node).num_groups
+        assert isinstance(groups, int)
+        any_wanted = 1 - (1 - wanted).view(groups, -1).prod(dim=1)
+        return any_wanted.repeat_interleave(len(wanted) // groups)
 
     def _kind(self, node: fx.Node) -> Kind:
         if _reads_shape(node) and _serves_flattening(node):
@@ -197,6 +206,8 @@ class ChannelGraph:
                 return "layer" if plain and once else "opaque"
             if isinstance(module, NORMS) or (isinstance(module, nn.PReLU) and module.num_parameters > 1):
                 return "norm" if once else "opaque"
+            if isinstance(module, nn.GroupNorm):
+                return "group norm" if once else "opaque"
             if isinstance(module, CHANNELWISE_MODULES):
                 return "channelwise"
             if isinstance(module, nn.Flatten) and _makes_rows(node):

@@ -83,6 +83,29 @@ def test_outputs_and_flops_are_those_of_the_masked_network(narrow, name, seed):
     assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
 
 
+def test_a_group_of_a_group_norm_goes_as_a_whole_or_not_at_all():
+    torch.manual_seed(0)
+    stem, norm, head = nn.Conv2d(1, 16, 3), nn.GroupNorm(4, 16), nn.Conv2d(16, 5, 1)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    model = nn.Sequential(stem, norm, nn.ReLU(), head, nn.Flatten())
+    wanted = torch.isin(torch.arange(16), torch.tensor([4, 6, 15]))  # of groups 1 and 3
+    masked = attach_masks(model, lambda *_: ChannelMask(wanted.float().view(1, 16, 1, 1), 3 / 16, 0), only=["3"])
+    smaller = check(masked.eval())
+    assert (smaller.get_submodule("0").out_channels, smaller.get_submodule("3").in_channels) == (8, 3)
+    assert (smaller.get_submodule("1").num_groups, smaller.get_submodule("1").num_channels) == (2, 8)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg16_bn", "wrn_28_4"])
+def test_networks_with_group_norm_are_exported_and_read_back(narrow, name, tmp_path):
+    model = prune_at_random(narrow(name, norm="group", width=32))
+    smaller = check(model)
+    described = {**HEADER["network"], "name": name, "width": 32, "norm": "group"}
+    checkpoint = Checkpoint(tmp_path / "x", model, {**HEADER, "network": described})
+    save_exported(tmp_path / "small.safetensors", smaller, checkpoint, kept_channels(model))
+    x = torch.rand(3, *IMAGE)
+    torch.testing.assert_close(load_exported(tmp_path / "small.safetensors")(x), smaller(x))
+
+
 class Odd(nn.Module):
     """What the networks of the paper have not: biases before a sum, layers used twice, softmax, groups."""
 

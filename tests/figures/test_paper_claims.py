@@ -75,6 +75,26 @@ def test_tracked_claims_average_the_epochs_after_the_warmup(seeds, tmp_path):
     assert row.unit == "log10"
 
 
+def test_networks_with_group_norm_are_cells_of_their_own_with_one_reading_of_lambda_max(seeds, tmp_path):
+    runs, _ = seeds
+    for run in runs.glob("harp-*"):
+        config, metrics = run / "config.toml", run / "metrics.csv"
+        assert 'norm = "batch"' in config.read_text()
+        config.write_text(config.read_text().replace('norm = "batch"', 'norm = "group"'))
+        lines = metrics.read_text().splitlines()
+        kept = [line.replace("_running,", "_none,") for line in lines if "_batch," not in line]
+        metrics.write_text("\n".join(kept) + "\n")
+    result = invoke("--runs", runs, "--claims", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    found = pd.read_csv(tmp_path / "out/claims.csv")
+    assert set(found.network[found.method == "harp"]) == {"resnet18 with group norm"}
+    assert set(found.network[found.method == "hydra"]) == {"resnet18"}
+    tracked = {method: set(of.metric[of.metric.str.contains("live")]) for method, of in found.groupby("method")}
+    live = "tracked_lambda_max_live"
+    assert tracked == {"harp": {f"{live}_none"}, "hydra": {f"{live}_running", f"{live}_batch"}}
+    assert "ResNet-18 with group norm" in (tmp_path / "out/claims.md").read_text()
+
+
 def test_fewer_than_three_seeds_decide_nothing(made, tmp_path):
     assert invoke("--runs", made, "--claims", "--out", tmp_path / "out").exit_code == 0
     found = pd.read_csv(tmp_path / "out/claims.csv")

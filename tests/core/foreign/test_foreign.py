@@ -497,6 +497,12 @@ def test_a_network_that_is_not_the_files(tmp_path: Path) -> None:
         assert "conv1.weight has shape [4, 1, 3, 3]" in refused(read, path)
 
 
+def test_a_file_does_not_say_the_groups_of_a_group_norm(tmp_path: Path) -> None:
+    path = write(tmp_path / "groups.pth", network(norm="group").state_dict())
+    for read in both(path, network="resnet18"):
+        assert "lacks bn1.running_mean, which resnet18 has; a file does not say how many groups" in refused(read, path)
+
+
 def test_masks_of_an_unknown_network_come_in_the_files_order(tmp_path: Path) -> None:
     torch.manual_seed(7)
     shapes = {"stem": (6, 3, 3, 3), "a": (20, 6), "head": (5, 20)}

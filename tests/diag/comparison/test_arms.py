@@ -106,6 +106,16 @@ def test_the_numbers_are_those_of_the_paired_t_test(runs):
     assert (metric["condition"], metric["difference"], metric["p"]) == ("at rho = 0.1", 0.0, 1.0)
 
 
+def test_another_normalisation_is_another_setting(runs):
+    for seed in SEEDS:
+        config = runs / "s2ap" / str(seed) / "config.toml"
+        config.write_text(config.read_text().replace('norm = "batch"', 'norm = "group"'))
+    result = compare(runs / "orig", runs / "s2ap")
+    assert result.exit_code == 2
+    assert "with group norm" in result.output
+    assert "share no setting" in result.output
+
+
 def test_the_settings_that_differ_are_named(runs):
     (found,) = records(compare(runs / "orig", runs / "s2ap", "--json", "-"))
     differences = found["config_differences"]

@@ -102,7 +102,8 @@ def test_what_is_zipped_goes_in_step_and_meets_each_combination_of_the_values():
 
 
 def test_the_galleries_test_each_seed_on_the_fold_of_its_number():
-    for name, seeds in (("gallery", 5), ("gallery-full", 3), ("claims", 5), ("dose", 5), ("threats", 3), ("radius", 3)):
+    seeds_of = {"gallery": 5, "gallery-full": 3, "claims": 5, "dose": 5, "threats": 3, "radius": 3, "groupnorm": 3}
+    for name, seeds in seeds_of.items():
         runs = [planned.config for planned in expand(read_grid(name))]
         assert {c.data.options["fold"] - c.seed for c in runs} == {0}
         assert {c.evaluation.n for c in runs} == {None}
