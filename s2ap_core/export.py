@@ -18,7 +18,8 @@ from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_core.files.tensors import load_tensors, save_tensors
 from s2ap_core.masks.channel_graph import ChannelGraph, channels, shape
-from s2ap_core.masks.layers import weight_of
+from s2ap_core.masks.kinds import Layer
+from s2ap_core.masks.layers import maskable_layers, masked_layers
 from s2ap_core.masks.masking import bake, masks
 from s2ap_core.runs.checkpoints import Checkpoint, build_network
 
@@ -45,16 +46,17 @@ def kept_channels(model: nn.Module) -> dict[str, Tensor]:
         InputError: if there are no masks, or a mask drops single weights of a channel or no channel at all:
             nothing would shrink.
     """
-    kept = {}
-    for name, mask in masks(model).items():
-        others = [dim for dim in range(mask.dim()) if dim != 1]
+    kept, bits_of = {}, masks(model)
+    for name, layer in masked_layers(model).items():
+        mask = bits_of[layer.tensor("weight")]
+        others = [dim for dim in range(mask.dim()) if dim != layer.input_dim]
         bits = mask.sum(others, keepdim=True) > 0
         if (mask != bits).any():
             raise InputError(
-                f"the mask of {name} drops single weights, not channels, so that nothing would shrink:"
-                " export takes runs of hydra-channels and harp-channels"
+                f"the mask of {layer.tensor('weight')} drops single weights, not channels, so that nothing would"
+                " shrink: export takes runs of hydra-channels and harp-channels"
             )
-        kept[name.removesuffix(".weight")] = bits.flatten()
+        kept[name] = bits.flatten()
     if all(bits.all() for bits in kept.values()):
         raise InputError("no channel is pruned, nothing would shrink: export takes a result of the search")
     return kept
@@ -69,8 +71,8 @@ def shrink(model: nn.Module, image_shape: tuple[int, int, int], kept: Mapping[st
         kept: the input channels that each layer keeps, [C_in] boolean; a layer that is not named keeps all.
 
     Returns:
-        A module of smaller Conv2d, Linear, BatchNorm2d, GroupNorm and PReLU, whose logits are those of ``model`` with
-        all other channels' weights zero. The channels that consumers gather are no part of its state dict.
+        A module of smaller convolutions, Linear, BatchNorm, GroupNorm and PReLU, whose logits are those of ``model``
+        with all other channels' weights zero. The channels that consumers gather are no part of its state dict.
 
     Raises:
         InputError: if the network cannot be traced, or ``kept`` does not fit it.
@@ -116,7 +118,7 @@ def _cut(
             name = str(node.target)
             inputs = kept[name].nonzero()[:, 0] if name in kept else torch.arange(graph.layers[name].channels_in)
             _gather(graph, node, source, held[source], inputs)
-            _slice_layer(graph.module(node), wanted[node], inputs)
+            _slice_layer(Layer(name, graph.module(node), "weight"), wanted[node], inputs)
             return wanted[node]
         case "norm":
             (source,) = node.all_input_nodes
@@ -159,15 +161,16 @@ def _gather(graph: ChannelGraph, node: fx.Node, source: fx.Node, held: Tensor, w
     node.replace_input_with(source, gathered)
 
 
-def _slice_layer(layer: nn.Module, outputs: Tensor, inputs: Tensor) -> None:
-    weight = weight_of(layer)
+def _slice_layer(layer: Layer, outputs: Tensor, inputs: Tensor) -> None:
+    module, weight = layer.module, layer.weight.detach()
     outputs, inputs = outputs.to(weight.device), inputs.to(weight.device)
-    layer.weight = nn.Parameter(weight.detach()[outputs][:, inputs].contiguous())
-    if isinstance(layer.bias, Tensor):
-        layer.bias = nn.Parameter(layer.bias.detach()[outputs])
-    size = ("in_channels", "out_channels") if isinstance(layer, nn.Conv2d) else ("in_features", "out_features")
+    rows, columns = (outputs, inputs) if layer.input_dim == 1 else (inputs, outputs)
+    module.weight = nn.Parameter(weight[rows][:, columns].contiguous())
+    if isinstance(module.bias, Tensor):
+        module.bias = nn.Parameter(module.bias.detach()[outputs])
+    size = ("in_features", "out_features") if isinstance(module, nn.Linear) else ("in_channels", "out_channels")
     for name, indices in zip(size, (inputs, outputs), strict=True):
-        setattr(layer, name, len(indices))
+        setattr(module, name, len(indices))
 
 
 def _slice_norm(norm: nn.Module, kept: Tensor) -> None:
@@ -232,7 +235,8 @@ def load_exported(path: Path, device: torch.device | str = "cpu") -> nn.Module:
         kept = {}
         full = build_network(header["network"])
         for name, indices in header["channels"].items():
-            kept[name] = torch.zeros(weight_of(full.get_submodule(name)).shape[1], dtype=torch.bool)
+            layer = maskable_layers(full)[name]
+            kept[name] = torch.zeros(layer.weight.shape[layer.input_dim], dtype=torch.bool)
             kept[name][indices] = True
         smaller = shrink(full, image_shape(header["network"]), kept)
         smaller.load_state_dict(tensors)

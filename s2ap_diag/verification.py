@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from s2ap_core.masks.layers import mask_of, masked_layers, raw_weight, score_masks
+from s2ap_core.masks.layers import layer_masks, mask_of, masked_layers, raw_weight, score_masks
 from s2ap_core.masks.masking import dead_channels, masks
 from s2ap_core.masks.parametrization import FixedMask, ScoreMask
 from s2ap_core.masks.taps import blind_taps, count_blind
@@ -45,7 +45,7 @@ def verify(checkpoint: Checkpoint, search: Checkpoint | None = None) -> list[Fin
         *_unusable_tensors(model),
         *wrong_counts(checkpoint, bits),
         *_nonzero_outside(model),
-        *_dead(bits),
+        *_dead(model, bits),
         *_blind(checkpoint),
         *_ties(model),
         *(_changed(bits, masks(search.model)) if search is not None else ()),
@@ -88,24 +88,25 @@ def _on_the_way(checkpoint: Checkpoint) -> bool:
 
 
 def _nonzero_outside(model: nn.Module) -> Iterator[Finding]:
-    for name, layer in model.named_modules():
-        mask = mask_of(layer) if name in masked_layers(model) else None
+    for name, layer in masked_layers(model).items():
+        mask = mask_of(layer)
         if isinstance(mask, FixedMask):
             outside = int(((raw_weight(layer) != 0) & ~mask.mask_bits).sum())
             if outside:
                 yield Finding("violation", name, f"{outside} weights outside the mask are not zero")
 
 
-def _dead(bits: Mapping[str, Tensor]) -> Iterator[Finding]:
-    for name, b in bits.items():
+def _dead(model: nn.Module, bits: Mapping[str, Tensor]) -> Iterator[Finding]:
+    for layer in masked_layers(model).values():
+        name = layer.tensor("weight")
+        b = bits[name]
         if not b.any():
             yield Finding("violation", name, "dead: no weight is kept, and nothing passes this layer")
             continue
-        dead_out, dead_in = int(dead_channels(b).sum()), int(dead_channels(b.transpose(0, 1)).sum())
-        if dead_out or dead_in:
-            yield Finding(
-                "note", name, f"{dead_out} of {b.shape[0]} output and {dead_in} of {b.shape[1]} input channels are dead"
-            )
+        dead_out, dead_in = dead_channels(layer, b), ~layer.by_input(b).flatten(1).any(1)
+        if dead_out.any() or dead_in.any():
+            outputs, inputs = (f"{int(dead.sum())} of {len(dead)}" for dead in (dead_out, dead_in))
+            yield Finding("note", name, f"{outputs} output and {inputs} input channels are dead")
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class BlindScores:
     """The scores that no image can give a gradient: those of convolutions' taps that see nothing but padding.
 
     Attributes:
-        layers: how many by layer name, 0 in Linear layers; under a fixed mask its entries are counted.
+        layers: how many by layer name, 0 in linear ones; under a fixed mask its entries are counted.
         count, share: how many in all, and of all scores.
     """
 
@@ -139,7 +140,7 @@ def blind_scores(checkpoint: Checkpoint) -> BlindScores | None:
         taps = blind_taps(model, image)
     except RuntimeError:
         return None
-    of_layer = masked_layers(checkpoint.model)
+    of_layer = layer_masks(checkpoint.model)
     layers = {name: count_blind(mask, taps[name]) if name in taps else 0 for name, mask in of_layer.items()}
     scores = sum(m.scores.numel() if isinstance(m, ScoreMask) else m.mask_bits.numel() for m in of_layer.values())
     count = sum(layers.values())

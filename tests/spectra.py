@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from s2ap_core.masks.layers import masked_layers
+from s2ap_core.masks.layers import layer_masks
 from s2ap_core.masks.masking import attach, bake, scores
 from s2ap_diag.curvature.hessian import ScoreHessian
 
@@ -59,7 +59,7 @@ def dense(op: ScoreHessian) -> np.ndarray:
 def dense_by_autograd(model: nn.Module, batch: tuple[Tensor, Tensor], mode: str) -> np.ndarray:
     """diag(w) H diag(w) with H the Hessian in the masked weights of the plain network."""
     plain = bake(model).train(mode == "batch")
-    names = [f"{layer}.weight" for layer in masked_layers(model)]
+    names = [f"{layer}.weight" for layer in layer_masks(model)]
     masked = [plain.get_parameter(name).detach() for name in names]
     w = torch.cat([p.detach().flatten() for n, p in model.named_parameters() if n.endswith("original")])
 
@@ -69,7 +69,7 @@ def dense_by_autograd(model: nn.Module, batch: tuple[Tensor, Tensor], mode: str)
         return F.cross_entropy(functional_call(plain, held, (batch[0],)), batch[1])
 
     hessian = torch.autograd.functional.hessian(loss, torch.cat([m.flatten() for m in masked]))
-    signs = torch.cat([mask.scores.detach().sign().flatten() for mask in masked_layers(model).values()])
+    signs = torch.cat([mask.scores.detach().sign().flatten() for mask in layer_masks(model).values()])
     return ((w * signs)[:, None] * hessian * (w * signs)).numpy()
 
 

@@ -101,14 +101,14 @@ def _plain(raw: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
 
 
 def _pruned(raw: Mapping[str, Tensor], parameter: str) -> dict[str, Tensor]:
-    """Take what torch.nn.utils.prune made of one parameter: a mask for a weight matrix or filter, else its product."""
+    """Take what torch.nn.utils.prune made of one parameter: a mask for weights of layers, else its product."""
     original, mask = f"{parameter}_orig", f"{parameter}_mask"
     for there, absent in ((original, mask), (mask, original)):
         if absent not in raw:
             raise InputError(f"has {there} but no {absent}; save the whole state dict")
     if raw[mask].shape != raw[original].shape or not is_binary(raw[mask]):
         raise InputError(f"{mask} is not a mask of 0 and 1 of the shape of {original}; save it again")
-    if parameter.endswith("weight") and raw[original].ndim in (2, 4):
+    if parameter.endswith("weight") and raw[original].ndim >= 2:
         return {parameter: raw[original], f"{parameter.removesuffix('weight')}mask": raw[mask].bool()}
     return {parameter: raw[original] * raw[mask]}
 

@@ -19,6 +19,7 @@ from s2ap_core.foreign.formats import SCORES, StateDict, _file_name
 from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import masks
 from s2ap_core.masks.parametrization import ScoreMask, check_keep
+from s2ap_core.masks.state import selects
 from s2ap_core.models import NETWORKS
 from s2ap_core.runs.checkpoints import Checkpoint, build_network, fill
 
@@ -90,8 +91,7 @@ def masks_without_weights(described: Mapping[str, Any], state: Mapping[str, Tens
     """
     with torch.device("meta"):
         model = build_network(described)
-    selecting = (".scores", ".rate", ".keep", ".group", ".unit", ".mask")
-    fill(model, {n: t if n.endswith(selecting) else t.to("meta") for n, t in state.items()}, keep)
+    fill(model, {name: t if selects(name) else t.to("meta") for name, t in state.items()}, keep)
     return masks(model)
 
 
@@ -173,28 +173,28 @@ def _with_masks(source: StateDict, tensors: dict[str, Tensor], model: nn.Module)
                 "this is not HARP's mask; give its checkpoint.pth.tar with --keep",
                 source.path,
             )
-        weights = {layer: tensors.get(f"{layer}.weight") for layer in layers}
-        return tensors | {f"{layer}.mask": w != 0 for layer, w in weights.items() if w is not None}
+        weights = [(layer, tensors.get(layer.tensor("weight"))) for layer in layers.values()]
+        return tensors | {layer.tensor("mask"): w != 0 for layer, w in weights if w is not None}
     if source.format == "torch-prune":
-        masked = [key.removesuffix(".mask") for key in tensors if key.endswith(".mask")]
-        dense = [layer for layer in masked if layer not in layers]
-        return tensors | {f"{n}.weight": tensors[f"{n}.weight"] * tensors[f"{n}.mask"] for n in dense}
+        masked = {key.removesuffix("mask") + "weight": key for key in tensors if key.endswith("mask")}
+        dense = masked.keys() - {layer.tensor("weight") for layer in layers.values()}
+        return tensors | {weight: tensors[weight] * tensors[masked[weight]] for weight in dense if weight in tensors}
     return tensors
 
 
 def _expected(form: str, tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Compute the shape of every tensor that a file of this format and network must have."""
     shapes = {key: tuple(t.shape) for key, t in model.state_dict().items()}
-    for layer in maskable_layers(model):
-        weight = shapes[f"{layer}.weight"]
+    for name, layer in maskable_layers(model).items():
+        weight = shapes[layer.tensor("weight")]
         if form in SCORES:
             # An option of RLTH's code leaves the last layer dense.
-            if form != "rlth" or layer != _head(model) or f"{layer}.scores" in tensors:
-                shapes[f"{layer}.scores"] = weight
+            if form != "rlth" or name != _head(model) or layer.tensor("scores") in tensors:
+                shapes[layer.tensor("scores")] = weight
             if form == "harp":
-                shapes[f"{layer}.rate"] = ()
-        elif f"{layer}.mask" in tensors:
-            shapes[f"{layer}.mask"] = weight
+                shapes[layer.tensor("rate")] = ()
+        elif layer.tensor("mask") in tensors:
+            shapes[layer.tensor("mask")] = weight
     return shapes
 
 

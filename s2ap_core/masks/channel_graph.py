@@ -18,22 +18,27 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from s2ap_core.errors import InputError
-from s2ap_core.masks.layers import MASKABLE, maskable_layers, weight_of
+from s2ap_core.masks.kinds import MASKABLE, TRANSPOSED, Layer
+from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.modes import train_mode
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 CHANNELWISE_MODULES = (
     *(nn.Identity, nn.Dropout, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.GELU, nn.SiLU, nn.Hardswish),
+    *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    *(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
 )
 
 
 CHANNELWISE = {
     *("relu", "relu_", "contiguous"),
     *(F.relu, torch.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.hardswish, F.dropout),
+    *(F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_max_pool1d),
     *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
+    *(F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d, F.adaptive_max_pool3d),
 }
 
 
@@ -67,7 +72,7 @@ class ChannelLayer:
 class ChannelGraph:
     """The channels of a network and their consumers.
 
-    FLOPs are counted as multiply-accumulates of Conv2d and Linear layers, for one image.
+    FLOPs are counted as multiply-accumulates of convolutions and linear layers, for one image.
 
     Args:
         model: masked or not; left as it is.
@@ -110,17 +115,18 @@ class ChannelGraph:
         for node in self.nodes:
             if self.kinds[node] == "layer":
                 name, source = str(node.target), node.all_input_nodes[0]
-                weight = weight_of(self.module(node))
+                layer = Layer(name, self.module(node), "weight")
                 self.layers[name] = ChannelLayer(
                     group=groups.setdefault(source, len(groups)),
                     prunable=source not in reads_image and name in maskable,
-                    channels_in=weight.shape[1],
-                    channels_out=weight.shape[0],
+                    channels_in=layer.weight.shape[layer.input_dim],
+                    channels_out=layer.weight.shape[1 - layer.input_dim],
                     cost=costs.pop(name),
                 )
         # The others always compute all their channels.
         self._other_flops = sum(
-            cost * weight_of(self.trace.get_submodule(name)).shape[:2].numel() for name, cost in costs.items()
+            cost * Layer(name, self.trace.get_submodule(name), "weight").weight.shape[:2].numel()
+            for name, cost in costs.items()
         )
         self.dense_flops = round(self.flops({}).item())
 
@@ -202,7 +208,7 @@ class ChannelGraph:
             once = self._uses[str(node.target)] == 1
             if isinstance(module, MASKABLE):
                 # Other layers' channels are not those of dimension 1, or are tied in groups.
-                plain = weight_of(module).dim() == len(shape(node)) and getattr(module, "groups", 1) == 1
+                plain = module.weight.dim() == len(shape(node)) and getattr(module, "groups", 1) == 1
                 return "layer" if plain and once else "opaque"
             if isinstance(module, NORMS) or (isinstance(module, nn.PReLU) and module.num_parameters > 1):
                 return "norm" if once else "opaque"
@@ -292,7 +298,7 @@ def _refuse_parameters_used_elsewhere(model: nn.Module, nodes: list[fx.Node], co
 
 
 class _Tracer(fx.Tracer):
-    """Stops at every Conv2d and Linear, those of a class of the user's included."""
+    """Stops at every layer that can be masked, those of a class of the user's included."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, MASKABLE) or super().is_leaf_module(m, module_qualified_name)
@@ -306,9 +312,9 @@ def _propagate(model: nn.Module, trace: fx.GraphModule, image_shape: tuple[int, 
         if isinstance(module, MASKABLE):
 
             def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-                weight = weight_of(layer)
-                positions = output.numel() // weight.shape[0]
-                costs[name] += positions * weight[0, 0].numel()
+                weight = Layer(name, layer, "weight").weight
+                mapped = inputs[0] if isinstance(layer, TRANSPOSED) else output  # what has the channels of dimension 0
+                costs[name] += mapped.numel() // weight.shape[0] * weight[0, 0].numel()
 
             handles.append(module.register_forward_hook(hook))
     reference = next(model.parameters())
@@ -323,7 +329,7 @@ def _propagate(model: nn.Module, trace: fx.GraphModule, image_shape: tuple[int, 
 
 
 def _before_any_layer(trace: fx.GraphModule, nodes: list[fx.Node]) -> set[fx.Node]:
-    """Find the image, and what is computed from it without a Conv2d or Linear in between."""
+    """Find the image, and what is computed from it without a layer that can be masked in between."""
     before: set[fx.Node] = set()
     for node in nodes:
         layer = node.op == "call_module" and isinstance(trace.get_submodule(str(node.target)), MASKABLE)

@@ -1,26 +1,23 @@
 """The only module that relies on torch's internals: parametrizations, their cache, their pickling, memory layouts.
 
-A mask is a parametrization of a layer's ``weight``. Only this module knows what torch calls the parts of one, and what
-its types leave unsaid of a layer.
+A mask is a parametrization of a layer's weight. Only this module knows what torch calls the parts of one.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from s2ap_core.masks.kinds import Layer, parameters_of
 from s2ap_core.masks.parametrization import FixedMask, Mask, ScoreMask
 
-Layer = nn.Conv2d | nn.Linear
-MASKABLE = (nn.Conv2d, nn.Linear)
+RAW = "parametrizations.{}.original"
+"""What torch calls, within a module, the parameter of that name behind its mask."""
 
-RAW_WEIGHT = "parametrizations.weight.original"
-"""What torch calls, within a masked layer, the weight behind the mask."""
-
-MASK = "parametrizations.weight.0"
+MASK = "parametrizations.{}.0"
 """What it calls the mask."""
 
 M = TypeVar("M", bound=nn.Module)
@@ -29,90 +26,101 @@ M = TypeVar("M", bound=nn.Module)
 # --- register and remove ---
 
 
-def register(layer: nn.Module, mask: Mask) -> nn.Module:
-    """Mask one plain layer, in place, so that it computes with ``mask(weight)``; it can be pickled and deep-copied."""
+def register(layer: Layer, mask: Mask) -> None:
+    """Mask one plain layer, in place: it computes with ``mask(weight)``; its module can be pickled and deep-copied."""
+    module = layer.module
     # unsafe=True skips torch's trial run of the parametrization, a selection per layer.
-    parametrize.register_parametrization(layer, "weight", mask, unsafe=True)
-    masked_class: Any = type(layer)  # torch has made it for this layer alone
+    parametrize.register_parametrization(module, layer.parameter, mask, unsafe=True)
+    masked_class: Any = type(module)  # torch has made it for this module alone
     if "__deepcopy__" in vars(masked_class):
         del masked_class.__deepcopy__
     masked_class.__reduce_ex__ = _reduce_masked
-    return layer
 
 
-def _reduce_masked(layer: nn.Module, protocol: int) -> tuple[Any, ...]:
-    """Pickle and deep-copy a masked layer as its plain layer and its mask, joined again.
+def _reduce_masked(module: nn.Module, protocol: int) -> tuple[Any, ...]:
+    """Pickle and deep-copy a module with masked layers as the plain module and its masks, joined again.
 
-    torch refuses to pickle a parametrized layer, and its deepcopy shares one class between the copies,
+    torch refuses to pickle a parametrized module, and its deepcopy shares one class between the copies,
     so that removing the mask from one of them would break the other.
     """
-    state = layer.__dict__.copy()
-    state["_modules"] = {k: v for k, v in layer._modules.items() if k != "parametrizations"}
-    state["_parameters"] = {**layer._parameters, "weight": raw_weight(layer)}
-    return _restore_masked, (type(layer).__mro__[1], state, mask_of(layer))
+    layers = [layer for layer in _layers_of("", module) if is_masked(layer)]
+    state = module.__dict__.copy()
+    state["_modules"] = {k: v for k, v in module._modules.items() if k != "parametrizations"}
+    state["_parameters"] = {**module._parameters, **{layer.parameter: raw_weight(layer) for layer in layers}}
+    return _restore_masked, (type(module).__mro__[1], state, {layer.parameter: mask_of(layer) for layer in layers})
 
 
-def _restore_masked(cls: type[nn.Module], state: dict[str, Any], mask: Mask) -> nn.Module:
-    layer = cls.__new__(cls)
-    layer.__dict__.update(state)
-    return register(layer, mask)
+def _restore_masked(cls: type[nn.Module], state: dict[str, Any], masks: dict[str, Mask]) -> nn.Module:
+    module = cls.__new__(cls)
+    module.__dict__.update(state)
+    for parameter, mask in masks.items():
+        register(Layer("", module, parameter), mask)
+    return module
 
 
-def unmask(layer: nn.Module) -> None:
+def unmask(layer: Layer) -> None:
     """Turn one masked layer, in place, into a plain one that holds ``w * m``."""
-    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    parametrize.remove_parametrizations(layer.module, layer.parameter, leave_parametrized=True)
 
 
 # --- find and read ---
 
 
-def is_parametrized(layer: nn.Module) -> bool:
+def is_parametrized(layer: Layer) -> bool:
     """Return whether the layer's weight has a parametrization, a mask of ours or not."""
-    return parametrize.is_parametrized(layer, "weight")
+    return parametrize.is_parametrized(layer.module, layer.parameter)
 
 
-def is_masked(layer: nn.Module) -> TypeGuard[Layer]:
-    """Return whether this layer itself carries a mask of ours."""
-    return (
-        isinstance(layer, MASKABLE)
-        and is_parametrized(layer)
-        and isinstance(layer.get_submodule(MASK), ScoreMask | FixedMask)
-    )
+def is_masked(layer: Layer) -> bool:
+    """Return whether this layer carries a mask of ours."""
+    return is_parametrized(layer) and isinstance(_first_parametrization(layer), ScoreMask | FixedMask)
 
 
-def mask_of(layer: nn.Module) -> Mask:
-    """Compute the mask of one masked layer."""
-    mask = layer.get_submodule(MASK)
+def mask_of(layer: Layer) -> Mask:
+    """Return the mask of one masked layer."""
+    mask = _first_parametrization(layer)
     assert isinstance(mask, ScoreMask | FixedMask)
     return mask
 
 
-def raw_weight(layer: nn.Module) -> nn.Parameter:
+def _first_parametrization(layer: Layer) -> nn.Module:
+    return layer.module.get_submodule(MASK.format(layer.parameter))
+
+
+def raw_weight(layer: Layer) -> nn.Parameter:
     """Return the weight behind the mask of one masked layer."""
-    return layer.get_parameter(RAW_WEIGHT)
+    return layer.module.get_parameter(RAW.format(layer.parameter))
 
 
-def weight_of(layer: nn.Module) -> Tensor:
-    """Return the weight [C_out, C_in, ...] that a Conv2d or Linear computes with, masked where it is masked."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight
+def _layers_of(path: str, module: nn.Module) -> Iterator[Layer]:
+    """List the layers that a module itself makes up, those of its children apart."""
+    return (Layer(path, module, parameter) for parameter in parameters_of(module))
+
+
+def every_layer(model: nn.Module) -> Iterator[Layer]:
+    """List, in the network's order, whatever could be masked."""
+    return (layer for path, module in model.named_modules() for layer in _layers_of(path, module))
 
 
 def maskable_layers(model: nn.Module) -> dict[str, Layer]:
-    """List every Conv2d and Linear by name, except those that the network declares in ``dense_layers``."""
+    """List each layer that can be masked by name, except those that the network declares in ``dense_layers``."""
     dense = getattr(model, "dense_layers", ())
-    return {n: m for n, m in model.named_modules() if isinstance(m, MASKABLE) and n not in dense}
+    return {layer.name: layer for layer in every_layer(model) if layer.name not in dense}
 
 
-def masked_layers(model: nn.Module) -> dict[str, Mask]:
-    """Collect the mask of every masked layer, by layer name, in the network's order."""
-    return {name: mask_of(layer) for name, layer in model.named_modules() if is_masked(layer)}
+def masked_layers(model: nn.Module) -> dict[str, Layer]:
+    """List each masked layer by name, in the network's order."""
+    return {layer.name: layer for layer in every_layer(model) if is_masked(layer)}
+
+
+def layer_masks(model: nn.Module) -> dict[str, Mask]:
+    """Collect the mask of each masked layer, as :func:`masked_layers` lists them."""
+    return {name: mask_of(layer) for name, layer in masked_layers(model).items()}
 
 
 def score_masks(model: nn.Module) -> dict[str, ScoreMask]:
-    """List, as :func:`masked_layers` does, the masks that have scores."""
-    return {name: mask for name, mask in masked_layers(model).items() if isinstance(mask, ScoreMask)}
+    """List, as :func:`layer_masks` does, the masks that have scores."""
+    return {name: mask for name, mask in layer_masks(model).items() if isinstance(mask, ScoreMask)}
 
 
 # --- compute ---
@@ -137,19 +145,19 @@ def constant_mask(model: nn.Module) -> Iterator[None]:
     """
     with parametrize.cached():
         with torch.no_grad():
-            for layer in model.modules():
-                if is_masked(layer):
-                    _ = layer.weight  # fills the cache
+            for layer in masked_layers(model).values():
+                _ = layer.weight  # fills the cache
         yield
 
 
 def constant_weights(model: nn.Module) -> list[Tensor]:
     """Return the masked weights that :func:`constant_mask` holds, of each masked layer in the network's order."""
-    return [weight_of(layer) for layer in model.modules() if is_masked(layer)]
+    return [layer.weight for layer in masked_layers(model).values()]
 
 
 def to_channels_last(model: M) -> M:
     """Lay out, in place, all weights of four dimensions channels last, as convolutions are fastest."""
-    # torch's stubs do not know this form of its own method.
-    laid_out: M = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return laid_out
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return model

@@ -1,8 +1,8 @@
-"""Top-k straight-through masks, as parametrizations of a layer's weight.
+"""Top-k straight-through masks, as parametrizations of layers' weights.
 
 A masked layer computes with ``w * M(s, k)``: the mask M keeps the entries of largest ``|s|`` (Eq. 3 of
-the paper). Any ``nn.Module`` with Conv2d or Linear layers can be masked; its classes and its forward
-pass stay as they are.
+the paper). Any ``nn.Module`` of the layers in
+:mod:`s2ap_core.masks.kinds` can be masked; its classes and its forward pass stay as they are.
 
 >>> import torch
 >>> from torch import nn
@@ -18,15 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
+from s2ap_core.masks.kinds import Layer
 from s2ap_core.masks.layers import (
-    Layer,
-    is_masked,
     is_parametrized,
     mask_of,
     maskable_layers,
+    masked_layers,
     raw_weight,
     register,
-    score_masks,
     unmask,
 )
 from s2ap_core.masks.parametrization import FixedMask, Mask, ScoreMask, check_keep
@@ -40,7 +39,7 @@ def attach_masks(model: nn.Module, make: Callable[[str, Layer], Mask], only: Con
     """
     layers = {n: layer for n, layer in maskable_layers(model).items() if only is None or n in only}
     if not layers:
-        raise InputError("the network has no Conv2d or Linear layer to mask")
+        raise InputError("the network has no layer that can be masked: none is linear or a convolution")
     for name, layer in layers.items():
         if is_parametrized(layer):
             raise InputError(f"layer {name or '(root)'} is masked already: bake the masks first")
@@ -57,36 +56,35 @@ def attach(model: nn.Module, keep: float) -> nn.Module:
         InputError: if ``keep`` is not in (0, 1], or a layer is masked already.
     """
     check_keep(keep)
-    return attach_masks(model, lambda name, layer: ScoreMask(scaled_scores(layer.weight), keep))
+    return attach_masks(model, lambda name, layer: ScoreMask(scaled_scores(layer), keep))
 
 
-def scaled_scores(weight: Tensor) -> Tensor:
+def scaled_scores(layer: Layer) -> Tensor:
     """Compute the first scores of HYDRA and HARP: ``sqrt(6 / fan_in) * w / max|w|``, of the weight's shape."""
-    fan_in = weight[0].numel()
+    weight = layer.weight
     largest = weight.detach().abs().max().clamp_min(torch.finfo(weight.dtype).tiny)
-    bound: float = (6 / fan_in) ** 0.5
+    bound: float = (6 / layer.fan_in) ** 0.5
     return bound * weight.detach() / largest
 
 
-def dead_channels(bits: Tensor) -> Tensor:
-    """Mark the output channels (rows) of a layer's mask [C_out, ...] that keep no weight: boolean [C_out]."""
-    return ~bits.bool().flatten(1).any(1)
+def dead_channels(layer: Layer, bits: Tensor) -> Tensor:
+    """Mark the output channels of a layer that keep no weight in a mask of its weight's shape: boolean [C_out]."""
+    return ~layer.by_output(bits).bool().flatten(1).any(1)
 
 
 @torch.no_grad()
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """Compute the boolean mask of every masked layer, by weight name (``conv1.weight``), of the weight's shape."""
-    by_weight = {}
-    for name, layer in model.named_modules():
-        if is_masked(layer):
-            bits = mask_of(layer).mask().bool()
-            by_weight[f"{name}.weight".removeprefix(".")] = bits.expand(raw_weight(layer).shape)
-    return by_weight
+    return {
+        layer.tensor("weight"): mask_of(layer).mask().bool().expand(raw_weight(layer).shape)
+        for layer in masked_layers(model).values()
+    }
 
 
 def scores(model: nn.Module) -> dict[str, nn.Parameter]:
     """Collect the score tensor of every masked layer, by score name (``conv1.scores``)."""
-    return {f"{name}.scores".removeprefix("."): mask.scores for name, mask in score_masks(model).items()}
+    pairs = ((layer, mask_of(layer)) for layer in masked_layers(model).values())
+    return {layer.tensor("scores"): mask.scores for layer, mask in pairs if isinstance(mask, ScoreMask)}
 
 
 def density(model: nn.Module) -> float:
@@ -98,19 +96,16 @@ def density(model: nn.Module) -> float:
 def fix_masks(model: nn.Module) -> nn.Module:
     """Replace, in place, each score mask by the fixed mask it selects; pruned weights become zero."""
     current = masks(model)
-    for name, layer in list(model.named_modules()):
-        if is_masked(layer):
-            bits = current[f"{name}.weight".removeprefix(".")]
-            unmask(layer)
-            layer.weight.requires_grad_(True)
-            register(layer, FixedMask(bits.clone()))
+    for layer in masked_layers(model).values():
+        unmask(layer)
+        layer.weight.requires_grad_(True)
+        register(layer, FixedMask(current[layer.tensor("weight")].clone()))
     return model
 
 
 def bake(model: nn.Module) -> nn.Module:
     """Make a plain copy of ``model`` whose weights are ``w * m``; without masks, a plain copy."""
     plain = copy.deepcopy(model)
-    for layer in list(plain.modules()):
-        if is_masked(layer):
-            unmask(layer)
+    for layer in masked_layers(plain).values():
+        unmask(layer)
     return plain

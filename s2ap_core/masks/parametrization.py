@@ -218,7 +218,7 @@ class ChannelMask(ScoreMask):
     mask again are buffers of it.
 
     Args:
-        scores: [1, C, 1, 1] for a Conv2d, [1, C] for a Linear.
+        scores: [1, C, 1, 1] for a Conv2d, [1, C] for a Linear, [C, 1, 1, 1] for a ConvTranspose2d.
         keep: fraction k of the channels that is kept, in (0, 1]; with ``rate``, the target that ``keep_min``
             belongs to.
         group: number of the tensor that the layer reads; layers with the same one share their rate.

@@ -6,24 +6,29 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
-from s2ap_core.masks.layers import MASK, RAW_WEIGHT
+from s2ap_core.masks.layers import MASK, RAW
 
 _PLAIN = {
-    RAW_WEIGHT: "weight",
-    f"{MASK}.scores": "scores",
-    f"{MASK}.rate": "rate",
-    f"{MASK}.nominal_keep": "keep",
-    f"{MASK}.group": "group",
-    f"{MASK}.unit": "unit",
-    f"{MASK}.mask_bits": "mask",
+    **{kind: kind for kind in ("scores", "rate", "group", "unit")},
+    "nominal_keep": "keep",
+    "mask_bits": "mask",
 }
+"""What files call the tensors of a mask."""
 
 
-_PARAMETRIZED = re.compile(rf"({'|'.join(map(re.escape, _PLAIN))})$")
+_WEIGHT = r"(\w*)weight"
+_OF_RAW = re.compile(rf"{RAW.replace('.', '[.]').format(_WEIGHT)}$")
+_OF_MASK = re.compile(rf"{MASK.replace('.', '[.]').format(_WEIGHT)}[.]({'|'.join(_PLAIN)})$")
+_SELECTING = re.compile(rf"(^|[._])({'|'.join(_PLAIN.values())})$")
 
 
 def _plain_name(key: str) -> str:
-    return _PARAMETRIZED.sub(lambda match: _PLAIN[match[1]], key)
+    return _OF_MASK.sub(lambda match: match[1] + _PLAIN[match[2]], _OF_RAW.sub(r"\1weight", key))
+
+
+def selects(name: str) -> bool:
+    """Return whether a tensor of this plain name says what a mask keeps, as ``conv1.scores`` does."""
+    return bool(_SELECTING.search(name))
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -34,7 +39,7 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     files hold no shared tensors.
     """
     state = {_plain_name(key): tensor for key, tensor in model.state_dict().items()}
-    return {name: tensor.clone() if name.endswith(".rate") else tensor for name, tensor in state.items()}
+    return {name: tensor.clone() if name.endswith("rate") else tensor for name, tensor in state.items()}
 
 
 def load_plain_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """HYDRA and HARP on channels: one score for each input channel of a layer, a budget in FLOPs.
 
-The budget is a share of the dense network's FLOPs (multiply-accumulates of Conv2d and Linear layers for
-one image), counted on the network that remains: what a layer's mask drops is removed from the layers that
+The budget is a share of the dense network's FLOPs (multiply-accumulates of convolutions and linear layers
+for one image), counted on the network that remains: what a layer's mask drops is removed from the layers that
 produce it, if no other consumer keeps it. See :mod:`s2ap_core.masks.channel_graph`.
 """
 
@@ -21,19 +21,20 @@ from s2ap_core.methods.base import Method
 from s2ap_core.methods.harp import LARGEST_START, Harp, keep_floor, rate_of
 
 
-def channel_scores(weight: Tensor) -> Tensor:
+def channel_scores(weight: Tensor, input_dim: int = 1) -> Tensor:
     """Compute the first scores: ``sqrt(6) * a / max(a)``, a the sum of ``|w|`` over each input channel.
 
     HYDRA's and HARP's formula with a fan-in of 1, which the published code takes from a placeholder. Its
     reshape then sums over the output channels' entries instead of the input channels'; this does not.
 
     Args:
-        weight: [C_out, C_in, H, W] or [C_out, C_in].
+        weight: [C_out, C_in, ...], for instance [C_out, C_in, H, W] or [C_out, C_in].
+        input_dim: 0 for [C_in, C_out, ...], the weight of a transposed convolution.
 
     Returns:
-        [1, C_in, 1, 1] or [1, C_in].
+        Of the weight's shape, but 1 in all other dimensions: [1, C_in, 1, 1] or [1, C_in].
     """
-    others = [dim for dim in range(weight.dim()) if dim != 1]
+    others = [dim for dim in range(weight.dim()) if dim != input_dim]
     sums = weight.detach().abs().sum(others, keepdim=True)
     return 6**0.5 * sums / sums.max().clamp_min(torch.finfo(weight.dtype).tiny)
 
@@ -80,7 +81,7 @@ class ChannelMethod(Method):
             raise InputError(f"method {self.settings.name}: no layer of this network has channels that can be removed")
         attach_masks(
             model,
-            lambda name, layer: make(channel_scores(layer.weight), layers[name].group),
+            lambda name, layer: make(channel_scores(layer.weight, layer.input_dim), layers[name].group),
             only=layers,
         )
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from s2ap_core.config import MethodSettings
 from s2ap_core.errors import InputError
-from s2ap_core.masks.layers import Layer, maskable_layers, score_masks
+from s2ap_core.masks.kinds import Layer
+from s2ap_core.masks.layers import maskable_layers, score_masks
 from s2ap_core.masks.masking import attach_masks, scaled_scores
 from s2ap_core.masks.parametrization import ScoreMask, Unit, UnitMask, check_keep
 from s2ap_core.masks.topk import n_dropped
@@ -48,8 +49,8 @@ class Harp(Method):
             initial = [rate_of(min(next(keeps), LARGEST_START), self.keep_min) for _ in range(rates[name])]
             start = torch.stack(initial).to(layer.weight)
             if name in packed:
-                return UnitMask(scaled_scores(layer.weight), target, packed[name], nn.Parameter(start), self.keep_min)
-            return ScoreMask(scaled_scores(layer.weight), target, nn.Parameter(start[0].clone()), self.keep_min)
+                return UnitMask(scaled_scores(layer), target, packed[name], nn.Parameter(start), self.keep_min)
+            return ScoreMask(scaled_scores(layer), target, nn.Parameter(start[0].clone()), self.keep_min)
 
         attach_masks(model, make)
 

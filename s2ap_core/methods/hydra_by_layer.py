@@ -25,11 +25,11 @@ class HydraByLayer(Hydra):
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
         del generator
         check_keep(self.settings.keep)
-        weights = {name: layer.weight.detach() for name, layer in maskable_layers(model).items()}
+        weights = {name: layer.by_output(layer.weight.detach()) for name, layer in maskable_layers(model).items()}
         counts = self.counts(weights)
         attach_masks(
             model,
-            lambda name, layer: LayerMask(scaled_scores(layer.weight), counts[name] / weights[name].numel()),
+            lambda name, layer: LayerMask(scaled_scores(layer), counts[name] / weights[name].numel()),
         )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from s2ap_core.masks.layers import MASKABLE, Layer, maskable_layers
+from s2ap_core.masks.kinds import Layer
+from s2ap_core.masks.layers import every_layer, maskable_layers
 from s2ap_core.masks.masking import attach_masks
 from s2ap_core.masks.parametrization import ScoreMask, check_keep
 from s2ap_core.methods.base import Method
@@ -28,12 +29,13 @@ class Rlth(Method):
     def initialise(self, model: nn.Module, generator: torch.Generator) -> None:
         for layer in maskable_layers(model).values():
             weight = layer.weight
-            nn.init.kaiming_normal_(weight, generator=generator)
+            nn.init.normal_(weight, std=math.sqrt(2) / math.sqrt(layer.fan_in), generator=generator)  # kaiming
             if self.settings.init == "signed-constant":
-                weight.copy_(weight.sign() * math.sqrt(2 / weight[0].numel()))
-        for module in model.modules():
-            if isinstance(module, MASKABLE) and module.bias is not None:
-                module.bias.zero_()
+                weight.copy_(weight.sign() * math.sqrt(2 / layer.fan_in))
+        for layer in every_layer(model):
+            for name, parameter in layer.module.named_parameters(recurse=False):
+                if name.endswith("bias"):
+                    parameter.zero_()
 
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
         check_keep(self.settings.keep)
@@ -42,7 +44,8 @@ class Rlth(Method):
             del name
             weight = layer.weight
             scores = torch.empty(weight.shape, dtype=weight.dtype)  # where the generator draws
-            nn.init.kaiming_uniform_(scores, a=math.sqrt(5), generator=generator)
+            bound = math.sqrt(3) * nn.init.calculate_gain("leaky_relu", math.sqrt(5)) / math.sqrt(layer.fan_in)
+            nn.init.uniform_(scores, -bound, bound, generator=generator)
             return ScoreMask(scores.to(weight.device), self.settings.keep)
 
         attach_masks(model, make)

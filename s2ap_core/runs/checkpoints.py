@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
 from s2ap_core.files.tensors import load_tensors, save_tensors
+from s2ap_core.masks.kinds import Layer
 from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import attach_masks
 from s2ap_core.masks.parametrization import ChannelMask, FixedMask, LayerMask, ScoreMask, UnitMask, check_keep
@@ -198,35 +199,38 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], keep: float) -> None:
     Raises:
         InputError: if names or shapes do not fit, or scores hold NaN.
     """
-    layers = {name for name in maskable_layers(model) if {f"{name}.scores", f"{name}.mask"} & state.keys()}
+    maskable = maskable_layers(model).items()
+    layers = {name for name, layer in maskable if {layer.tensor("scores"), layer.tensor("mask")} & state.keys()}
     tied: dict[int, nn.Parameter] = {}
 
-    def make(name: str, layer: Any) -> ScoreMask | FixedMask:
-        if f"{name}.mask" in state:
-            _check_shape(f"{name}.mask", state, layer.weight.shape)
-            return FixedMask(state[f"{name}.mask"])
-        scores = _real(f"{name}.scores", state).to(layer.weight.dtype)
+    def make(name: str, layer: Layer) -> ScoreMask | FixedMask:
+        shape = layer.weight.shape
+        called = {kind: layer.tensor(kind) for kind in ("mask", "scores", "rate", "keep", "group", "unit")}
+        if called["mask"] in state:
+            _check_shape(called["mask"], state, shape)
+            return FixedMask(state[called["mask"]])
+        scores = _real(called["scores"], state).to(layer.weight.dtype)
         if not scores.isfinite().all():
-            raise InputError(f"{name}.scores hold NaN or infinity; restore an earlier epoch")
-        if f"{name}.unit" in state:
-            _check_shape(f"{name}.scores", state, layer.weight.shape)
-            return _unit_mask(name, scores.clone(), state, keep)
+            raise InputError(f"{called['scores']} hold NaN or infinity; restore an earlier epoch")
+        if called["unit"] in state:
+            _check_shape(called["scores"], state, shape)
+            return _unit_mask(called, scores.clone(), state, keep)
         rate = None
-        if f"{name}.rate" in state:
-            _check_shape(f"{name}.rate", state, ())
-            rate = nn.Parameter(_real(f"{name}.rate", state).to(layer.weight.dtype, copy=True))
+        if called["rate"] in state:
+            _check_shape(called["rate"], state, ())
+            rate = nn.Parameter(_real(called["rate"], state).to(layer.weight.dtype, copy=True))
             if not rate.isfinite():
-                raise InputError(f"{name}.rate is NaN or infinite; restore an earlier epoch")
-        if f"{name}.group" not in state:
-            _check_shape(f"{name}.scores", state, layer.weight.shape)
-            if f"{name}.keep" in state:
-                return LayerMask(scores.clone(), _keep_of_layer(f"{name}.keep", state))
+                raise InputError(f"{called['rate']} is NaN or infinite; restore an earlier epoch")
+        if called["group"] not in state:
+            _check_shape(called["scores"], state, shape)
+            if called["keep"] in state:
+                return LayerMask(scores.clone(), _keep_of_layer(called["keep"], state))
             return ScoreMask(scores.clone(), keep, rate, keep_floor(keep) if rate is not None else 0.0)
-        channels = [size if dim == 1 else 1 for dim, size in enumerate(layer.weight.shape)]
-        _check_shape(f"{name}.scores", state, channels)
-        for entry in (f"{name}.keep", f"{name}.group"):
+        channels = [size if dim == layer.input_dim else 1 for dim, size in enumerate(shape)]
+        _check_shape(called["scores"], state, channels)
+        for entry in (called["keep"], called["group"]):
             _check_shape(entry, state, ())
-        own, group = float(_real(f"{name}.keep", state)), int(state[f"{name}.group"].real)
+        own, group = float(_real(called["keep"], state)), int(state[called["group"]].real)
         check_keep(own)
         if rate is None:
             return ChannelMask(scores.clone(), own, group)
@@ -237,16 +241,17 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], keep: float) -> None:
     load_plain_state_dict(model, state)
 
 
-def _unit_mask(name: str, scores: Tensor, state: Mapping[str, Tensor], keep: float) -> UnitMask:
+def _unit_mask(called: Mapping[str, str], scores: Tensor, state: Mapping[str, Tensor], keep: float) -> UnitMask:
     """Build the mask of a layer whose units have a learned keep rate each."""
-    of_part = state[f"{name}.unit"].flatten().tolist()
+    unit, rates = called["unit"], called["rate"]
+    of_part = state[unit].flatten().tolist()
     units = len(set(of_part))
     if set(of_part) != set(range(units)) or len(scores) % len(of_part):
-        raise InputError(f"{name}.unit does not share the layer's {len(scores)} rows out; restore the file")
-    _check_shape(f"{name}.rate", state, (units,))
-    rate = _real(f"{name}.rate", state).to(scores.dtype, copy=True)
+        raise InputError(f"{unit} does not share the layer's {len(scores)} rows out; restore the file")
+    _check_shape(rates, state, (units,))
+    rate = _real(rates, state).to(scores.dtype, copy=True)
     if not rate.isfinite().all():
-        raise InputError(f"{name}.rate is NaN or infinite; restore an earlier epoch")
+        raise InputError(f"{rates} is NaN or infinite; restore an earlier epoch")
     return UnitMask(scores, keep, of_part, nn.Parameter(rate), keep_floor(keep))
 
 

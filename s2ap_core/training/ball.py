@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.config import MinimizerSettings
-from s2ap_core.masks.layers import is_masked, mask_of, raw_weight
+from s2ap_core.masks.kinds import Layer
+from s2ap_core.masks.layers import mask_of, masked_layers, raw_weight
 from s2ap_core.masks.parametrization import ScoreMask
 from s2ap_core.masks.topk import kth_smallest
 from s2ap_core.seeds import generator
@@ -38,7 +39,7 @@ class PerturbedLayer:
 
 def score_layers(model: nn.Module) -> list[PerturbedLayer]:
     """Collect the scores of each masked layer; HARP's rates are not perturbed."""
-    layers = [(layer, mask_of(layer)) for layer in model.modules() if is_masked(layer)]
+    layers = [(layer, mask_of(layer)) for layer in masked_layers(model).values()]
     return [
         PerturbedLayer(mask.scores, mask.scores.norm, mask, raw_weight(layer))
         for layer, mask in layers
@@ -48,11 +49,10 @@ def score_layers(model: nn.Module) -> list[PerturbedLayer]:
 
 def weight_layers(model: nn.Module) -> list[PerturbedLayer]:
     """Collect the weights of each masked layer; their norm is that of ``w * m``, as is their gradient."""
-    layers = [layer for layer in model.modules() if is_masked(layer)]
-    return [PerturbedLayer(raw_weight(layer), _masked_norm(layer)) for layer in layers]
+    return [PerturbedLayer(raw_weight(layer), _masked_norm(layer)) for layer in masked_layers(model).values()]
 
 
-def _masked_norm(layer: nn.Module) -> Callable[[], Tensor]:
+def _masked_norm(layer: Layer) -> Callable[[], Tensor]:
     return lambda: (raw_weight(layer) * mask_of(layer).mask()).norm()
 
 

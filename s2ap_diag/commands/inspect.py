@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from s2ap_core.masks.layers import score_masks
+from s2ap_core.masks.layers import masked_layers, score_masks
 from s2ap_core.masks.masking import density, masks
 from s2ap_diag.curvature.reach import LayerReach, perturbation_reach
 from s2ap_diag.output.destinations import Output
@@ -28,16 +28,18 @@ def run_command(
         reach = {}
         if isinstance(radius, float) and score_masks(checkpoint.model):
             reach = perturbation_reach(checkpoint.model, radius)
+        bits = masks(checkpoint.model)
         layers: list[dict[str, Any]] = [
             {
-                "layer": name,
+                "layer": layer.tensor("weight"),
                 "entries": mask.numel(),
                 "kept": int(mask.sum()),
                 "keep": float(mask.float().mean()),
-                "blind": None if blind is None else blind.layers[name.removesuffix("weight").removesuffix(".")],
-                **_reached(reach.get(name.removesuffix("weight").removesuffix("."))),
+                "blind": None if blind is None else blind.layers[name],
+                **_reached(reach.get(name)),
             }
-            for name, mask in masks(checkpoint.model).items()
+            for name, layer in masked_layers(checkpoint.model).items()
+            for mask in [bits[layer.tensor("weight")]]
         ]
         records.append(
             {

@@ -11,6 +11,7 @@ from torch import nn
 
 from s2ap_core.config import Config
 from s2ap_core.export import exported_flops, image_shape
+from s2ap_core.masks.layers import masked_layers
 from s2ap_core.masks.masking import density, masks
 from s2ap_core.runs import course
 from s2ap_core.runs.checkpoints import load_checkpoint
@@ -160,9 +161,7 @@ def _budget(run: Run) -> Budget | None:
 
 def _flops_kept(model: nn.Module, images: tuple[int, int, int]) -> float:
     """Divide the FLOPs that channel masks leave by those of the dense network."""
-    kept = {
-        name.removesuffix(".weight"): mask.any(dim=tuple(d for d in range(mask.dim()) if d != 1))
-        for name, mask in masks(model).items()
-    }
+    bits, layers = masks(model), masked_layers(model)
+    kept = {name: layer.by_input(bits[layer.tensor("weight")]).flatten(1).any(1) for name, layer in layers.items()}
     dense, left = exported_flops(model, images, kept)
     return left / dense

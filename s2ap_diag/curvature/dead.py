@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from s2ap_core.masks.layers import masked_layers
 from s2ap_core.masks.masking import dead_channels
 from s2ap_diag.curvature.hessian import chosen_masks, flatten
 
@@ -38,9 +39,9 @@ def dead_scores(model: nn.Module, layers: Sequence[str] | None = None) -> DeadSc
     Raises:
         InputError: as :func:`chosen_masks`.
     """
-    channels, where = 0, []
-    for mask in chosen_masks(model, layers).values():
-        dead = dead_channels(mask.mask())
+    channels, where, of_name = 0, [], masked_layers(model)
+    for name, mask in chosen_masks(model, layers).items():
+        dead = dead_channels(of_name[name], mask.mask())
         channels += int(dead.sum())
-        where.append(dead.view(-1, *(1,) * (mask.scores.dim() - 1)).expand(mask.scores.shape))
+        where.append(of_name[name].spread(dead, mask.scores))
     return DeadScores(channels, flatten(where))

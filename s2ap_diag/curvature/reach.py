@@ -9,7 +9,7 @@ from scipy.optimize import brentq
 from torch import nn
 
 from s2ap_core.errors import InputError
-from s2ap_core.masks.layers import raw_weight
+from s2ap_core.masks.layers import masked_layers, raw_weight
 from s2ap_diag.curvature.hessian import chosen_masks
 
 ROUNDING = 1e-5
@@ -54,13 +54,13 @@ def perturbation_reach(model: nn.Module, gamma: float) -> dict[str, LayerReach]:
     """
     if not (gamma > 0 and np.isfinite(gamma)):
         raise InputError(f"gamma = {gamma}: give a finite radius above 0")
-    found = {}
+    found, layers = {}, masked_layers(model)
     with torch.no_grad():
         for name, mask in chosen_masks(model).items():
             magnitudes, kept = mask.split(mask.scores.abs().double().cpu()), mask.split(mask.mask().bool().cpu())
             parts = [(m.numpy().ravel(), k.numpy().ravel()) for m, k in zip(magnitudes, kept, strict=True)]
             reach = _layer_reach(parts, gamma)
-            entries = raw_weight(model.get_submodule(name)).numel()
+            entries = raw_weight(layers[name]).numel()
             shared = entries // mask.scores.numel()
             found[name] = replace(reach, entries=entries, flippable=reach.flippable * shared)
     return found

@@ -37,7 +37,7 @@ def prune_at_random(model: nn.Module, shape=IMAGE, seed: int = 0) -> nn.Module:
     prunable = {name: layer for name, layer in graph.layers.items() if layer.prunable}
 
     def make(name, layer):
-        sizes = [1, layer.weight.shape[1], *[1] * (layer.weight.dim() - 2)]
+        sizes = [size if dim == layer.input_dim else 1 for dim, size in enumerate(layer.weight.shape)]
         keep = (1 / 3, 1 / 2, 1.0)[int(torch.randint(3, (), generator=rng))]
         return ChannelMask(torch.randn(sizes, generator=rng), keep, prunable[name].group)
 
@@ -104,6 +104,30 @@ def test_networks_with_group_norm_are_exported_and_read_back(narrow, name, tmp_p
     save_exported(tmp_path / "small.safetensors", smaller, checkpoint, kept_channels(model))
     x = torch.rand(3, *IMAGE)
     torch.testing.assert_close(load_exported(tmp_path / "small.safetensors")(x), smaller(x))
+
+
+DIMENSIONS = {
+    1: (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d),
+    2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
+    3: (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.MaxPool3d, nn.AdaptiveAvgPool3d),
+}
+
+
+@pytest.mark.parametrize("dims", DIMENSIONS)
+def test_convolutions_up_and_down_in_all_dimensions(dims):
+    conv, up, norm, pool, mean = DIMENSIONS[dims]
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(conv(2, 6, 3, padding=1), norm(6), nn.Tanh(), pool(2), up(6, 9, 3, stride=2, output_padding=1)),
+        *(norm(9), nn.Tanh(), conv(9, 6, 2), nn.Tanh(), mean(2), nn.Flatten(), nn.Linear(6 * 2**dims, 3)),
+    )
+    nn.init.normal_(model[-1].weight, std=30)  # means over positions hardly differ
+    shape = (2, 4, 6, 5)[: 1 + dims]
+    dense = sum(p.numel() for p in model.parameters())
+    for seed in range(3):
+        pruned = prune_at_random(bake(model), shape, seed=seed)
+        assert kept_channels(pruned).keys() == {"4", "7", "11"}
+        assert sum(p.numel() for p in check(pruned, shape).parameters()) < dense
 
 
 class Odd(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core import models
-from s2ap_core.masks.layers import maskable_layers, masked_layers
+from s2ap_core.masks.layers import layer_masks, maskable_layers
 from s2ap_core.masks.masking import attach, attach_masks, fix_masks
 from s2ap_core.masks.parametrization import ChannelMask
 from s2ap_core.masks.taps import blind_taps, count_blind
@@ -14,8 +14,10 @@ NARROW = {"resnet18": 4, "vgg16_bn": 4, "wrn_28_4": 8, "resnet50": 2}
 
 
 def seen(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """Where in each kernel any weight ever gets a gradient of a random loss, [height, width], by brute force."""
-    layers = {name: layer for name, layer in maskable_layers(model).items() if isinstance(layer, nn.Conv2d)}
+    """Where in each kernel any weight ever gets a gradient of a random loss, of its shape, by brute force."""
+    layers = {
+        name: layer.module for name, layer in maskable_layers(model).items() if hasattr(layer.module, "kernel_size")
+    }
     sums = {name: torch.zeros(layer.kernel_size, dtype=torch.float64) for name, layer in layers.items()}
     for seed in range(3):
         torch.manual_seed(seed)
@@ -38,7 +40,7 @@ def test_a_network_made_for_a_size_has_no_blind_tap(name: str, size: int) -> Non
     assert all(every.all() for every in seen(model, (1, size, size)).values())
     found = blind_taps(model.eval(), torch.rand(1, 1, size, size, dtype=torch.float64))
     assert not any(taps.any() for taps in found.values())
-    assert len(found) == sum(isinstance(layer, nn.Conv2d) for layer in maskable_layers(model).values())
+    assert len(found) == sum(isinstance(layer.module, nn.Conv2d) for layer in maskable_layers(model).values())
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,31 @@ def test_strides_paddings_dilations_and_groups_are_torchs() -> None:
     assert sum(int(taps.sum()) for taps in found.values()) > 10
 
 
+class Other(nn.Module):
+    """Convolutions in one and three dimensions, and transposed ones whose outputs are cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Conv1d(1, 4, 5, padding=2)
+        self.up = nn.ConvTranspose1d(4, 4, 5, stride=2, padding=3, groups=2)
+        self.volume = nn.Conv3d(4, 3, (3, 1, 3), padding=(1, 0, 1))
+        self.spread = nn.ConvTranspose3d(3, 2, (3, 2, 1), padding=(1, 0, 0), dilation=(2, 1, 1), stride=(3, 1, 1))
+        self.plane = nn.ConvTranspose2d(2, 2, 4, padding=2, output_padding=1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(self.line(x))
+        return self.plane(self.spread(self.volume(x[..., None, None])).flatten(3)).flatten(1)
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_transposed_ones_and_other_dimensions_as_gradients_show(length: int) -> None:
+    torch.manual_seed(0)
+    model = Other().double()
+    found = blind_taps(model, torch.rand(1, 1, length, dtype=torch.float64))
+    assert {n: t.tolist() for n, t in found.items()} == {n: (~t).tolist() for n, t in seen(model, (1, length)).items()}
+    assert any(taps.any() and not taps.all() for taps in found.values())
+
+
 def test_scores_are_counted_one_for_each_weight_or_channel() -> None:
     taps = torch.ones(3, 3, dtype=torch.bool)
     taps[1, 1] = False
@@ -87,11 +114,11 @@ def test_scores_are_counted_one_for_each_weight_or_channel() -> None:
         attach(nn.Sequential(nn.Conv2d(2, 5, 3)), 0.5),
         fix_masks(attach(nn.Sequential(nn.Conv2d(2, 5, 3)), 0.5)),
     ):
-        (mask,) = masked_layers(model).values()
+        (mask,) = layer_masks(model).values()
         assert count_blind(mask, taps) == 5 * 2 * 8
     channels = attach_masks(
         nn.Sequential(nn.Conv2d(2, 5, 3)), lambda _, __: ChannelMask(torch.rand(1, 2, 1, 1), 0.5, 0)
     )
-    (mask,) = masked_layers(channels).values()
+    (mask,) = layer_masks(channels).values()
     assert count_blind(mask, taps) == 0
     assert count_blind(mask, torch.ones(3, 3, dtype=torch.bool)) == 2

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import s2ap_core.masks.topk
 import s2ap_diag.curvature.hessian
 from s2ap_core.errors import InputError
-from s2ap_core.masks.layers import constant_mask, masked_layers
+from s2ap_core.masks.layers import constant_mask, layer_masks
 from s2ap_core.masks.masking import attach, bake, masks, scores
 from s2ap_core.methods import MethodSettings, build_method
 from s2ap_diag.curvature.dead import dead_scores
@@ -77,7 +77,7 @@ def dense_hessian(model: nn.Module, batch: tuple[Tensor, Tensor], mode: str) -> 
     """By torch.autograd.functional on the plain network, the surrogate mask written out: m + |s| - |s|."""
     plain = bake(model).train(mode == "batch")
     weights = {name: p.detach() for name, p in model.named_parameters() if name.endswith("original")}
-    masks = {name: mask for name, mask in masked_layers(model).items()}
+    masks = {name: mask for name, mask in layer_masks(model).items()}
     values = [mask.scores.detach() for mask in masks.values()]
 
     def loss(vector: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def test_curvlinops_gives_the_same_spectrum_by_way_of_the_masked_weights(name: s
     # H of the plain network in its masked weights, then diag(w) H diag(w): no mask, no surrogate.
     model, batch = world(name)
     plain = bake(model).eval()
-    layers = [plain.get_submodule(layer) for layer in masked_layers(model)]
+    layers = [plain.get_submodule(layer) for layer in layer_masks(model)]
     in_weights = HessianLinearOperator(
         plain, nn.CrossEntropyLoss(), [layer.weight for layer in layers], [batch]
     ) @ torch.eye(sum(layer.weight.numel() for layer in layers), dtype=torch.float64)
@@ -205,7 +205,7 @@ def test_one_batch_shows_a_loss_that_is_another_function_each_time() -> None:
 def naive_dead(model: nn.Module) -> tuple[int, list[bool]]:
     """Channel by channel: one that has no weight left, and all its scores."""
     channels, where = 0, []
-    for layer, mask in masked_layers(model).items():
+    for layer, mask in layer_masks(model).items():
         bits = masks(model)[f"{layer}.weight".removeprefix(".")]
         for row in bits:
             dead = not any(row.flatten().tolist())
@@ -241,7 +241,7 @@ def test_with_a_score_for_each_input_channel_no_output_channel_is_dead() -> None
     found = dead_scores(model)
     assert (found.channels, found.where.any()) == (0, False)
     assert naive_dead(model)[0] == 0
-    assert len(found.where) == sum(mask.scores.numel() for mask in masked_layers(model).values())
+    assert len(found.where) == sum(mask.scores.numel() for mask in layer_masks(model).values())
 
 
 def test_a_layers_operator_is_the_diagonal_block_of_the_whole() -> None:
