@@ -39,6 +39,17 @@ def statistics(model: nn.Module, mode: str) -> str:
 
 
 @contextmanager
+def without_fused_attention() -> Iterator[None]:
+    """Let torch's attention and transformer layers call the layers within, as they do when they are trained."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
 def gpu_arithmetic(*, tf32: bool, deterministic: bool | None = None) -> Iterator[None]:
     """Set how a GPU computes float32 products; without effect on other devices.
 

@@ -80,7 +80,7 @@ def _has(raw: Mapping[str, Tensor], kind: str) -> bool:
 
 
 def _format(raw: Mapping[str, Tensor]) -> str:
-    if _has(raw, "weight_orig"):
+    if any(key.endswith("weight_orig") for key in raw):
         return "torch-prune"
     if _has(raw, "popup_scores"):
         return "harp" if _has(raw, "k_score") else "hydra"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
 from s2ap_core.foreign.formats import SCORES, StateDict, _file_name
+from s2ap_core.foreign.names import split_kind
 from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import masks
 from s2ap_core.masks.parametrization import ScoreMask, check_keep
@@ -244,9 +245,9 @@ def _header(
     elif source.format in SCORES:
         raise InputError("does not say its keep rate; give --keep, the fraction of weights kept")
     else:
-        bits = [t for name, t in state.items() if name.rpartition(".")[2] == "mask"]
+        bits = [t for name, t in state.items() if split_kind(name)[1] == "mask"]
         if not bits:
-            raise InputError("masks no Conv2d or Linear layer; give a pruned network")
+            raise InputError("masks no layer; give a pruned network")
         keep = sum(int(m.sum()) for m in bits) / sum(m.numel() for m in bits)
     return {
         "network": described,
@@ -263,13 +264,13 @@ def _masks_of_any(tensors: Mapping[str, Tensor], keep: float) -> dict[str, Tenso
     """Select the masks of a network that is not known, in the order of the file."""
     selected = {}
     for name, tensor in tensors.items():
-        layer, dot, last = name.rpartition(".")
-        weight, rate = f"{layer}{dot}weight", tensors.get(f"{layer}{dot}rate")
-        if last == "mask":
+        layer, kind = split_kind(name)
+        weight, rate = f"{layer}weight", tensors.get(f"{layer}rate")
+        if kind == "mask":
             selected[weight] = tensor
-        elif last == "scores":
+        elif kind == "scores":
             if weight not in tensors or tensors[weight].shape != tensor.shape:
-                raise InputError(f"the scores of {layer} do not have the shape of its weight; give another file")
+                raise InputError(f"the scores of {layer[:-1]} do not have the shape of its weight; give another file")
             parameter, keep_min = (None, 0.0) if rate is None else (nn.Parameter(rate), 0.1 * keep)
             selected[weight] = ScoreMask(tensor, keep, parameter, keep_min).mask().detach().bool()
     return selected

@@ -15,12 +15,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
+from torch.fx.passes.shape_prop import TensorMetadata
 
 from s2ap_core.errors import InputError
-from s2ap_core.masks.kinds import MASKABLE, TRANSPOSED, Layer
+from s2ap_core.masks.costs import measure_costs, refuse_parameters_used_elsewhere
+from s2ap_core.masks.kinds import MASKABLE, Layer
 from s2ap_core.masks.layers import maskable_layers
-from s2ap_core.modes import train_mode
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -72,7 +72,8 @@ class ChannelLayer:
 class ChannelGraph:
     """The channels of a network and their consumers.
 
-    FLOPs are counted as multiply-accumulates of convolutions and linear layers, for one image.
+    FLOPs are counted as multiply-accumulates of convolutions and linear layers, among them attention's projections, for
+    one image.
 
     Args:
         model: masked or not; left as it is.
@@ -103,8 +104,8 @@ class ChannelGraph:
             raise InputError(f"the network cannot be traced for channel pruning ({error}); give another") from error
         self.trace.graph.eliminate_dead_code()
         self.nodes = list(self.trace.graph.nodes)
-        costs = _propagate(model, self.trace, image_shape)
-        _refuse_parameters_used_elsewhere(model, self.nodes, costs)
+        costs = measure_costs(model, self.trace, image_shape)
+        refuse_parameters_used_elsewhere(model, self.nodes)
         self._uses = uses(self.nodes)
         self.kinds = {node: self._kind(node) for node in self.nodes}
 
@@ -121,13 +122,10 @@ class ChannelGraph:
                     prunable=source not in reads_image and name in maskable,
                     channels_in=layer.weight.shape[layer.input_dim],
                     channels_out=layer.weight.shape[1 - layer.input_dim],
-                    cost=costs.pop(name),
+                    cost=costs.pop(name) // layer.weight.shape[:2].numel(),
                 )
         # The others always compute all their channels.
-        self._other_flops = sum(
-            cost * Layer(name, self.trace.get_submodule(name), "weight").weight.shape[:2].numel()
-            for name, cost in costs.items()
-        )
+        self._other_flops = sum(costs.values())
         self.dense_flops = round(self.flops({}).item())
 
     def module(self, node: fx.Node) -> nn.Module:
@@ -279,53 +277,11 @@ def _serves_flattening(size: fx.Node) -> bool:
     )
 
 
-def _refuse_parameters_used_elsewhere(model: nn.Module, nodes: list[fx.Node], costs: Mapping[str, int]) -> None:
-    """Raise InputError if a layer's parameter is used outside its own call, where no hook counts the cost."""
-    targets = {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
-    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
-    for name, layer in model.named_modules():
-        if not isinstance(layer, MASKABLE):
-            continue
-        own = [p for n, p in layer.named_parameters() if n.startswith(("weight", "parametrizations.weight.original"))]
-        read = any(target.startswith(f"{name}.") for target in targets)
-        # torch's own modules, such as MultiheadAttention, take the weights of layers within and do not call them.
-        taken = name not in costs and any(name.startswith(f"{target}.") for target in targets)
-        if read or taken or any(owners[id(weight)] > 1 for weight in own):
-            raise InputError(
-                f"a parameter of {name} is used outside that layer, where FLOPs are not counted: "
-                "channel pruning takes networks that call their layers and share no weights; give another"
-            )
-
-
 class _Tracer(fx.Tracer):
-    """Stops at every layer that can be masked, those of a class of the user's included."""
+    """Stops at every layer that can be masked and at attention, those of a class of the user's included."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, MASKABLE) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _propagate(model: nn.Module, trace: fx.GraphModule, image_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Run one black image: shapes go into the nodes, each layer's cost for a pair of channels is returned."""
-    costs: Counter[str] = Counter()
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, MASKABLE):
-
-            def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-                weight = Layer(name, layer, "weight").weight
-                mapped = inputs[0] if isinstance(layer, TRANSPOSED) else output  # what has the channels of dimension 0
-                costs[name] += mapped.numel() // weight.shape[0] * weight[0, 0].numel()
-
-            handles.append(module.register_forward_hook(hook))
-    reference = next(model.parameters())
-    image = torch.zeros(1, *image_shape, device=reference.device, dtype=reference.dtype)
-    try:
-        with torch.no_grad(), train_mode(model, False):
-            ShapeProp(trace).propagate(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return dict(costs)
+        return isinstance(m, (*MASKABLE, nn.MultiheadAttention)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _before_any_layer(trace: fx.GraphModule, nodes: list[fx.Node]) -> set[fx.Node]:

@@ -13,7 +13,14 @@ MASKABLE = (nn.Linear, *CONVOLUTIONS)
 
 
 def parameters_of(module: nn.Module) -> tuple[str, ...]:
-    """Name the parameters of a module itself that can be masked."""
+    """Name the parameters of a module itself that can be masked.
+
+    The rows of an attention's ``in_proj_weight`` are those of queries, keys and values, one third each; its output
+    projection is a linear layer of its own.
+    """
+    if isinstance(module, nn.MultiheadAttention):
+        packed = module.kdim == module.vdim == module.embed_dim
+        return ("in_proj_weight",) if packed else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
     return ("weight",) if isinstance(module, MASKABLE) else ()
 
 
@@ -28,6 +35,8 @@ class Layer:
 
     >>> Layer("up", nn.ConvTranspose2d(4, 6, 3), "weight").tensor("scores")
     'up.scores'
+    >>> Layer("attn", nn.MultiheadAttention(4, 2), "in_proj_weight").tensor("scores")
+    'attn.in_proj_scores'
     """
 
     path: str

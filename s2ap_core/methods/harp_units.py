@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.methods.harp import Harp
 
 
@@ -30,10 +31,17 @@ class HarpHeads(Harp):
 def packed_heads(model: nn.Module) -> dict[str, int]:
     """Count the heads of each layer whose rows are those of queries, then keys, then values, head by head.
 
-    A module of attention says that it has such a layer by ``packed``, its name within the module, and ``heads``.
+    torch's attention has one where keys and values are as wide as queries. A module of one's own says so by ``packed``,
+    the layer's name within the module, and ``heads``.
     """
-    return {
+    of_torch = {
+        name: layer.module.num_heads
+        for name, layer in maskable_layers(model).items()
+        if isinstance(layer.module, nn.MultiheadAttention) and layer.parameter == "in_proj_weight"
+    }
+    own = {
         f"{path}.{module.packed}".removeprefix("."): int(module.heads)
         for path, module in model.named_modules()
         if isinstance(getattr(module, "packed", None), str)
     }
+    return of_torch | own

@@ -3,7 +3,7 @@
 A network joins with one line, ``NETWORKS["mine"] = factory``. The factory is called with the keywords
 ``classes``, ``input_channels`` and ``norm_affine``, and with ``width`` and ``input_size`` where the user
 gave them; it returns a module that maps (N, input_channels, H, W) images in [0, 1] to (N, classes)
-logits. Conv2d and Linear layers whose names stand in the module's ``dense_layers`` are never masked. A
+logits. Layers whose names (``head``, ``attn.in_proj``) stand in the module's ``dense_layers`` are never masked. A
 factory that has ``norm`` in its signature, too, is called with it where ``network.norm`` is ``group``.
 """
 

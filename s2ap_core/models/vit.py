@@ -18,8 +18,8 @@ MIN_TOKENS = 16
 class Attention(nn.Module):
     """Multi-head self-attention on (N, tokens, width), with queries, keys and values in one Linear.
 
-    Own code instead of ``nn.MultiheadAttention``, whose packed projection is a bare parameter that no
-    mask can be attached to. Double backward needs ``sdpa_kernel(SDPBackend.MATH)``.
+    Own code instead of ``nn.MultiheadAttention``, so that tensors have the names of published vision transformers'.
+    Double backward needs ``sdpa_kernel(SDPBackend.MATH)``.
     """
 
     packed = "qkv"

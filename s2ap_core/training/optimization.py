@@ -67,7 +67,7 @@ def _norms(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _norms_and_biases(model: nn.Module) -> list[nn.Parameter]:
-    return [*_norms(model), *(p for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias")]
+    return [*_norms(model), *(p for name, p in model.named_parameters() if "bias" in name.rpartition(".")[2])]
 
 
 def is_finite(model: nn.Module) -> bool:

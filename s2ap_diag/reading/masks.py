@@ -1,6 +1,5 @@
 """Files that hold masks and no weights: ours, packed, and arrays of 0 and 1. Read with numpy alone."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from s2ap_core.errors import InputError
 from s2ap_core.files.arrays import load_arrays
 from s2ap_core.files.packed import load_packed
-from s2ap_core.foreign.names import without_prefix
+from s2ap_core.foreign.names import split_kind, without_prefix
 from s2ap_diag.reading.files import Kind, epoch_of
 from s2ap_diag.stability.packed import PackedMasks
 
@@ -104,6 +103,6 @@ def plain_masks(path: Path, arrays: Mapping[str, np.ndarray], epoch: int | None 
 
 
 def _weight_name(name: str) -> str:
-    """Turn ``conv1``, ``conv1.mask`` and ``conv1.weight_mask`` into ``conv1.weight``."""
-    layer = re.sub(r"(^|\.)(weight|mask|weight_mask)$", "", name)
-    return f"{layer}.weight".removeprefix(".")
+    """Turn ``conv1``, ``conv1.mask`` and ``conv1.weight_mask`` into ``conv1.weight``; attention's as torch has them."""
+    layer, kind = split_kind(name)
+    return f"{layer}weight" if kind in ("weight", "mask", "weight_mask") else f"{name}.weight".removeprefix(".")

@@ -12,11 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from s2ap_core.masks.channel_graph import ChannelGraph
 from s2ap_core.masks.kinds import Layer
-from s2ap_core.masks.layers import masked_layers, to_channels_last
+from s2ap_core.masks.layers import masked_layers, raw_weight, to_channels_last
 from s2ap_core.masks.masking import attach, bake, dead_channels, fix_masks, masks, scores
 from s2ap_core.masks.state import plain_state_dict
 from s2ap_core.runs.checkpoints import fill
-from s2ap_diag.curvature.hessian import ScoreHessian, dead_scores
+from s2ap_diag.curvature.dead import dead_scores
+from s2ap_diag.curvature.hessian import ScoreHessian
 
 SEQUENCE, PLANE, VOLUME = (4, 7), (4, 4, 5), (4, 3, 2, 3)
 CONVOLUTIONS = {
@@ -145,7 +146,7 @@ def dense_hessian(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
     with sdpa_kernel(SDPBackend.MATH):
         hessian = torch.autograd.functional.hessian(loss, torch.cat([p.flatten() for p in products]))
-    raw = [p.detach().flatten() for n, p in model.named_parameters() if n.endswith("original")]
+    raw = [raw_weight(layer).detach().flatten() for layer in layers]
     factor = torch.cat(raw) * torch.cat([s.detach().flatten().sign() for s in scores(model).values()])
     return factor[:, None] * hessian * factor
 

@@ -247,25 +247,12 @@ class SharesAWeight(Between):
         self.between[1].weight = self.between[0].weight
 
 
-class Attends(nn.Module):
-    """torch's attention multiplies by the weight of its ``out_proj`` without calling it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
-
-    def forward(self, x):
-        x = x.flatten(2)
-        return self.head(self.attention(x, x, x)[0].mean(1))
-
-
 @pytest.mark.parametrize(
     ("make", "name"),
     [
         (ReadsAWeight, "second"),
         (KeepsAWeight, "second"),
         (SharesAWeight, r"between\.0"),
-        (Attends, r"attention\.out_proj"),
     ],
 )
 def test_a_weight_that_is_used_outside_its_layer_is_refused_by_name(make, name):
