@@ -64,7 +64,7 @@ def unit_rates(masks: Mapping[str, PackedMask], header: Mapping[str, Any]) -> It
     """Compute block, unit and the fraction kept of each unit; queries and keys are one, values another."""
     packed = _packed(json.dumps(header["network"]))
     for weight, mask in masks.items():
-        name = weight.removesuffix(".weight")
+        name = weight.removesuffix("weight")[:-1]
         found = IN_BLOCK.fullmatch(name)
         block, layer = (int(found[1]), found[2]) if found else (None, name)
         if name in packed:
