@@ -12,7 +12,7 @@ from torch import nn
 from s2ap_core.config import Config
 from s2ap_core.export import exported_flops, image_shape
 from s2ap_core.masks.layers import masked_layers
-from s2ap_core.masks.masking import density, masks
+from s2ap_core.masks.masking import masks
 from s2ap_core.runs import course
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.course import Stage
@@ -20,6 +20,7 @@ from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.runs.identity import flat
 from s2ap_core.training.evaluation import Evaluation
 from s2ap_diag.comparison.arms import seed_of
+from s2ap_diag.comparison.cost import Cost, cost
 from s2ap_diag.comparison.metrics import Seed
 from s2ap_diag.reading.results import SHARPNESS, Run, validated
 from s2ap_diag.verification import wrong_counts
@@ -49,12 +50,14 @@ class Budget:
 
     Attributes:
         kept, allowed: of the weights, or of the FLOPs for a method that counts them, in (0, 1].
+        cost: for a method that counts FLOPs, those of the network that ``export`` would write.
         violation: what is wrong, empty where nothing is.
     """
 
     kept: float
     allowed: float
     violation: str
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -149,14 +152,19 @@ def _budget(run: Run) -> Budget | None:
         return None
     config = run.config
     checkpoint = load_checkpoint(RunDirectory(run.path, config).result(course.trained(config)[-1]))
-    reduction = course.flops_reduction(config)
+    reduction, spent = course.flops_reduction(config), cost(checkpoint)
     if reduction is not None:
         kept = _flops_kept(checkpoint.model, image_shape(checkpoint.header["network"]))
         over = kept > 1 / reduction
-        return Budget(kept, 1 / reduction, f"{reduction:g}x fewer FLOPs were asked for" if over else "")
+        return Budget(
+            kept,
+            1 / reduction,
+            f"{reduction:g}x fewer FLOPs were asked for" if over else "",
+            replace(spent, flops=kept),
+        )
     asked = replace(checkpoint, header={**checkpoint.header, "keep": config.method.keep})
     wrong = [str(finding) for finding in wrong_counts(asked, masks(checkpoint.model))]
-    return Budget(density(checkpoint.model), config.method.keep, wrong[0].partition(": ")[2] if wrong else "")
+    return Budget(spent.density, config.method.keep, wrong[0].partition(": ")[2] if wrong else "", spent)
 
 
 def _flops_kept(model: nn.Module, images: tuple[int, int, int]) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from s2ap_core.errors import InputError
 from s2ap_diag.comparison.conditions import Material, check
+from s2ap_diag.comparison.cost import Cost
 from s2ap_diag.comparison.evidence import Evidence, gather
 from s2ap_diag.comparison.finding import Finding, gathered
 from s2ap_diag.reading.results import Run
@@ -60,11 +61,12 @@ class Card:
 
 
 def make_cards(
-    runs: Sequence[Run], groups: Sequence[Group], numbers: Mapping[str, int], maps: Mapping[str, LayerMaps]
+    findings: Sequence[Finding], groups: Sequence[Group], numbers: Mapping[str, int], maps: Mapping[str, LayerMaps]
 ) -> tuple[list[Card], Checked | None]:
     """Make a card of each group that has two runs or more.
 
     Args:
+        findings: what ``check`` found of all runs.
         numbers, maps: of the runs that the page shows, by their path.
 
     Returns:
@@ -73,7 +75,6 @@ def make_cards(
     Raises:
         InputError: if a file that ``runs`` were read from has gone since.
     """
-    findings = _checked(runs)
     cards, shown = [], set()
     for group in groups:
         if len(group.runs) > 1:
@@ -96,7 +97,8 @@ def _card(group: Group, findings: Sequence[Finding], numbers: Mapping[str, int],
     )
 
 
-def _checked(runs: Sequence[Run]) -> list[Finding]:
+def check_runs(runs: Sequence[Run]) -> tuple[list[Finding], dict[str, Cost]]:
+    """Ask what ``check`` asks; give its findings, and by the path of a run what its mask costs."""
     evidence: list[Evidence] = []
     unreadable = []
     for run in runs:
@@ -104,7 +106,8 @@ def _checked(runs: Sequence[Run]) -> list[Finding]:
             evidence.append(gather(run))
         except InputError as error:
             unreadable.append(Finding.unreadable(str(run.path), str(error)))
-    return [*unreadable, *check(Material(evidence))]
+    costs = {one.run.path.as_posix(): one.budget.cost for one in evidence if one.budget is not None}
+    return [*unreadable, *check(Material(evidence))], costs
 
 
 def _is_of(finding: Finding, paths: set[str]) -> bool:

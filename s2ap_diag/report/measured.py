@@ -8,11 +8,15 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from s2ap_core.files.record import load_json
 from s2ap_core.runs.directory import RESULTS_REMEDY
 from s2ap_diag.reading.results import SHARPNESS, Run, validated
 
 STAGES = {"pretrain": "dense", "prune": "raw mask", "finetune": "finetuned"}
 """The stages that are evaluated, and what each of them hands on."""
+
+EXPORT = "export.json"
+"""What ``s2ap-diag export RUN --json RUN/export.json`` gave."""
 
 LIVE, ALL = "live channels", "all scores"
 """The spectra that lambda_max is read of, in words."""
@@ -43,6 +47,19 @@ class Results(BaseModel):
     prune: Searched | None = None
     finetune: dict[str, Any] | None = None
     evaluated: Annotated[dict[str, Evaluated], Field(default_factory=dict)]
+
+
+class Forward(BaseModel):
+    """Median seconds of a forward pass."""
+
+    exported: float
+
+
+class Exported(BaseModel):
+    """The record of ``s2ap-diag export --json``."""
+
+    images: int = Field(ge=1)
+    seconds: Forward
 
 
 class Rise(BaseModel):
@@ -79,6 +96,16 @@ def read_sharpness(run: Run) -> SharpnessRecord | None:
     """Read the sharpness of the selected scores, None where it was not measured."""
     record = run.sharpness
     return None if record is None else validated(SharpnessRecord, record, run.path / SHARPNESS, "measure it again")
+
+
+def read_latency(run: Run) -> float | None:
+    """Read the milliseconds for an image that were measured of the exported network, None where they were not."""
+    file, remedy = run.path / EXPORT, f"measure it again: `s2ap-diag export --json {EXPORT}`"
+    if not file.is_file():
+        return None
+    records = load_json(file, list, remedy)
+    record = validated(Exported, records[0] if records else None, file, remedy)
+    return 1e3 * record.seconds.exported / record.images
 
 
 def read_losses(run: Run, results: Results) -> dict[str, dict[int, float]]:

@@ -8,7 +8,7 @@ run and fetch nothing but the page's own script, style and ``data:`` images.
 import base64
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_diag.reading.results import Run, Skipped, collect
 from s2ap_diag.report.axes import FRAME
-from s2ap_diag.report.cards import Card, Checked, make_cards
+from s2ap_diag.report.cards import Card, Checked, check_runs, make_cards
 from s2ap_diag.report.charts import show
 from s2ap_diag.report.groups import group_runs
 from s2ap_diag.report.maps import atlas
 from s2ap_diag.report.measured import STAGES
 from s2ap_diag.report.table import make_table
+from s2ap_diag.report.tradeoffs import tradeoffs
 from s2ap_diag.report.view import RunView, view
 
 STYLES = ("page.css", "charts.css", "print.css")
@@ -69,11 +70,12 @@ def write_report(
         reason = f"{len(skipped)} skipped, first {skipped[0].reason}" if skipped else "make some with `s2ap-diag run`"
         raise InputError(f"{runs}: no finished run; {reason}")
     shown = [run for run, _ in viewed]
+    findings, costs = check_runs(shown)
     groups = group_runs(shown)
     numbers = {run.path.as_posix(): number for number, run in enumerate(shown, 1)}
     maps = {run.path.as_posix(): one.maps for run, one in viewed if one.maps is not None}
-    cards, others = make_cards(shown, groups, numbers, maps)
-    views = [one for _, one in viewed]
+    cards, others = make_cards(findings, groups, numbers, maps)
+    views = [replace(one, cost=costs.get(run.path.as_posix())) for run, one in viewed]
     page = Page(title or runs.resolve().name, views, skipped, cards, others, atlas(groups, maps, numbers))
     write_file(out, render(page))
     return skipped
@@ -110,13 +112,15 @@ def render(page: Page) -> str:
     templates.filters["show_any"] = lambda value: value if isinstance(value, str) else show(value)
     style = "\n".join(map(_own_file, STYLES))
     script = "\n".join(map(_own_file, SCRIPTS))
+    traded = tradeoffs(page.views)
     html = templates.get_template("report.html.jinja").render(
         page=page,
         style=style,
         script=script,
         policy=_policy(style, script),
         table=make_table(page.views),
-        arms=max((len(card.arms) for card in page.cards), default=0),
+        tradeoffs=traded,
+        marks=max([8, *(len(card.arms) for card in page.cards), *(len(one.arms) for one in traded)]),
         stages=STAGES,
         frame=FRAME,
         version=__version__,

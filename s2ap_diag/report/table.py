@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from s2ap_diag.comparison.cost import Cost
 from s2ap_diag.report.charts import show
 from s2ap_diag.report.measured import STAGES
 from s2ap_diag.report.view import Accuracy, RunView
@@ -102,6 +103,9 @@ def make_table(views: Sequence[RunView]) -> Table:
         *(_lambda_max(which, views) for which in ("λ_max", "live λ_max")),
         _number(f"ΔL{f' at ρ = {show(rho)}' if rho is not None else ''}", views, lambda v: v.rises.get(rho or 0.0)),
         _number("h", views, lambda v: v.h),
+        _share("density, %", views, lambda cost: cost.density),
+        _share("FLOPs kept, %", views, lambda cost: cost.flops),
+        _number("ms per image", views, lambda v: v.latency),
         _column("seconds", views, lambda v: Cell(f"{v.seconds:.0f}", v.seconds), numeric=True, hidden=False),
         *_settings(views),
     ]
@@ -137,6 +141,16 @@ def _words(heading: str, views: Sequence[RunView], text: Callable[[RunView], str
 
 def _number(heading: str, views: Sequence[RunView], value: Callable[[RunView], float | None]) -> Column:
     return _column(heading, views, lambda view: Cell(show(value(view)), value(view)), numeric=True, hidden=False)
+
+
+def _share(heading: str, views: Sequence[RunView], read: Callable[[Cost], float]) -> Column:
+    return _column(
+        heading,
+        views,
+        lambda v: EMPTY if v.cost is None else Cell(f"{100 * read(v.cost):.3g}", 100 * read(v.cost)),
+        numeric=True,
+        hidden=True,
+    )
 
 
 def _accuracies(views: Sequence[RunView], several_data: bool) -> Iterator[Column]:
@@ -177,7 +191,7 @@ def _lambda_max(which: str, views: Sequence[RunView]) -> Column:
 
 def _settings(views: Sequence[RunView]) -> Iterator[Column]:
     """Make a hidden column of every other setting in which runs differ."""
-    for key in _varying(views):
+    for key in varying(views):
         if key not in OWN_COLUMNS:
             numbers = [_float(view.settings.get(key, "")) for view in views]
             numeric = any(number is not None for number in numbers)
@@ -185,14 +199,15 @@ def _settings(views: Sequence[RunView]) -> Iterator[Column]:
             yield Column(key, "", numeric, cells, True, False)
 
 
-def _varying(views: Sequence[RunView]) -> list[str]:
+def varying(views: Sequence[RunView]) -> list[str]:
+    """Name the settings that have several values, runs aside that do not read them."""
     keys = dict.fromkeys(key for view in views for key in view.settings if not key.startswith(INCIDENTAL))
-    return [key for key in keys if len({view.settings.get(key) for view in views}) > 1]
+    return [key for key in keys if len({view.settings.get(key) for view in views} - {None}) > 1]
 
 
 def _filters(views: Sequence[RunView]) -> Iterator[Filter]:
     named = {"arm": [view.arm or "–" for view in views]} | {
-        key: [view.settings.get(key, "–") for view in views] for key in _varying(views)
+        key: [view.settings.get(key, "–") for view in views] for key in varying(views)
     }
     for name, texts in named.items():
         values = sorted(dict.fromkeys(texts), key=lambda text: (_float(text) is None, _float(text) or 0.0, text))

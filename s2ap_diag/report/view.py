@@ -10,16 +10,19 @@ from urllib.parse import quote
 from s2ap_core.config import Config
 from s2ap_core.runs import course
 from s2ap_core.runs.identity import flat
+from s2ap_diag.comparison.cost import Cost
 from s2ap_diag.reading.results import SHARPNESS, Run
 from s2ap_diag.report.charts import Chart, chart
 from s2ap_diag.report.maps import LayerMaps, read_maps
 from s2ap_diag.report.measured import (
     ALL,
+    EXPORT,
     LIVE,
     Curve,
     Curves,
     Evaluated,
     SharpnessRecord,
+    read_latency,
     read_losses,
     read_results,
     read_sharpness,
@@ -27,7 +30,8 @@ from s2ap_diag.report.measured import (
 )
 
 LINKED = (
-    "config.toml", "environment.json", "results.json", SHARPNESS, "metrics.csv", "timing.csv", "evals", "masks", "ckpt",
+    "config.toml", "environment.json", "results.json", SHARPNESS, EXPORT, "metrics.csv", "timing.csv", "evals",
+    "masks", "ckpt",
 )  # fmt: skip
 
 
@@ -66,6 +70,8 @@ class RunView:
         threat: attack, norm, eps and n of its evaluations, in words.
         settings: by dotted key, as text.
         accuracies: for each evaluated stage clean and robust accuracy, the latter None without an attack.
+        cost: of the last network's mask, None where it was not counted.
+        latency: milliseconds that the exported network takes for an image, None where it was not measured.
         h: of the last mask against the first (Eq. 13).
         rises: loss difference by rho.
         table: for each epoch the readings that ``columns`` name, None where there is none.
@@ -89,6 +95,8 @@ class RunView:
     measured: LambdaMax | None
     tracked: LambdaMax | None
     rises: Mapping[float, float]
+    cost: Cost | None
+    latency: float | None
     h: float | None
     seconds: float
     selected: int | None
@@ -99,6 +107,11 @@ class RunView:
     config: str
     environment: Mapping[str, Any]
     links: list[tuple[str, str]]
+
+    @property
+    def best(self) -> tuple[Accuracy, Accuracy | None] | None:
+        """Clean and robust accuracy of what the run hands on in the end, of those networks that have a mask."""
+        return self.accuracies.get("finetune") or self.accuracies.get("prune")
 
 
 def view(run: Run, folder: Path, out: Path) -> RunView:
@@ -134,11 +147,13 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
         seed=config.seed,
         fold=fold if isinstance(fold := config.data.options.get("fold"), int) else None,
         threat=_threat(results.evaluated),
-        settings={key: str(value) for key, value in flat(config.model_dump(mode="json")).items() if value is not None},
+        settings=_settings(config),
         accuracies={stage: _accuracies(evaluated) for stage, evaluated in results.evaluated.items()},
         measured=_measured(sharpness) if sharpness else None,
         tracked=_last_tracked(spectra),
         rises={rho: rise.mean for rho, rise in sharpness.loss_difference.items()} if sharpness else {},
+        cost=None,
+        latency=read_latency(run),
         h=distances[-1].h if distances else None,
         seconds=float(run.timing["seconds"].sum()),
         selected=selected,
@@ -187,6 +202,13 @@ def _removed(config: Config) -> tuple[float, str]:
     if reduction is not None:
         return 1 - 1 / reduction, f"{reduction:.4g}× FLOPs"
     return 1 - config.method.keep, f"{100 * (1 - config.method.keep):.4g} %"
+
+
+def _settings(config: Config) -> dict[str, str]:
+    """Say the settings; those of a perturbation that is not made say nothing."""
+    void = "minimizer." if config.minimizer.name == "none" else ()
+    settings = {key: str(value) for key, value in flat(config.model_dump(mode="json")).items() if value is not None}
+    return {key: value for key, value in settings.items() if key == "minimizer.name" or not key.startswith(void)}
 
 
 def _threat(evaluated: Mapping[str, Evaluated]) -> dict[str, str]:

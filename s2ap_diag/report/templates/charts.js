@@ -109,4 +109,32 @@ function watchChart(svg) {
   else watchCurves(svg);
 }
 
+function watchLines(svg) {
+  // The line nearest to the pointer, or the next one up or down.
+  const lines = [...svg.querySelectorAll("[data-run]")].map((group) => ({
+    group, points: [...group.firstElementChild.points].map(({ x, y }) => ({ x, y })),
+  }));
+  const between = (points, x) => {
+    const after = points.findIndex((point) => point.x > x);
+    const i = after < 0 ? points.length - 1 : Math.max(after, 1);
+    const [a, b] = [points[i - 1], points[i]];
+    return a.y + (b.y - a.y) * Math.min(Math.max((x - a.x) / (b.x - a.x), 0), 1);
+  };
+  const clear = () => svg.querySelectorAll(".now").forEach((group) => group.classList.remove("now"));
+  watch(svg, {
+    start: 0,
+    at: ({ x, y }) => lines.reduce((best, line, i) => (
+      shown(line.group) && (!shown(lines[best].group)
+        || Math.abs(between(line.points, x) - y) < Math.abs(between(lines[best].points, x) - y)) ? i : best), 0),
+    move: (index, right, down) => clamp(index + right + down, lines.length),
+    select: (index) => {
+      clear();
+      lines[index].group.classList.add("now");
+      showTip(lines[index].group.dataset.label, lines[index].group.getBoundingClientRect());
+    },
+    leave: clear,
+  });
+}
+
 document.querySelectorAll("svg.chart").forEach(watchChart);
+document.querySelectorAll("svg.parallel").forEach(watchLines);

@@ -83,7 +83,9 @@ def parsed(page: Path) -> Parsed:
 def world(trained: Path, tmp_path_factory) -> Path:
     """Two arms on three folds, and masks without a search that were attacked otherwise, of the paper's size."""
     folder = tmp_path_factory.mktemp("world")
-    gallery(trained / "orig", folder, methods=("hydra",), keeps=(0.1,), arms=("orig", "s2ap"), finetuning=3)
+    gallery(
+        trained / "orig", folder, methods=("hydra",), keeps=(0.1,), arms=("orig", "s2ap"), finetuning=3, pruned=False
+    )
     gallery(
         trained / "orig", folder, methods=("magnitude",), keeps=(0.1,), arms=("orig",), finetuning=3, attack="pgd-50"
     )

@@ -1,6 +1,7 @@
 """A folder of many runs of the paper's size, made up from one run of seconds: methods, budgets, arms and folds."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from s2ap_core.files.tensors import save_masks
+from s2ap_core.files.tensors import load_tensors, save_masks, save_tensors
 from s2ap_core.training.evaluation import load_evaluation
 from tests.diag.report.pages import copy
 
@@ -32,8 +33,13 @@ def gallery(
     folds: int = 3,
     attack: str = "apgd",
     finetuning: int = 10,
+    pruned: bool = True,
 ) -> None:
-    """Write the runs; arm s2ap is flatter and less robust than the others by design, awp like orig."""
+    """Write the runs; arm s2ap is flatter and less robust than the others by design, awp like orig.
+
+    Args:
+        pruned: whether their last masks are of the budget, and not as in ``run``.
+    """
     for m, method in enumerate(methods):
         for k, keep in enumerate(keeps):
             for fold in range(folds):
@@ -46,7 +52,22 @@ def gallery(
                         "data": {"options": {"fold": fold}}, "evaluation": {"attack": attack},
                     }  # fmt: skip
                     copy(run, to, **changed)
+                    if pruned:
+                        _prune_to(to, keep)
                     _measure(to, rng, arm, fold, attack, finetuning)
+
+
+def _prune_to(run: Path, keep: float) -> None:
+    """Give the last network masks of this budget."""
+    file = run / "ckpt/finetune-best.safetensors"
+    tensors, header = load_tensors(file)
+    for key, tensor in tensors.items():
+        if key.endswith(".mask"):
+            kept = torch.arange(tensor.numel()) < math.ceil(keep * tensor.numel())
+            tensors[key] = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))].view(
+                tensor.shape
+            )
+    save_tensors(file, tensors, {k: v for k, v in header.items() if k != "sha256"} | {"keep": keep})
 
 
 def _merged(settings: Mapping[str, dict], finetuning: int) -> dict:
