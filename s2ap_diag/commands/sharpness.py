@@ -1,14 +1,15 @@
 """``s2ap-diag sharpness``: how sharp is the robust loss in score space at these checkpoints?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from s2ap_core.masks.layers import score_masks
-from s2ap_diag.curvature.adversary import objective_of
+from s2ap_core import distributed
+from s2ap_core.errors import InputError
+from s2ap_core.files.atomic import write_file
 from s2ap_diag.curvature.deviations import standard_error
 from s2ap_diag.curvature.eigen import Lanczos, PowerIteration, Solver
 from s2ap_diag.curvature.pyhessian import PyHessian
@@ -16,91 +17,99 @@ from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import counting
 from s2ap_diag.output import plots, sharpness_plot
 from s2ap_diag.output.curves import mode_of, names_of
-from s2ap_diag.output.destinations import Output
+from s2ap_diag.output.destinations import Output, as_json
 from s2ap_diag.output.tables import make_table, show
 from s2ap_diag.reading.files import expand
 from s2ap_diag.reading.source import Source
-from s2ap_diag.sharpness import RHOS, Sharpness, SharpnessSettings, measure_sharpness
+from s2ap_diag.sharpness import SharpnessSettings
+from s2ap_diag.sweep.measurements import Job, Measured, measure_all, measured_before, workers_for
 
 SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (Lanczos(), PowerIteration(), PyHessian())}
 
 
+AFFORDABLE: dict[str, Any] = {"images": 512, "steps": 10, "restarts": 1, "rho": (0.001, 0.005, 0.01)}
+"""What is measured unless asked otherwise; :class:`s2ap_diag.sharpness.SharpnessSettings` has the paper's."""
+
+AFFORDABLE_RESIDUAL = 0.01
+"""Of Lanczos, which then errs by far less than the batches drawn make lambda_max uncertain."""
+
+
 def run_command(
     checkpoints: tuple[Path, ...],
-    method: Literal["lanczos", "power", "pyhessian"],
-    iterations: int | None,
-    tolerance: float | None,
+    thorough: bool,
     batch_norm: tuple[Literal["running", "batch"], ...],
-    by_layer: Literal["layer", "block"] | None,
-    rho: tuple[float, ...],
-    no_loss_difference: bool,
     spectrum: Path | None,
-    ascent: Literal["exchange", "auto-pgd"] | None,
-    steps: int,
-    restarts: int,
-    norm: Literal["linf", "l2"],
-    scale: Literal["score", "one"],
-    recraft: bool,
-    images: int,
-    batch_size: int,
     objective: str | None,
     eps: str | None,
+    workers: int | None,
+    resume: bool,
     source: Source,
     output: Output,
     device: str,
-    seed: int,
+    **options: Any,
 ) -> None:
     """Measure each checkpoint that has scores."""
     device = check_device(device)
-    settings = SharpnessSettings(
-        solver=solver_of(method, iterations, tolerance),
-        by_layer=by_layer,
-        rho=() if no_loss_difference else rho or RHOS,
-        ascent=ascent,
-        steps=steps,
-        restarts=restarts,
-        norm=norm,
-        scale=scale,
-        recraft=recraft,
-        spectrum=spectrum is not None,
-        images=images,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    paths = expand(checkpoints, "checkpoint")
+    file = Path(output.json) if output.json not in (None, "-") else None
+    if resume and (file is None or spectrum is not None):
+        raise click.UsageError("--resume: give the file to go on with as --json FILE, and leave out --spectrum")
+    settings = settings_of(thorough=thorough, spectrum=spectrum is not None, **options)
     modes = tuple(dict.fromkeys(batch_norm))
-    measured, skipped = list[Sharpness](), list[Path]()
-    with counting("sharpness", len(paths) * len(modes) * (1 + len(settings.rho)), output.quiet) as advance:
-        for path in paths:
-            for index, mode in enumerate(modes):
-                if index and measured[-1].batch_norm == "none":  # without BatchNorm it would be the same again
-                    advance(1 + len(settings.rho))
-                    continue
-                checkpoint = source.open(path, device)  # anew for each mode: one of them may change the statistics
-                if not score_masks(checkpoint.model) and len(paths) > 1:
-                    skipped.append(path)
-                    break
-                asked = objective_of(checkpoint, objective, eps), replace(settings, batch_norm=mode)
-                measured.append(measure_sharpness(checkpoint, source.data(checkpoint).to(device), *asked, advance))
-    if not measured:
-        raise click.UsageError(f"{checkpoints[0]}: no checkpoint with scores; the search's lie in RUN/ckpt")
-    write_out(measured, len(skipped), output, spectrum)
+    paths = expand(checkpoints, "checkpoint")
+    jobs = [
+        Job(path, replace(settings, batch_norm=mode), source, objective, eps, device)
+        for path in paths
+        for mode in modes
+    ]
+    known = measured_before(file) if resume and file is not None else {}
+    found = {job: Measured(known[key]) for job in jobs if (key := job.key()) in known} if known else {}
+    left = [job for job in jobs if job not in found]
+    at_once = workers or (1 if distributed.world() > 1 else workers_for(device, len(left)))
+    with counting("sharpness", len(left), output.quiet) as advance:
+        for job, measured in measure_all(left, at_once, advance):
+            found[job] = measured
+            if file is not None and len(jobs) > 1:
+                write_file(file, as_json(records_of(jobs, found)))
+    if not records_of(jobs, found):
+        raise InputError(f"{checkpoints[0]}: has no scores; give a checkpoint of the search, as RUN/ckpt/prune-best")
+    write_out(jobs, found, output, spectrum)
 
 
-def write_out(measured: Sequence[Sharpness], skipped: int, output: Output, spectrum: Path | None) -> None:
+def settings_of(
+    *,
+    thorough: bool,
+    method: Literal["lanczos", "power", "pyhessian"],
+    iterations: int | None,
+    tolerance: float | None,
+    no_loss_difference: bool,
+    **asked: Any,
+) -> SharpnessSettings:
+    """Fill in what is not asked for: the paper's with ``thorough``, else what a reader can afford."""
+    if tolerance is None and method == "lanczos" and not thorough:
+        tolerance = AFFORDABLE_RESIDUAL
+    given = {name: value for name, value in asked.items() if value not in (None, ())}
+    chosen = ({} if thorough else AFFORDABLE) | given | ({"rho": ()} if no_loss_difference else {})
+    return SharpnessSettings(solver=solver_of(method, iterations, tolerance), **chosen)
+
+
+def records_of(jobs: Sequence[Job], found: Mapping[Job, Measured]) -> list[dict[str, Any]]:
+    """Collect the records of what has been measured, in the order asked for."""
+    records = (found[job].record for job in jobs if job in found)
+    return [record for record in records if record is not None]
+
+
+def write_out(jobs: Sequence[Job], found: Mapping[Job, Measured], output: Output, spectrum: Path | None) -> None:
     """Write tables, records and pictures."""
-    records = [of_checkpoint.record() for of_checkpoint in measured]
+    records = records_of(jobs, found)
     if output.plot is not None:
         sharpness_plot.draw(records, output.plot)
     if spectrum is not None:
-        densities = {
-            name: sharpness.density
-            for name, sharpness in zip(names_of(records), measured, strict=True)
-            if sharpness.density is not None
-        }
+        measured = [found[job].density for job in jobs if found[job].record is not None]
+        densities = {name: density for name, density in zip(names_of(records), measured, strict=True) if density}
         modes = ", ".join(dict.fromkeys(record["batch_norm"] for record in records))
         with plots.picture(spectrum, plots.COLUMN, 2.6) as axes:
             plots.spectral_densities(axes, densities, xlabel=f"eigenvalue (BatchNorm: {modes})")
+    skipped = len({job.path for job in jobs if found[job].record is None})
     layers = [layer_table(records)] if records[0]["layers"] else []
     records += over_seeds(records)
     output.emit(records, table_of(records, skipped), *layers)
@@ -174,6 +183,9 @@ def table_of(records: list[dict[str, Any]], skipped: int) -> Any:
     modes = " / ".join(dict.fromkeys(record["batch_norm"] for record in single))
     title = f"{first['batches']} batches of {first['batch_size']}; BatchNorm: {modes}; {first['adversary']}"
     title += "; ± standard error over batches"
+    if rhos:
+        ascent = first["loss_difference"][rhos[0]]
+        title += f"; ΔL by {ascent['restarts']} x {ascent['steps']} steps of ascent"
     if len(single) < len(records):
         title += ", of several seeds over seeds"
     if skipped:

@@ -35,10 +35,15 @@ class Output:
 
             write_file(self.csv, to_csv(pd.json_normalize(list(records if rows is None else rows))))
         if self.json is not None:
-            text = json.dumps(list(records), indent=2, default=str)
+            text = as_json(records)
             if self.json == "-":
-                click.echo(text)
+                click.echo(text, nl=False)
                 return
-            write_file(Path(self.json), text + "\n")
+            write_file(Path(self.json), text)
         for table in tables:
             show_table(table, self.quiet)
+
+
+def as_json(records: Sequence[dict[str, Any]]) -> str:
+    """Write records as what ``--json`` writes."""
+    return json.dumps(list(records), indent=2, default=str) + "\n"

@@ -41,7 +41,7 @@ class LocalExecutor(Executor):
             self._pools[index] = ProcessPoolExecutor(
                 1,
                 mp_context=multiprocessing.get_context("spawn"),
-                initializer=_begin_worker,
+                initializer=begin_worker,
                 initargs=(self._slots[index],),
             )
             future = self._pools[index].submit(fn, *args, **kwargs)
@@ -60,7 +60,8 @@ class LocalExecutor(Executor):
                     process.join()
 
 
-def _begin_worker(slot: str | None) -> None:
+def begin_worker(slot: str | None) -> None:
+    """Make a spawned process end with its parent and leave interruptions to it; give it this GPU, if any."""
     # Whoever started the sweep handles an interruption; a terminal sends it to all its processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
