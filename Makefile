@@ -46,8 +46,10 @@ format: .venv/.developer  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.developer  ## ratios of time and memory on this machine
-	$(BIN)/python -m benchmarks
+BENCH := runs/bench$(if $(QUICK),-quick).json
+
+bench: .venv/.developer  ## ratios of time and memory on this machine, goes on where it stopped; QUICK=1 shows that all runs
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) --json $(BENCH) --resume
 
 clean:  ## remove the environment and the caches, keep the runs
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,9 +1,10 @@
 """``python -m benchmarks``."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -14,33 +15,43 @@ from benchmarks.measure import Row, Setting, machine
 from benchmarks.suite import BENCHMARKS, UNUSUAL
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
+from s2ap_core.files.record import load_json
 
 
 @click.command()
 @click.option("--only", multiple=True, type=click.Choice(list(BENCHMARKS)), help="Some, by name.")
 @click.option("--quick", is_flag=True, help="Narrow networks and small batches: shows that all runs, not how fast.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
+@click.option("--resume", is_flag=True, help="Go on with the suite that --json holds, of this machine and size.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; as many as torch takes by default.")
-def main(only: tuple[str, ...], quick: bool, json_file: Path | None, device: str, threads: int | None) -> None:
+def main(
+    only: tuple[str, ...], quick: bool, json_file: Path | None, resume: bool, device: str, threads: int | None
+) -> None:
     """Measure ratios of time and memory here, beside their goals; benchmarks/README.md says how to read them."""
     if device == "cuda" and not torch.cuda.is_available():
         raise click.BadParameter("torch finds no GPU here", param_hint="--device")
     if threads is not None:
         torch.set_num_threads(threads)
     setting = Setting(device, torch.get_num_threads(), quick)
+    if resume and json_file is None:
+        raise click.UsageError("--resume: give the file to go on with as --json FILE")
     names = only or [name for name in BENCHMARKS if name not in UNUSUAL[device]]
     try:
-        _run(names, setting, json_file)
+        _run(names, setting, json_file, resume=resume)
     except InputError as error:
         raise click.ClickException(str(error)) from error
 
 
-def _run(names: Sequence[str], setting: Setting, json_file: Path | None) -> None:
+def _run(names: Sequence[str], setting: Setting, json_file: Path | None, *, resume: bool) -> None:
     facts, console = machine(setting), Console()
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    records = []
+    records = _measured_before(json_file, facts, setting) if resume and json_file is not None else []
+    done = {record["benchmark"] for record in records}
     for name in names:
+        if name in done:
+            console.print(f"{name}: measured before")
+            continue
         with console.status(name):
             rows = BENCHMARKS[name](setting)
         if setting.quick:  # goals are for the sizes of the full suite
@@ -50,6 +61,21 @@ def _run(names: Sequence[str], setting: Setting, json_file: Path | None) -> None
         if json_file is not None:  # after each, so that an interrupted suite leaves what it measured
             report = {"machine": facts, "quick": setting.quick, "rows": records}
             write_file(json_file, json.dumps(report, indent=2) + "\n")
+
+
+def _measured_before(file: Path, facts: Mapping[str, Any], setting: Setting) -> list[dict[str, Any]]:
+    """Read the rows of an interrupted suite.
+
+    Raises:
+        InputError: if it is of another machine or size.
+    """
+    if not file.exists():
+        return []
+    report = load_json(file, dict, "name the file of an interrupted suite, or a new one")
+    steady = {name: value for name, value in facts.items() if name != "load_before"}
+    if report.get("quick") != setting.quick or {**report.get("machine", {}), **steady} != report.get("machine"):
+        raise InputError(f"{file}: of another machine or size; remove it, or name another file")
+    return list(report["rows"])
 
 
 def _table(name: str, rows: list[Row]) -> Table:

@@ -7,6 +7,7 @@ from benchmarks import (
     distributed,
     gap,
     hamming,
+    headline,
     iteration,
     loader,
     memory,
@@ -21,6 +22,7 @@ from benchmarks import (
 from benchmarks.measure import Row, Setting
 
 BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
+    "headline": headline.run,
     "profile": profile.run,
     "iteration": iteration.run,
     "s2ap": s2ap.run,
@@ -37,4 +39,4 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "table7": table7.run,
 }
 # Absolute times of searches that nobody makes on a CPU, and work of the CPU in which a GPU has no part.
-UNUSUAL = {"cpu": {"table7"}, "cuda": {"gap", "hamming", "loader", "profile", "start"}}
+UNUSUAL = {"cpu": {"table7"}, "cuda": {"gap", "hamming", "headline", "loader", "profile", "start"}}
