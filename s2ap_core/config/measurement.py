@@ -39,7 +39,7 @@ class TrackingSettings(Settings):
         batch_norm: the statistics that BatchNorm normalises with, a reading in each; one of them is half the cost.
         spectrum: lambda_max over ``all`` scores as the paper defines it, over those of ``live`` channels, which
             keep a weight, or both; where no channel is dead both cost no more than one.
-        by_layer: read the perturbation's flips and the curvature along it of each layer too.
+        by_layer: read the perturbation's flips, its reach and the curvature along it of each layer too.
         along_z: without a perturbation in the search, read the curvature along one of this gamma, at two passes.
     """
 

@@ -1,6 +1,6 @@
 """What a perturbation of the scores can reach: the most mask entries within its ball, exactly."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,7 +68,11 @@ def perturbation_reach(model: nn.Module, gamma: float) -> dict[str, LayerReach]:
 
 def out_of_reach(model: nn.Module, gamma: float) -> list[str]:
     """Name the layers, of those that are not dense, whose mask no perturbation within the ball can change."""
-    reach = perturbation_reach(model, gamma)
+    return unreachable(perturbation_reach(model, gamma))
+
+
+def unreachable(reach: Mapping[str, LayerReach]) -> list[str]:
+    """Name the layers that are not dense and none of whose entries is in reach."""
     return [name for name, layer in reach.items() if layer.needed is not None and not layer.flippable]
 
 

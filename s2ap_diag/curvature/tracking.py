@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from s2ap_diag.curvature.dead import DeadScores, dead_scores
 from s2ap_diag.curvature.eigen import LambdaMax, PowerIteration, lambda_max
 from s2ap_diag.curvature.hessian import Loss, ScoreHessian
 from s2ap_diag.curvature.operators import Projected
-from s2ap_diag.curvature.reach import out_of_reach
+from s2ap_diag.curvature.reach import LayerReach, perturbation_reach, unreachable
 from s2ap_diag.curvature.secant import probe
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,9 @@ class CurvatureTracker(Callback):
 
     At every iteration, for it costs no pass, it reads the secant curvature along z, ``(g(s + z) - g(s)) . z / |z|^2``
     (``curvature_along_z``): through the bits that z flips, and 0 without a flip. With ``by_layer`` it and the flips
-    are read of each layer too. Of a search without a perturbation it is read with ``along_z``, at two passes.
+    are read of each layer too, and at readings the share of its entries that some z within gamma flips (``switchable``)
+    and the least gamma that flips one (``margin``). Of a search without a perturbation all these are read with
+    ``along_z``, the curvature at two passes.
 
     Recipe ``paper`` runs ``iterations`` of power iteration from a random vector (App. C.1). Recipe ``warm`` starts
     from the last eigenvector and stops at the residual ``tolerance``, after ``iterations`` at the latest.
@@ -76,6 +78,8 @@ class CurvatureTracker(Callback):
             self._read_curvature(loop, (x[:n], x_adv[:n], y[:n]), n / images)
         if due and loop.perturbation is None and self.settings.along_z is not None:
             self._probe(loop, x, x_adv, y, self.settings.along_z)
+            if self.settings.by_layer:
+                self._add_reach(loop, perturbation_reach(loop.model, self.settings.along_z))
         if loop.perturbation is not None:
             loop.perturbation.on_perturbed = self._watch_flips(loop) if due else None
             loop.perturbation.reads_curvature = loop.stage == "prune"
@@ -149,11 +153,20 @@ class CurvatureTracker(Callback):
             )
 
     def _read_reach(self, loop: Loop, gamma: float) -> None:
-        layers = out_of_reach(loop.model, gamma)
+        reach = perturbation_reach(loop.model, gamma)
+        self._add_reach(loop, reach)
+        layers = unreachable(reach)
         self._add(loop, perturbation_layers_out_of_reach=len(layers))
         if layers and not self.warned:
             log.warning("no z within minimizer.gamma = %g changes the mask of %s", gamma, ", ".join(layers))
             self.warned = True
+
+    def _add_reach(self, loop: Loop, reach: Mapping[str, LayerReach]) -> None:
+        """With ``by_layer``, note the share of each layer in reach, and the least gamma that flips an entry of it."""
+        if self.settings.by_layer:
+            shares = {f"switchable/{name}": layer.flippable / layer.entries for name, layer in reach.items()}
+            margins = {f"margin/{n}": layer.needed for n, layer in reach.items() if layer.needed is not None}
+            self._add(loop, **shares, **margins)
 
     def _add(self, loop: Loop, **values: float | Tensor) -> None:
         self.rows += [(loop.iteration, metric, value) for metric, value in values.items()]

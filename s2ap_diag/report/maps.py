@@ -3,15 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
+from pydantic import BaseModel
 
 from s2ap_core.files.packed import PackedMask
+from s2ap_core.files.record import load_json
 from s2ap_core.runs import course
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.reading.read import read
-from s2ap_diag.reading.results import Run
+from s2ap_diag.reading.results import Run, validated
 from s2ap_diag.report.groups import Group
 from s2ap_diag.stability import Hamming, PackedMasks, hamming
 
@@ -48,17 +51,24 @@ OF_MASKS = {
 """What the saved masks say."""
 
 TRACKED = {
-    "lambda_max_live_running": Kind("live λ_max of the layer, BatchNorm running", log=True),
-    "lambda_max_live_batch": Kind("live λ_max of the layer, BatchNorm batch", log=True),
-    "lambda_max_live_none": Kind("live λ_max of the layer", log=True),
-    "margin": Kind("share that changes of 1 % of the scores can flip"),
-    "switchable": Kind("share that a z within γ can flip"),
+    "margin": Kind("margin: the least γ that flips an entry", log=True),
+    "switchable": Kind("switchable: share that some z within γ flips"),
     "perturbation_flips": Kind("entries that z flips"),
     "curvature_along_z": Kind("curvature along z"),
 }
 """What the search writes of each layer with ``tracking.by_layer``: metrics named ``KIND/LAYER``."""
 
-KINDS = {**OF_MASKS, **TRACKED}
+MEASURED = {
+    "lambda_max_live_running": Kind("live λ_max of the layer, BatchNorm running", log=True),
+    "lambda_max_live_batch": Kind("live λ_max of the layer, BatchNorm batch", log=True),
+    "lambda_max_live_none": Kind("live λ_max of the layer", log=True),
+}
+"""What :data:`BY_LAYER` holds."""
+
+BY_LAYER = "sharpness-by-layer.json"
+"""What ``s2ap-diag sharpness RUN/ckpt --by-layer --json RUN/sharpness-by-layer.json`` gave."""
+
+KINDS = {**OF_MASKS, **MEASURED, **TRACKED}
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,9 @@ def read_maps(run: Run) -> tuple[LayerMaps, list[Hamming]]:
     layers = [name.removesuffix(".weight") for name in first.layers]
     shape = (len(layers), len(epochs))
     values = {kind: np.array(rows, dtype=float).T.reshape(shape) for kind, rows in columns.items()}
-    return LayerMaps(layers, list(epochs), {**values, **_tracked(run, layers, list(epochs))}), distances
+    return LayerMaps(
+        layers, list(epochs), values | _tracked(run, layers, list(epochs)) | _measured(run, layers, list(epochs))
+    ), distances
 
 
 def _masks(files: RunDirectory, epoch: int) -> PackedMasks:
@@ -136,6 +148,30 @@ def _tracked(run: Run, layers: Sequence[str], epochs: Sequence[int]) -> dict[str
         if kind in TRACKED and layer in place and epoch in when:
             values = maps.setdefault(kind, np.full((len(layers), len(epochs)), np.nan))
             values[place[layer], when[epoch]] = value
+    return maps
+
+
+class _Measured(BaseModel):
+    """A record of ``sharpness --by-layer --json``."""
+
+    checkpoint: str
+    epoch: int | None
+    batch_norm: str
+    layers_live: dict[str, float]
+
+
+def _measured(run: Run, layers: Sequence[str], epochs: Sequence[int]) -> dict[str, np.ndarray]:
+    """Read lambda_max of each layer, of the search's checkpoints that were measured."""
+    file, remedy = run.path / BY_LAYER, "measure it again"
+    maps: dict[str, np.ndarray] = {}
+    for entry in load_json(file, list, remedy) if file.is_file() else []:
+        record = validated(_Measured, entry, file, remedy)
+        of_search = Path(record.checkpoint).name.startswith("prune-epoch-")
+        if of_search and record.epoch is not None and record.epoch in epochs:
+            kind = f"lambda_max_live_{record.batch_norm.partition(' ')[0]}"
+            values = maps.setdefault(kind, np.full((len(layers), len(epochs)), np.nan))
+            column = [record.layers_live.get(layer, math.nan) for layer in layers]
+            values[:, list(epochs).index(record.epoch)] = column
     return maps
 
 

@@ -350,3 +350,23 @@ def test_a_search_without_a_perturbation_is_probed_along_one(world, data):
         readings[name] = [value for _, metric, value in found.on_epoch(loop) if metric == "curvature_along_z"]
     assert readings["orig"] == pytest.approx(readings["s2ap"], rel=1e-5)
     assert readings["orig"][0] != 0
+
+
+def test_margins_and_switchable_entries_are_read_of_each_layer(world, data):
+    """Of both arms alike: by the closed form of a single swap, of the weakest kept and the strongest dropped score."""
+    model, objective, (x, x_adv, y) = world
+    gamma, found = 0.05, {}
+    for name in ("orig", "s2ap"):
+        perturbation = Perturbation(model, score_layers(model), radius=Relative(gamma)) if name == "s2ap" else None
+        loop = loop_of(model.train(), objective, data, perturbation)
+        reader = tracker(iterations=1, by_layer=True, along_z=None if perturbation else gamma)
+        reader.on_attacked(loop, x, x_adv, y)
+        found[name] = {metric: value for _, metric, value in reader.rows if metric.startswith(("margin", "switchable"))}
+    assert found["orig"] == found["s2ap"]
+    for (layer, mask), s in zip(masks(model).items(), scores(model).values(), strict=True):
+        size, kept = s.detach().abs().double(), mask.bool()
+        margin = (size[kept].min() - size[~kept].max()) / 2**0.5 / size.norm()
+        name = layer.removesuffix(".weight")
+        assert found["orig"][f"margin/{name}"] == pytest.approx(margin.item(), rel=1e-6)
+        assert (found["orig"][f"switchable/{name}"] > 0) == (margin <= gamma)
+        assert found["orig"][f"switchable/{name}"] <= 1

@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from PIL import Image
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.support.ui import Select
 
+from s2ap_core.errors import InputError
+from s2ap_diag.reading.results import open_run
+from s2ap_diag.report.maps import read_maps
 from tests.diag.report.browsers import needs_browser
 from tests.diag.report.gallery import EPOCHS, LAYERS, WARMUP
+from tests.diag.report.pages import copy
 from tests.reading import masks_in
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.usefixtures("tiny_network")]
 
 
 def masks(run: Path) -> list[dict[str, np.ndarray]]:
@@ -116,3 +121,24 @@ def test_the_map_of_a_run_reads_in_grey(opened, trained, runs):
     order = np.argsort(np.ravel(expected), kind="stable")
     assert (np.diff(grey.ravel()[order]) >= -1).all()
     assert grey.max() - grey.min() > 60
+
+
+def test_live_lambda_max_by_layer_is_read_where_it_was_measured(world, tmp_path):
+    run = copy(world / "hydra-0.1-orig-0", tmp_path / "run")
+    records = [
+        {
+            "checkpoint": f"ckpt/{name}.safetensors",
+            "epoch": epoch,
+            "batch_norm": "batch",
+            "layers_live": {"linear": value},
+        }
+        for name, epoch, value in (("prune-epoch-004", 4, 2.5), ("prune-best", 4, 9.0), ("finetune-best", 2, 9.0))
+    ]
+    (run / "sharpness-by-layer.json").write_text(json.dumps(records))
+    found, _ = read_maps(open_run(run))
+    values = found.values["lambda_max_live_batch"]
+    assert values[LAYERS.index("linear"), 3] == 2.5
+    assert np.isnan(values).sum() == values.size - 1
+    (run / "sharpness-by-layer.json").write_text(json.dumps([{"epoch": 4}]))
+    with pytest.raises(InputError, match=r"sharpness-by-layer\.json: checkpoint: Field required; measure it again"):
+        read_maps(open_run(run))
