@@ -21,7 +21,7 @@ from s2ap_core.config import Config, parse_config
 from s2ap_core.distributed.group import world
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
-from s2ap_core.files.atomic import write_file
+from s2ap_core.files.atomic import LEFTOVERS, write_file
 from s2ap_core.files.record import load_json
 from s2ap_core.files.writer import writes_files
 
@@ -43,8 +43,8 @@ RESULTS_REMEDY = "remove it and run again with --resume"
 """What to do about ``results.json``, which is made of other files."""
 
 
-UNBEGUN = frozenset({lock.NAME, "environment.json", ".environment.json.tmp", ".config.toml.tmp"})
-"""All that a folder may hold before ``config.toml`` is written, with which a run begins."""
+UNBEGUN = frozenset({lock.NAME, "environment.json"})
+"""All that a folder may hold, leftovers aside, before ``config.toml`` is written, with which a run begins."""
 
 
 class RunDirectory:
@@ -60,7 +60,7 @@ class RunDirectory:
         Raises:
             InputError: if the folder holds anything but what a process that was killed here left behind.
         """
-        if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - UNBEGUN):
+        if path.exists() and (not path.is_dir() or _settled(path) - UNBEGUN):
             raise InputError(f"{path}: exists already; give --resume to continue it, or another --out")
         write_file(path / "environment.json", json.dumps(environment(config.seed, device), indent=2))
         write_file(path / "config.toml", config.to_toml())
@@ -163,7 +163,7 @@ class RunDirectory:
     def remove_leftovers(self) -> None:
         """Remove the temporary files that a killed process left."""
         if writes_files():
-            for leftover in self.path.rglob(".*.tmp"):
+            for leftover in self.path.rglob(LEFTOVERS):
                 leftover.unlink(missing_ok=True)
 
     def results(self) -> dict[str, Any]:
@@ -194,6 +194,11 @@ class RunDirectory:
     def add_results(self, **entries: Any) -> None:
         """Merge entries into ``results.json``."""
         write_file(self.path / "results.json", json.dumps({**self.results(), **entries}, indent=2))
+
+
+def _settled(folder: Path) -> set[str]:
+    """Name what is in a folder besides what a killed process left half written."""
+    return {path.name for path in folder.iterdir()} - {path.name for path in folder.glob(LEFTOVERS)}
 
 
 def environment(seed: int, device: str) -> dict[str, Any]:

@@ -30,10 +30,10 @@ def run_command(runs: tuple[Path, ...], arms: tuple[str, ...], where: tuple[str,
             f"{names[0]} and {names[1]}: nothing was measured in both; evaluate or measure the same of both"
         )
     p_values = adjusted_p(compared)
-    if output.plot is not None:
-        forest.draw(compared, names, output.plot)
     records = [record(one, names, p_values) for one in compared]
     output.emit(records, table_of(compared, names, p_values), rows=rows_of(records))
+    if output.plot is not None:
+        forest.draw(compared, names, output.plot)
     if output.quiet or output.json == "-":
         return
     say(compared, names, p_values)

@@ -87,9 +87,9 @@ def run_command(
             records += of_checkpoint + means(of_checkpoint)
     if len(settings) > 1:
         security_curve.warn(records)
+    output.emit(records, table_of(records))
     if output.plot is not None:
         (security_curve.draw if len(settings) > 1 else draw)(records, output.plot)
-    output.emit(records, table_of(records))
 
 
 def checksum(path: Path) -> str:

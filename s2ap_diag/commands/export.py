@@ -64,11 +64,11 @@ def run_command(
         "speedup": seconds[0] / seconds[1],
         "kept_channels": {name: int(bits.sum()) for name, bits in kept.items()},
     }
+    output.emit([record], table_of(record))
     if output.plot is not None:
         with plots.picture(output.plot, plots.COLUMN, max(2.4, 0.13 * len(kept) + 0.8)) as axes:
             shares = {name: float(bits.float().mean()) for name, bits in kept.items()}
             plots.layer_bars(axes, shares, xlabel="fraction of input channels kept")
-    output.emit([record], table_of(record))
 
 
 def result_of(run: Path) -> Path:

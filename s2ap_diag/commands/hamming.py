@@ -53,6 +53,8 @@ def run_command(
         first, second = map(mean_of, arms.values())
         differences = [{"epoch": e, "difference": first[e] - second[e]} for e in first if e in second]
     records = [row for rows in compared.values() for row in rows]
+    table = table_of(compared, differences, measure, against)
+    output.emit([*records, *differences], table)
     if output.plot is not None:
         from s2ap_diag.output import mask_changes  # matplotlib takes longer than the rest
 
@@ -61,8 +63,6 @@ def run_command(
             mask_changes.draw_layers(layers, output.plot)
         else:
             mask_changes.draw(arms, differences, output.plot, "h per kept weight" if per_kept else "h")
-    table = table_of(compared, differences, measure, against)
-    output.emit([*records, *differences], table)
 
 
 Compared = dict[str, list[dict[str, Any]]]

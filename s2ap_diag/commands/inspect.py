@@ -56,13 +56,13 @@ def run_command(
                 "layers": layers,
             }
         )
+    output.emit(records, table_of(records))
     if output.plot is not None:
         from s2ap_diag.output import plots  # matplotlib takes as long as the rest
 
         last = records[-1]
         with plots.picture(output.plot, plots.COLUMN, max(2.4, 0.13 * len(last["layers"]) + 0.8)) as axes:
             plots.layer_bars(axes, {row["layer"]: row["keep"] for row in last["layers"]}, xlabel="fraction kept")
-    output.emit(records, table_of(records))
 
 
 def table_of(records: list[dict[str, Any]]) -> Any:

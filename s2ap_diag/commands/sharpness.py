@@ -101,6 +101,10 @@ def records_of(jobs: Sequence[Job], found: Mapping[Job, Measured]) -> list[dict[
 def write_out(jobs: Sequence[Job], found: Mapping[Job, Measured], output: Output, spectrum: Path | None) -> None:
     """Write tables, records and pictures."""
     records = records_of(jobs, found)
+    skipped = len({job.path for job in jobs if found[job].record is None})
+    layers = [layer_table(records)] if records[0]["layers"] else []
+    everything = [*records, *over_seeds(records)]
+    output.emit(everything, table_of(everything, skipped), *layers)
     if output.plot is not None:
         sharpness_plot.draw(records, output.plot)
     if spectrum is not None:
@@ -109,10 +113,6 @@ def write_out(jobs: Sequence[Job], found: Mapping[Job, Measured], output: Output
         modes = ", ".join(dict.fromkeys(record["batch_norm"] for record in records))
         with plots.picture(spectrum, plots.COLUMN, 2.6) as axes:
             plots.spectral_densities(axes, densities, xlabel=f"eigenvalue (BatchNorm: {modes})")
-    skipped = len({job.path for job in jobs if found[job].record is None})
-    layers = [layer_table(records)] if records[0]["layers"] else []
-    records += over_seeds(records)
-    output.emit(records, table_of(records, skipped), *layers)
 
 
 def solver_of(method: str, iterations: int | None, tolerance: float | None) -> Solver:

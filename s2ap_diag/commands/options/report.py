@@ -4,12 +4,12 @@ from typing import Any
 
 import click
 
-from s2ap_diag.commands.options.shared import EXISTING, quiet_option
+from s2ap_diag.commands.options.shared import EXISTING, OutputFile, check_outputs, quiet_option
 
 
 @click.command(name="report")
 @click.argument("runs", type=EXISTING)
-@click.option("--out", type=EXISTING, help="The file to write.  [default: RUNS/report.html]")
+@click.option("--out", type=OutputFile(), help="The file to write.  [default: RUNS/report.html]")
 @click.option("--title", help="The report's heading.  [default: the folder's name]")
 @quiet_option
 def command(**options: Any) -> None:
@@ -21,4 +21,5 @@ def command(**options: Any) -> None:
     """
     from s2ap_diag.commands.report import run_command  # slow, and --help needs none of it
 
+    check_outputs()
     run_command(**options)

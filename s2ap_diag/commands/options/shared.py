@@ -17,6 +17,38 @@ if TYPE_CHECKING:  # both import more than --help can wait for
 
 EXISTING = click.Path(path_type=Path)
 
+
+class OutputFile(click.Path):
+    """A file that a command writes; :func:`check_outputs` checks it before the command begins."""
+
+    def __init__(self, kind: type[Path] | type[str] = Path, *, picture: bool = False) -> None:
+        super().__init__(path_type=kind)
+        self.picture = picture
+
+
+def check_outputs() -> None:
+    """Check every file that the command at hand is to write, beside what it reads.
+
+    Raises:
+        InputError: as :func:`s2ap_diag.output.destinations.check_destinations`.
+    """
+    from s2ap_diag.output.destinations import check_destinations  # slow, and --help needs none of it
+
+    context = click.get_current_context()
+    outputs: dict[str, Path] = {}
+    inputs: list[Path] = []
+    pictures: list[str] = []
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if isinstance(parameter.type, OutputFile):
+            if value not in (None, "-"):
+                outputs[parameter.opts[0]] = Path(value)
+                pictures += parameter.opts[:1] * parameter.type.picture
+        elif isinstance(parameter.type, click.Path) or isinstance(parameter, click.Argument):
+            inputs += map(Path, value if isinstance(value, tuple) else filter(None, [value]))
+    check_destinations(outputs, inputs, pictures)
+
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -43,6 +75,7 @@ set_option = click.option(
 def _output(json: str | None, csv: Path | None, quiet: bool, plot: Path | None = None) -> "Output":
     from s2ap_diag.output.destinations import Output  # slow, and --help needs none of it
 
+    check_outputs()
     return Output(json, csv, plot, quiet) if writes_files() else Output(None, None, None, quiet=True)
 
 
@@ -70,12 +103,12 @@ def _bundle(name: str, make: Callable[..., Any], *options: Decorator) -> Decorat
 
 
 _table_options = (
-    click.option("--json", type=click.Path(), help="Write the results as JSON; - is standard output."),
-    click.option("--csv", type=EXISTING, help="Write the results as CSV."),
+    click.option("--json", type=OutputFile(str), help="Write the results as JSON; - is standard output."),
+    click.option("--csv", type=OutputFile(), help="Write the results as CSV."),
     quiet_option,
 )
 table_options = _bundle("output", _output, *_table_options)
-_plot_option = click.option("--plot", type=EXISTING, help="Draw the results (.png, .pdf or .svg).")
+_plot_option = click.option("--plot", type=OutputFile(picture=True), help="Draw the results (.png, .pdf or .svg).")
 output_options = _bundle("output", _output, *_table_options, _plot_option)
 source_options = _bundle(
     "source",

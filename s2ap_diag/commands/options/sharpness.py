@@ -4,7 +4,14 @@ from typing import Any
 
 import click
 
-from s2ap_diag.commands.options.shared import EXISTING, device_option, output_options, seed_option, source_options
+from s2ap_diag.commands.options.shared import (
+    EXISTING,
+    OutputFile,
+    device_option,
+    output_options,
+    seed_option,
+    source_options,
+)
 
 
 @click.command(name="sharpness")
@@ -26,7 +33,9 @@ from s2ap_diag.commands.options.shared import EXISTING, device_option, output_op
 @click.option("--rho", multiple=True, type=click.FloatRange(min=0),
               help="Radius of the loss difference; may be repeated.  [default: 0.001, 0.005, 0.01]")  # fmt: skip
 @click.option("--no-loss-difference", is_flag=True, help="lambda_max alone.")
-@click.option("--spectrum", type=EXISTING, help="Draw the density of all eigenvalues, and estimate the trace.")
+@click.option(
+    "--spectrum", type=OutputFile(picture=True), help="Draw the density of all eigenvalues, and estimate the trace."
+)
 @click.option("--ascent", type=click.Choice(["exchange", "auto-pgd"]),
               help="How it is sought: from mask to mask, or as in the paper, as always in the l2 ball.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=1), help="Of an ascent.  [default: 10]")
