@@ -17,6 +17,7 @@ import numpy as np
 from s2ap_core.data.base import check_images, check_labels, folder, hold_out, reason, remedy, validation_count
 from s2ap_core.data.memory import InMemory
 from s2ap_core.errors import InputError
+from s2ap_core.files.kinds import check_input
 
 NAME, FOLDER = "cifar10", "cifar-10-batches-py"
 TRAIN, TEST = tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch"
@@ -66,6 +67,7 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: if the file is missing, truncated, mislabelled or not a batch.
     """
+    check_input(path)
     try:
         with path.open("rb") as file:
             batch = ArrayUnpickler(file, encoding="latin1").load()

@@ -14,6 +14,7 @@ import numpy as np
 from s2ap_core.data.base import check_images, check_labels, folder, reason, remedy
 from s2ap_core.data.memory import InMemory
 from s2ap_core.errors import InputError
+from s2ap_core.files.kinds import check_input
 
 NAME, FOLDER = "cifar10c", "CIFAR-10-C"
 LABELS, SEVERITIES = "labels.npy", 5
@@ -119,6 +120,7 @@ def read_array(path: Path) -> np.ndarray:
     Raises:
         InputError: if the file is missing, truncated or not an array of numbers.
     """
+    check_input(path)
     try:
         with np.errstate(over="ignore"):  # of a shape whose product does not fit: refused all the same
             array = np.load(path, mmap_mode="r", allow_pickle=False)

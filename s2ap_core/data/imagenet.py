@@ -25,11 +25,14 @@ from torch.utils.data import DataLoader
 from s2ap_core.data.base import Batch, Part, Split, cut, folder, hold_out, order, reason
 from s2ap_core.distributed.group import processes_here
 from s2ap_core.errors import InputError
+from s2ap_core.files.kinds import check_input
 from s2ap_core.seeds import derive_seed
 
 NAME, FOLDER = "imagenet", "imagenet"
 LAYOUT = "lay the images out as train/CLASS/*.JPEG and val/CLASS/*.JPEG"
 SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
+FORMATS = ("JPEG", "PNG")
+"""What is decoded, whatever a file is called: for some of the others Pillow starts another program."""
 VAL_SHARE = 0.01
 SAMPLED = 1000
 """Files of a split whose size is part of its checksum."""
@@ -234,8 +237,11 @@ class Decoder(torch.utils.data.Dataset[Tensor | str]):
         for position in positions:
             file = self.path / os.fsdecode(self.files[position])
             try:
-                with Image.open(file) as image:
+                check_input(file)
+                with Image.open(file, formats=FORMATS) as image:
                     rgb = image.convert("RGB")
+            except InputError as error:
+                return str(error)
             except Exception as error:  # PIL raises OSError, SyntaxError, struct.error and others
                 return f"{file}: not an image that can be decoded ({reason(error)}); replace it"
             if self.seed is None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from s2ap_core.files.kinds import check_input
+
 UNPACKED = 256 << 20
 """Bytes that a packed file may hold whatever its own size."""
 
@@ -35,8 +37,10 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        InputError: if it is a pipe or a device.
         ValueError: if it is damaged, of another format, holds objects, or unpacks to far more bytes than it has.
     """
+    check_input(path)
     try:
         check_unpacked_size(path)
         loaded = np.load(path, allow_pickle=False)

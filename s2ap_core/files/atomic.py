@@ -8,6 +8,7 @@ from pathlib import Path
 
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
+from s2ap_core.files.kinds import kind_of
 from s2ap_core.files.writer import writes_files
 
 LEFTOVERS = ".*.tmp"
@@ -69,12 +70,7 @@ def check_place(path: Path) -> bool:
             if stat.S_ISCHR(behind) or stat.S_ISFIFO(behind):  # a shell's >(...) has its reader
                 return True
         raise InputError(f"{path}: a symbolic link, which would be replaced; name {os.path.realpath(path)}")
-    raise InputError(f"{path}: {_kind(there)}, where a file is to be written; give another name")
-
-
-def _kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFBLK: "a disk", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "no file")
+    raise InputError(f"{path}: {kind_of(there)}, where a file is to be written; give another name")
 
 
 def _write_through(path: Path, content: bytes) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from safetensors import SafetensorError, safe_open
 
 from s2ap_core.errors import InputError
+from s2ap_core.files.kinds import check_input
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ def is_safetensors(path: Path) -> bool:
     Raises:
         InputError: if it cannot be read.
     """
+    check_input(path)
     try:
         with path.open("rb") as file:
             return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"

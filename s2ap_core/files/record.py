@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from s2ap_core.errors import InputError
+from s2ap_core.files.kinds import check_input
 
 Record = TypeVar("Record", dict[str, Any], list[Any])
 
@@ -13,8 +14,9 @@ def load_json(path: Path, kind: type[Record], remedy: str) -> Record:
     """Read a JSON file that holds an object (``dict``) or an array (``list``).
 
     Raises:
-        InputError: if it is missing, not JSON, or holds something else; the message ends with ``remedy``.
+        InputError: if it is missing, no file, not JSON, or holds something else; the message ends with ``remedy``.
     """
+    check_input(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

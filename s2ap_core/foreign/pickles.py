@@ -15,6 +15,7 @@ from torch.serialization import safe_globals
 
 from s2ap_core.errors import InputError
 from s2ap_core.files.arrays import check_unpacked_size
+from s2ap_core.files.kinds import check_input
 
 
 def _number_type(name: object, *_: object) -> np.dtype[Any]:
@@ -54,6 +55,7 @@ def unpickle(path: Path) -> object:
     Raises:
         InputError: if it is damaged, or holds more than tensors and plain values.
     """
+    check_input(path)
     try:
         check_unpacked_size(path)
         with safe_globals(ALLOWED), warnings.catch_warnings():

@@ -22,6 +22,7 @@ from s2ap_core.distributed.group import world
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
 from s2ap_core.files.atomic import LEFTOVERS, write_file
+from s2ap_core.files.kinds import check_input
 from s2ap_core.files.record import load_json
 from s2ap_core.files.writer import writes_files
 
@@ -136,6 +137,7 @@ class RunDirectory:
             InputError: if it is damaged.
         """
         path = self.path / file
+        check_input(path)
         try:
             text = path.read_bytes().decode() if path.exists() else ""
             return list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]), strict=True))

@@ -56,6 +56,8 @@ def claims(table: Path) -> Iterator[Finding]:
 
 
 def _claims_something(file: Path) -> bool:
+    if not file.is_file():
+        return False
     try:
         columns = pd.read_csv(file, nrows=0).columns
     except (OSError, ValueError):  # of another kind of CSV

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from s2ap_core.errors import InputError
+from s2ap_core.files.kinds import check_input
 
 Kind = Literal["checkpoint", "masks"]
 
@@ -55,6 +56,7 @@ def _files(path: Path, kind: Kind) -> list[Path]:
     if os.path.isfile(path):  # pathlib's raises for names that no file can have
         return [path]
     if not os.path.isdir(path):
+        check_input(path)
         raise InputError(f"{path}: no such file or folder")
     folder = path / FOLDERS[kind] if any((path / name).is_dir() for name in FOLDERS.values()) else path
     try:

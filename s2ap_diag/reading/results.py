@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
+from s2ap_core.files.kinds import check_input
 from s2ap_core.files.record import load_json
 from s2ap_core.runs import course
 from s2ap_core.runs.directory import BRING_BACK, FORMAT, METRICS, TIMING, RunDirectory
@@ -193,6 +194,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 
 def _read_csv(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    check_input(file)
     try:
         table = pd.read_csv(file)
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors

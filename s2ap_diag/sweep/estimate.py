@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from s2ap_core.config import Config
 from s2ap_core.data import Split
 from s2ap_core.errors import InputError
+from s2ap_core.files.kinds import check_input
 from s2ap_core.models import build
 from s2ap_core.runs.disk import files_of_run, files_taken_over
 from s2ap_core.runs.passes import image_passes, passes_of_a_loss, passes_of_a_step
@@ -138,6 +139,7 @@ def seconds_per_mac(benchmark: Path | None) -> Mapping[str, float]:
 
 def _benchmarked(file: Path, network: str) -> float:
     """Return the seconds of an iteration of Orig. at batch 128, ten steps."""
+    check_input(file)
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
         names = (f"iteration, {network}, Orig., batch 128, {kind}" for kind in ("float32", "bfloat16"))

@@ -44,7 +44,7 @@ PLACES = {
     "a symbolic link": make_link,
     "a symbolic link, ": lambda path: path.symlink_to(path.parent / "nowhere"),
     "a folder": os.mkdir,
-    "a named pipe": os.mkfifo,
+    "a pipe": os.mkfifo,
 }
 
 
