@@ -17,6 +17,7 @@ from s2ap_core.files.tensors import load_tensors, save_tensors
 from s2ap_core.runs.checkpoints import describe_minimizer
 from s2ap_core.runs.course import Until, beginning
 from s2ap_core.runs.directory import RunDirectory
+from s2ap_core.runs.identity import note_config
 
 
 def continue_from(source: Path, path: Path, config: Config, until: Until, device: str) -> RunDirectory:
@@ -46,6 +47,7 @@ def continue_from(source: Path, path: Path, config: Config, until: Until, device
             copy_function=_link,
             ignore=lambda folder, names: {name for name in names if name in own or name.startswith(".")},
         )
+        note_config(run)
         for file in unfinished.rglob("*.safetensors"):
             _relabel(file, config)
         unfinished.replace(path)

@@ -229,7 +229,12 @@ def commit_of(source: Path) -> str | None:
     """
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", *arguments], cwd=source.parent, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            ["git", *arguments], cwd=source.parent, env=own, capture_output=True, text=True, check=False
+        )
+
+    # As in a hook of git, variables may name another repository.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     try:
         if git("ls-files", "--error-unmatch", source.name).returncode:

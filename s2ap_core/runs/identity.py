@@ -1,4 +1,4 @@
-"""What a run must find unchanged when it goes on: its images, its network and the code that makes it."""
+"""What a run must find unchanged when it goes on: its settings, images and network, and the code that makes it."""
 
 import json
 from collections.abc import Mapping
@@ -29,6 +29,14 @@ SOURCE = "code.source"
 """The key under which the checksums of its definitions stand."""
 
 
+SETTINGS = "config"
+"""The key under which the settings of ``config.toml`` stand."""
+
+
+FREE = ("title", "data.root")
+"""Settings that may change: images are known by their checksums, wherever they lie."""
+
+
 Changes = dict[str, tuple[Any, Any]]
 """By dotted key: the value before and the value now; None where there is none."""
 
@@ -40,14 +48,15 @@ SHOWN = 3
 def identity(config: Config, data: Dataset) -> dict[str, Any]:
     """Collect what a run depends on, by dotted key.
 
-    Number and checksum of each split's images, shape of each parameter, version of the code and the checksum of
-    each of its definitions.
+    Settings, number and checksum of each split's images, shape of each parameter, version of the code and the
+    checksum of each of its definitions.
     """
     with torch.device("meta"):
         network = build_network(describe(config, data, "pretrain", 0)["network"])
     splits: tuple[Split, ...] = ("train", "val", "test")
     return flat(
         {
+            SETTINGS: settings(config),
             "data": {split: _split(data, split) for split in splits},
             "network": {name: list(parameter.shape) for name, parameter in network.named_parameters()},
             "code": {
@@ -57,6 +66,32 @@ def identity(config: Config, data: Dataset) -> dict[str, Any]:
             },
         }
     )
+
+
+def settings(config: Config, *, defaults: bool = True) -> dict[str, Any]:
+    """Collect the settings that may not change, by dotted key; ``defaults`` says whether those at their default too."""
+    entries = flat(config.model_dump(mode="json", exclude_defaults=not defaults))
+    return {key: value for key, value in entries.items() if key not in FREE}
+
+
+def check_config(run: RunDirectory) -> None:
+    """Check that ``config.toml`` still says what the run is made with.
+
+    Raises:
+        InputError: naming what differs, before and now.
+    """
+    changes = differences(settings(run.config), settings(RunDirectory.open(run.path).config))
+    if changes:
+        raise InputError(refusal(run.path, {f"{key} (config.toml)": values for key, values in changes.items()}))
+
+
+def note_config(run: RunDirectory) -> None:
+    """Write the settings of a run into what it is held to, in place of those that stand there."""
+    path = run.path / FILE
+    if path.exists():
+        noted = flat(load_json(path, dict, "remove it if nothing has changed since the run began"))
+        others = {key: value for key, value in noted.items() if not key.startswith(f"{SETTINGS}.")}
+        _note(run, flat({SETTINGS: settings(run.config)}) | others)
 
 
 def _split(data: Dataset, split: Split) -> dict[str, Any] | None:
@@ -102,11 +137,18 @@ def changed(run: RunDirectory, data: Dataset) -> Changes | None:
     if SOURCE in before:  # an earlier version noted one checksum of all files
         now = {key: value for key, value in now.items() if not key.startswith(SOURCE)}
         now[SOURCE] = "noted for each definition by itself, so that the two cannot be compared"
+    said = {f"{SETTINGS}.{key}" for key in settings(run.config, defaults=False)}
+    noted = any(key.startswith(f"{SETTINGS}.") for key in before)
+    for key in [key for key in now if key.startswith(f"{SETTINGS}.") and key not in before]:
+        if not (noted and key in said):  # an earlier version noted no settings, or knew none of this name
+            del now[key]
     return {_with_file(key, old): (old, new) for key, (old, new) in differences(before, now).items()}
 
 
 def _with_file(key: str, before: Any) -> str:
-    """Add to the key of a definition the file that holds it now; other keys stay as they are."""
+    """Add to the key of a setting or definition the file that holds it now; other keys stay as they are."""
+    if key.startswith(f"{SETTINGS}."):
+        return f"{key.removeprefix(f'{SETTINGS}.')} (config.toml)"
     name = key.removeprefix(f"{SOURCE}.")
     if name == key:
         return key

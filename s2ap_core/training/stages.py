@@ -23,7 +23,7 @@ from s2ap_core.runs.checkpoints import build_network, describe, load_checkpoint,
 from s2ap_core.runs.course import Until
 from s2ap_core.runs.directory import TIMING, RunDirectory
 from s2ap_core.runs.disk import check_space
-from s2ap_core.runs.identity import check_unchanged
+from s2ap_core.runs.identity import check_config, check_unchanged
 from s2ap_core.seeds import derive_seed, generator
 from s2ap_core.training import replay
 from s2ap_core.training.ball import Relative, score_layers, search_radius, weight_layers
@@ -109,12 +109,12 @@ class Stages:
                     f"{header.get('fold')}; give a network of the same fold"
                 )
             save_checkpoint(self.run.result("pretrain"), given.model, given.header)
-            self.run.add_results(pretrain={"checkpoint": str(settings.checkpoint)})
+            self._note(pretrain={"checkpoint": str(settings.checkpoint)})
             return
         model = self._initial_network(header)
         if not self.method.pretrained:
             save_checkpoint(self.run.result("pretrain"), model, header)
-            self.run.add_results(pretrain={"epochs": 0})
+            self._note(pretrain={"epochs": 0})
             return
         self._train(self._loop("pretrain", settings, model, list(model.parameters())))
 
@@ -203,9 +203,14 @@ class Stages:
             log.warning("%s: %s", stage, warning)
         if f"evaluate-{stage}" not in self.run.results():
             self.run.append("timing.csv", TIMING, [(f"evaluate-{stage}", "", round(time.monotonic() - started, 3))])
-        self.run.add_results(**{f"evaluate-{stage}": evaluation.summary()})
+        self._note(**{f"evaluate-{stage}": evaluation.summary()})
         log.info("evaluated %s: %s", stage, evaluation.summary())
         return evaluation
+
+    def _note(self, **entries: Any) -> None:
+        """Write what a stage came to into ``results.json``, for the settings that ``config.toml`` says."""
+        check_config(self.run)
+        self.run.add_results(**entries)
 
     def _done(self, stage: str) -> bool:
         wait()
@@ -258,4 +263,4 @@ class Stages:
             raise InputError(f"{loop.stage}: no epoch has a finite validation loss; {loop.remedy()}")
         for warning in loop.method.warnings() if loop.method is not None and loop.epoch else ():
             log.warning("%s: %s", loop.stage, warning)
-        self.run.add_results(**{loop.stage: {"epochs": loop.epoch, "selected_epoch": selected}})
+        self._note(**{loop.stage: {"epochs": loop.epoch, "selected_epoch": selected}})

@@ -17,7 +17,7 @@ from s2ap_core.presets.effects import check_effect, without_effect
 from s2ap_core.runs.checkpoints import build_network, describe, load_checkpoint
 from s2ap_core.runs.course import Until
 from s2ap_core.runs.directory import RunDirectory, environment
-from s2ap_core.runs.identity import accept_changes, differences, refusal
+from s2ap_core.runs.identity import accept_changes, differences, note_config, refusal
 from s2ap_core.training.loop import Callback
 from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.stages import Stages
@@ -121,7 +121,9 @@ def _begin_or_open(config: Config | None, out: Path, resume: bool, device: str, 
         raise InputError(refusal(out, changes))
     run.record_forced(changes)
     write_file(out / "config.toml", config.to_toml())
-    return RunDirectory(out, config)
+    changed = RunDirectory(out, config)
+    note_config(changed)
+    return changed
 
 
 def _warn_of_environment(run: RunDirectory, device: str) -> None:

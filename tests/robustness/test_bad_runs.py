@@ -221,4 +221,4 @@ def test_states_with_a_valid_checksum_and_wrong_content(
     sections = [line for line in CONFIG.splitlines() if not line.startswith("prune")]
     longer = ["prune = { epochs = 2, batch_size = 20 }", 'method = { name = "hydra", keep = 0.3 }']
     (run / "config.toml").write_text("\n".join([*sections, *longer]))
-    attempt("wrong state / run --resume", ["run", "--resume", "--out", run, "--quiet"])
+    attempt("wrong state / run --resume", ["run", "--resume", "--force", "--out", run, "--quiet"])

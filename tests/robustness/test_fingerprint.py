@@ -19,6 +19,7 @@ from s2ap_core.runs.definitions import WITHOUT_INFLUENCE, checksums, definitions
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.runs.identity import differences
 from s2ap_core.training.evaluation import evaluate, load_evaluation
+from s2ap_core.training.loop import Callback
 from s2ap_core.training.stages import Stages
 from s2ap_diag.commands import main
 
@@ -325,3 +326,55 @@ def test_differences_are_named_by_dotted_key():
         "a.c": ([1, 2], [1, 3]),
         "f": (None, 2),
     }
+
+
+def edit_config(run, before, after):
+    """Change ``config.toml`` by hand."""
+    file = run.path / "config.toml"
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after))
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_a_config_that_was_edited_is_refused_unless_forced_which_is_written_down(tmp_path, new_run, data):
+    run = new_run(tmp_path / "run")
+    Stages(run, data).all("pretrain")
+    (run.path / "config.toml").write_text(run.config.model_copy(update={"title": "another"}).to_toml())
+    Stages(RunDirectory.open(run.path), data).all("pretrain")
+    edit_config(run, "keep = 0.3", "keep = 0.25")
+    edited, before = RunDirectory.open(run.path), processes.contents(run.path)
+    with pytest.raises(InputError, match=r"began with method.keep \(config.toml\) = 0.3, now 0.25; .* --force"):
+        Stages(edited, data).all()
+    assert processes.contents(run.path) == before
+    identity.accept_changes(edited, data)
+    (forced,) = edited.environment()["forced"]
+    assert forced["changed"] == {"method.keep (config.toml)": {"was": 0.3, "is": 0.25}}
+    Stages(edited, data).all()
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_a_config_that_is_edited_under_a_run_stops_it_before_it_says_anything(tmp_path, new_run, data):
+    run = new_run(tmp_path / "run")
+
+    class Edit(Callback):
+        def on_iteration(self, loop, step):
+            if loop.stage == "prune" and (loop.epoch, loop.iteration) == (1, 0):
+                edit_config(run, "keep = 0.3", "keep = 0.25")
+
+    with pytest.raises(InputError, match=r"began with method.keep \(config.toml\) = 0.3, now 0.25"):
+        Stages(run, data, callbacks=[Edit()]).all()
+    assert run.results().keys() == {"pretrain"}
+    edit_config(run, "keep = 0.25", "keep = 0.3")
+    Stages(run, data).all()
+    assert "evaluate-finetune" in run.results()
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_a_run_of_a_version_that_noted_no_settings_goes_on(tmp_path, new_run, data):
+    run = new_run(tmp_path / "run")
+    Stages(run, data).all("pretrain")
+    noted = json.loads((run.path / identity.FILE).read_text())
+    older = {key: value for key, value in noted.items() if not key.startswith("config.")}
+    (run.path / identity.FILE).write_text(json.dumps(older))
+    Stages(run, data).all("pretrain")

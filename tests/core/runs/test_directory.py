@@ -275,6 +275,8 @@ def test_the_commit_is_that_of_the_source_and_of_no_repository_around_it(tmp_pat
     git("commit", "--quiet", "--message", "one file")
     assert commit_of(tmp_path / "source.py") == git("rev-parse", "HEAD")
     assert commit_of(installed) is None
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    assert commit_of(tmp_path / "source.py") == git("--git-dir", str(tmp_path / ".git"), "rev-parse", "HEAD")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert commit_of(tmp_path / "source.py") is None  # git is not installed
 
