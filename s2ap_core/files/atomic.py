@@ -1,18 +1,22 @@
 """Files that are written whole or not at all, and never in the place of what is no file."""
 
 import os
+import re
 import secrets
 import stat
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
 from s2ap_core.files.kinds import kind_of
 from s2ap_core.files.writer import writes_files
 
-LEFTOVERS = ".*.tmp"
-"""Names of the files that a killed process left half written."""
+UNFINISHED = re.compile(r"\..+?(?:\.(?P<pid>\d+)-[0-9a-f]{8})?\.tmp")
+"""Names of files that are not written to their end yet: ``.NAME.PID-RANDOM.tmp``."""
 
 
 def write_file(path: Path, data: bytes | str) -> None:
@@ -47,6 +51,15 @@ def write_file(path: Path, data: bytes | str) -> None:
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
         ) from error
+
+
+def leftovers(files: Iterable[Path]) -> Iterator[Path]:
+    """Find the files that a killed process left half written; not what another process is writing."""
+    for file in files:
+        if unfinished := UNFINISHED.fullmatch(file.name):
+            pid = int(unfinished["pid"] or 0)
+            if pid in (0, os.getpid()) or not psutil.pid_exists(pid):
+                yield file
 
 
 def check_place(path: Path) -> bool:

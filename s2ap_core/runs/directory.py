@@ -21,7 +21,7 @@ from s2ap_core.config import Config, parse_config
 from s2ap_core.distributed.group import world
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
-from s2ap_core.files.atomic import LEFTOVERS, write_file
+from s2ap_core.files.atomic import leftovers, write_file
 from s2ap_core.files.kinds import check_input
 from s2ap_core.files.record import load_json
 from s2ap_core.files.writer import writes_files
@@ -165,7 +165,7 @@ class RunDirectory:
     def remove_leftovers(self) -> None:
         """Remove the temporary files that a killed process left."""
         if writes_files():
-            for leftover in self.path.rglob(LEFTOVERS):
+            for leftover in [*leftovers(self.path.rglob(".*.tmp"))]:
                 leftover.unlink(missing_ok=True)
 
     def results(self) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class RunDirectory:
 
 def _settled(folder: Path) -> set[str]:
     """Name what is in a folder besides what a killed process left half written."""
-    return {path.name for path in folder.iterdir()} - {path.name for path in folder.glob(LEFTOVERS)}
+    return {path.name for path in folder.iterdir()} - {path.name for path in leftovers(folder.iterdir())}
 
 
 def environment(seed: int, device: str) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from typing import NoReturn
 
 import click
 
+from s2ap_diag.execution.parent import end_with_parent
+
 REFUSED = 2
 """Exit status for input that cannot be used."""
 
@@ -44,6 +46,7 @@ def joined_processes() -> AbstractContextManager[None]:
     """Join the processes that torchrun started for the block; without torchrun do nothing."""
     if not under_torchrun():
         return nullcontext()
+    end_with_parent()  # before torch is imported: the launcher may be killed at any time
     from s2ap_core.distributed.group import process_group  # brings torch
 
     return process_group()

@@ -6,13 +6,13 @@ import os
 import queue
 import signal
 import socket
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from s2ap_core.errors import InputError
+from s2ap_diag.execution.parent import end_when
 
 
 class LocalExecutor(Executor):
@@ -64,17 +64,11 @@ def begin_worker(slot: str | None) -> None:
     """Make a spawned process end with its parent and leave interruptions to it; give it this GPU, if any."""
     # Whoever started the sweep handles an interruption; a terminal sends it to all its processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if slot is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = slot
-
-
-def _end_with_parent() -> None:
-    """End a worker whose sweep was killed: it would hold its run, and its memory, for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        parent.join()
-        os._exit(1)
+        end_when(parent.join)
+    if slot is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot
 
 
 class RayExecutor(Executor):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from s2ap_core.config import parse_config
 from s2ap_core.data import InMemory
 from s2ap_core.distributed.share import Share, draw, rows
+from s2ap_core.files import lock
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.seeds import generator
 from s2ap_diag.commands import main
@@ -30,7 +31,7 @@ from tests.core.distributed import distributed_worker as worker
 from tests.reading import masks_in
 
 ROOT = Path(__file__).parents[3]
-LIMIT = 30  # seconds from the end of a process to the end of the job
+LIMIT = 120  # seconds from the end of a process to the end of the job
 
 
 def environment() -> dict[str, str]:
@@ -242,23 +243,25 @@ def config_file(folder: Path, **changed: Any) -> Path:
 
 
 @contextmanager
-def killed(command: list[str], when: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start a command, and kill the second of its two processes as soon as the file is there."""
+def killed(command: list[str], when: Path, launcher: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """Start a command, and kill the second of its two processes, or what started them, once the file is there."""
     job = start(command)
+    workers: list[psutil.Process] = []
     try:
         ours = psutil.Process(job.pid)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not when.exists():
             assert job.poll() is None, job.communicate()[1][-3000:]
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        workers = [p for p in ours.children() if p.environ().get("RANK") == "1"]
-        assert len(workers) == 1
-        workers[0].kill()
+        workers = [p for p in ours.children() if "RANK" in p.environ()]
+        (second,) = (p for p in workers if p.environ()["RANK"] == "1")
+        (job if launcher else second).kill()
         yield job
     finally:
-        for process in [*psutil.Process(job.pid).children(recursive=True)] if job.poll() is None else []:
-            process.kill()
+        for process in [*psutil.Process(job.pid).children(recursive=True)] if job.poll() is None else workers:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         job.kill()
 
 
@@ -270,6 +273,16 @@ def test_a_killed_process_ends_the_job_with_one_line(tmp_path):
     assert job.returncode == 1
     assert "process 1 of 2 ended by SIGKILL; the run continues with --resume" in errors
     assert "Traceback" not in errors
+
+
+def test_a_killed_launcher_takes_its_processes_along(tmp_path):
+    out = tmp_path / "run"
+    file = config_file(tmp_path, prune={"epochs": 5000, "batch_size": 400})
+    command = [sys.executable, "-m", "s2ap_diag", "run", str(file), "--out", str(out), "--nproc", "2"]
+    with killed(command, when=out / "masks" / "epoch-001.safetensors", launcher=True) as job:
+        job.communicate(timeout=LIMIT)  # what it writes to is open as long as they live
+    with lock.hold(out):
+        pass
 
 
 def test_the_process_that_was_killed_is_named_whichever_torchrun_sees_first(monkeypatch, capsys):
