@@ -30,7 +30,7 @@ from s2ap_diag.report.tradeoffs import tradeoffs
 from s2ap_diag.report.view import RunView, view
 
 STYLES = ("page.css", "charts.css", "print.css")
-SCRIPTS = ("table.js", "sections.js", "charts.js", "drawing.js", "maps.js")
+SCRIPTS = ("table.js", "sections.js", "charts.js", "drawing.js", "maps.js", "opening.js")
 """Parts of the page's one style and one script, in their order."""
 
 

@@ -1,7 +1,7 @@
 """What is shown of one run."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,6 @@ class RunView:
         latency: milliseconds that the exported network takes for an image, None where it was not measured.
         h: of the last mask against the first (Eq. 13).
         rises: loss difference by rho.
-        table: for each epoch the readings that ``columns`` name, None where there is none.
         links: the run's files, name and percent-encoded address relative to the report.
     """
 
@@ -102,8 +101,6 @@ class RunView:
     selected: int | None
     charts: list[Chart]
     maps: LayerMaps | None
-    columns: list[str]
-    table: list[tuple[int, list[float | None]]]
     config: str
     environment: Mapping[str, Any]
     links: list[tuple[str, str]]
@@ -131,7 +128,6 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
     spectra = {mode: read_spectra(run, mode) for mode in ("running", "batch", "none") if searched}
     h = {epoch: distance.h for epoch, distance in enumerate(distances, 1)}
     selected = results.prune.selected_epoch if results.prune else None
-    columns = _columns(losses, spectra, h)
     sharpness = read_sharpness(run)
     removed, reduction = _removed(config) if searched else (None, "dense")
     return RunView(
@@ -159,8 +155,6 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
         selected=selected,
         charts=_charts(losses, spectra, h, course.warmup(config) if searched else 0, selected),
         maps=maps if distances else None,
-        columns=list(columns),
-        table=_by_epoch(list(columns.values())),
         config=config.to_toml(),
         environment=run.environment,
         links=list(_links(run.path, out)),
@@ -176,20 +170,6 @@ def _charts(losses: Curves, spectra: Mapping[str, Curves], h: Curve, warmup: int
         chart("h to the first mask", {"h": h}, from_zero=True, warmup=warmup, selected=selected),
     ]  # fmt: skip
     return [drawn for drawn in charts if drawn is not None]
-
-
-def _columns(losses: Curves, spectra: Mapping[str, Curves], h: Curve) -> dict[str, Curve]:
-    """Name the columns of the table by epoch, those without a reading left out."""
-    columns = {
-        **{f"loss, {stage}": values for stage, values in losses.items()},
-        **{
-            f"λ_max of {name}, BatchNorm {mode}": values
-            for mode, curves in spectra.items()
-            for name, values in curves.items()
-        },
-        "h": h,
-    }
-    return {name: values for name, values in columns.items() if values}
 
 
 def _measured(sharpness: SharpnessRecord) -> LambdaMax:
@@ -237,11 +217,6 @@ def _last_tracked(spectra: Mapping[str, Curves]) -> LambdaMax | None:
             last = max(epoch for values in curves.values() for epoch in values)
             return LambdaMax(curves[ALL].get(last), curves[LIVE].get(last), mode)
     return None
-
-
-def _by_epoch(columns: Sequence[Curve]) -> list[tuple[int, list[float | None]]]:
-    epochs = sorted({epoch for values in columns for epoch in values})
-    return [(epoch, [values.get(epoch) for values in columns]) for epoch in epochs]
 
 
 def _links(run: Path, out: Path) -> Iterator[tuple[str, str]]:

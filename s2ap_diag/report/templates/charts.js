@@ -135,6 +135,3 @@ function watchLines(svg) {
     leave: clear,
   });
 }
-
-document.querySelectorAll("svg.chart").forEach(watchChart);
-document.querySelectorAll("svg.parallel").forEach(watchLines);

@@ -54,7 +54,6 @@ function describe(title, { layers, epochs, values }) {
 
 // The maps of one run, drawn when its section is opened.
 function drawRunMaps(place) {
-  if (place.children.length) return;
   const run = atlas.runs[place.dataset.maps];
   for (const [key, kind] of Object.entries(run ? atlas.kinds : {})) {
     const values = run.maps[key];
@@ -64,13 +63,6 @@ function drawRunMaps(place) {
       ...side, title: kind.title, label: describe(kind.title, side), scale: scaleOf(kind, [values]), says: (value) => short(value),
     }));
   }
-}
-
-for (const place of document.querySelectorAll("[data-maps]")) {
-  const section = place.closest("details");
-  section.addEventListener("toggle", () => section.open && drawRunMaps(place));
-  if (section.open) drawRunMaps(place);
-  addEventListener("beforeprint", () => drawRunMaps(place));
 }
 
 if (atlas.sides.length) {

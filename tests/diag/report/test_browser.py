@@ -335,3 +335,27 @@ def linear(colour: str) -> np.ndarray:
     digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
     channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     return np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels])
+
+
+def test_a_section_is_filled_when_it_is_opened(opened, trained):
+    """300 runs open at once, since tables and maps of a run are made when somebody looks at it."""
+    browser = opened()
+    inside = "return document.querySelectorAll('details.run :is(.values, svg.heat, [tabindex])').length"
+    assert browser.execute_script(inside) == 0
+    browser.find_element("css selector", '#runs a[href="#run-5"]').click()
+    browser.execute_async_script("setTimeout(arguments[0], 100)")
+    rows = pd.read_csv(trained / "orig/metrics.csv")
+    readings = rows[(rows.stage == "prune") & rows.iteration.isna()].set_index(["metric", "epoch"])["value"]
+    read = """
+        const table = document.querySelector("#run-5 .values");
+        return [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent));
+    """
+    head, *lines = browser.execute_script(read)
+    assert [line[0] for line in lines] == ["0", "1", "2", "3"]
+    for heading, metric in (
+        ("Robust validation loss: search", "val_loss"),
+        ("λ_max, BatchNorm batch: live channels", "lambda_max_live_batch"),
+    ):
+        values = [float(line[head.index(heading)]) for line in lines[1:]]
+        np.testing.assert_allclose(values, [readings[metric, epoch] for epoch in (1, 2, 3)], rtol=2e-3)
+    assert lines[0][head.index("h to the first mask")] == "–"

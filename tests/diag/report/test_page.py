@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import hashlib
+import json
 import os
 from pathlib import Path
 from urllib.parse import unquote
@@ -14,6 +15,7 @@ import torch
 
 from s2ap_core.files.tensors import save_masks
 from s2ap_diag.reading.results import open_run
+from s2ap_diag.report.maps import BY_LAYER, MEASURED, TRACKED, atlas
 from s2ap_diag.report.page import Page, render, summarise
 from tests.diag.report.pages import DAMAGED, HOSTILE, Parsed, copy, dense, report
 
@@ -154,16 +156,27 @@ def paper_size(run: Path, to: Path) -> Path:
     """A run with as many epochs and layers as the paper's on CIFAR-10: 20 and 100 epochs, ResNet-18."""
     copy(run, to, prune={"epochs": 20}, finetune={"epochs": 100})
     rng = np.random.default_rng(0)
+    layers = [f"layer{i // 5}.{i % 5}.conv1" for i in range(21)]
     rows = [("finetune", epoch, "", "val_loss", rng.lognormal()) for epoch in range(1, 101)]
     spectra = [f"lambda_max{live}_{mode}" for live in ("", "_live") for mode in ("running", "batch")]
     for epoch in range(21):
-        rows += [("prune", epoch, "", metric, rng.lognormal(3, 3)) for metric in ("val_loss", *spectra)]
-        masks = {
-            f"layer{i // 5}.{i % 5}.conv1.weight": torch.from_numpy(rng.random((64, 9)) < 0.1) for i in range(21)
-        }  # fmt: skip
+        by_layer = [f"{kind}/{layer}" for kind in TRACKED for layer in layers]
+        rows += [("prune", epoch, "", metric, rng.lognormal(3, 3)) for metric in ("val_loss", *spectra, *by_layer)]
+        masks = {f"{layer}.weight": torch.from_numpy(rng.random((64, 9)) < 0.1) for layer in layers}
         save_masks(to / f"masks/epoch-{epoch:03d}.safetensors", masks, {})
     columns = ["stage", "epoch", "iteration", "metric", "value"]
     pd.DataFrame(rows, columns=columns).to_csv(to / "metrics.csv", index=False)
+    measured = [
+        {
+            "checkpoint": f"prune-epoch-{epoch:03d}.safetensors",
+            "epoch": epoch,
+            "batch_norm": kind.rpartition("_")[2],
+            "layers_live": {layer: rng.lognormal() for layer in layers},
+        }
+        for epoch in range(1, 21)
+        for kind in list(MEASURED)[:2]
+    ]
+    (to / BY_LAYER).write_text(json.dumps(measured))
     return to
 
 
@@ -172,6 +185,11 @@ def test_300_runs_of_the_papers_size_stay_below_15_mb(trained, tmp_path):
     ((_, view),), skipped = summarise([run], tmp_path, tmp_path / "report.html")
     assert not skipped
     views = [dataclasses.replace(view, name=f"{view.name}/seed-{i}", seed=i) for i in range(300)]
-    html = render(Page("300 runs", views))
+    maps = {str(i): view.maps for i in range(300)}
+    stored = atlas([], maps, {path: number for number, path in enumerate(maps, 1)})
+    html = render(
+        Page("300 runs", views, atlas={**stored, "sides": [{"name": "all", "group": 0, "arm": 0, "runs": [1]}]})
+    )
+    assert html.count("lambda_max_live_running") > 300  # with all that can be tracked by layer
     assert html.count('<details class="run"') == 300
     assert len(html.encode()) < 15e6
