@@ -34,13 +34,17 @@ if TYPE_CHECKING:
     from s2ap_diag.curvature.loss_difference import LossDifference as LossDifference
     from s2ap_diag.curvature.loss_difference import loss_difference as loss_difference
     from s2ap_diag.curvature.loss_difference import loss_differences as loss_differences
+    from s2ap_diag.curvature.meter import SharpnessMeter as SharpnessMeter
     from s2ap_diag.curvature.pyhessian import PyHessian as PyHessian
-    from s2ap_diag.reading.read import load as load
+    from s2ap_diag.execution.following import Follower as Follower
+    from s2ap_diag.execution.following import lightning_callback as lightning_callback
+    from s2ap_diag.reading.anything import load as load
     from s2ap_diag.stability import Hamming as Hamming
     from s2ap_diag.stability import PackedMasks as PackedMasks
     from s2ap_diag.stability import hamming as hamming
     from s2ap_diag.stability import trajectory as trajectory
     from s2ap_diag.stability.margins import score_margins as score_margins
+    from s2ap_diag.stability.meter import StabilityMeter as StabilityMeter
 
     score_hessian = ScoreHessian
 
@@ -62,11 +66,15 @@ _OFFERED = {
     "LossDifference": "s2ap_diag.curvature.loss_difference.LossDifference",
     "loss_difference": "s2ap_diag.curvature.loss_difference.loss_difference",
     "loss_differences": "s2ap_diag.curvature.loss_difference.loss_differences",
-    "load": "s2ap_diag.reading.read.load",
+    "SharpnessMeter": "s2ap_diag.curvature.meter.SharpnessMeter",
+    "Follower": "s2ap_diag.execution.following.Follower",
+    "lightning_callback": "s2ap_diag.execution.following.lightning_callback",
+    "load": "s2ap_diag.reading.anything.load",
     "Hamming": "s2ap_diag.stability.Hamming",
     "PackedMasks": "s2ap_diag.stability.PackedMasks",
     "hamming": "s2ap_diag.stability.hamming",
     "score_margins": "s2ap_diag.stability.margins.score_margins",
+    "StabilityMeter": "s2ap_diag.stability.meter.StabilityMeter",
     "trajectory": "s2ap_diag.stability.trajectory",
     "Comparison": "s2ap_diag.comparison.statistics.Comparison",
     "compare": "s2ap_diag.comparison.statistics.compare",

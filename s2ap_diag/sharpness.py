@@ -22,7 +22,8 @@ from s2ap_diag.curvature.adversary import AdversarialBatch, Adversary, describe_
 from s2ap_diag.curvature.ascent import Norm
 from s2ap_diag.curvature.curvature import ByLayer, Curvature, curvature, spread
 from s2ap_diag.curvature.density import SpectralDensity, spectral_density
-from s2ap_diag.curvature.eigen import Lanczos, Solver
+from s2ap_diag.curvature.eigen import UNRELIABLE as UNRELIABLE
+from s2ap_diag.curvature.eigen import Lanczos, Solver, unreliable
 from s2ap_diag.curvature.hessian import BatchNormMode
 from s2ap_diag.curvature.landscape import Scale
 from s2ap_diag.curvature.loss_difference import Ascent, LossDifference, loss_differences
@@ -33,9 +34,6 @@ from s2ap_diag.stability.margins import ScoreMargins, score_margins
 log = logging.getLogger(__name__)
 
 RHOS = (0.001, 0.0025, 0.005, 0.0075, 0.01)
-
-UNRELIABLE = 0.1
-"""Residual above which an eigenvalue is warned of."""
 
 
 @dataclass(frozen=True)
@@ -122,18 +120,6 @@ def _loss_difference_record(difference: LossDifference, margins: ScoreMargins) -
     }
 
 
-def _warn_of_residuals(measured: Curvature, where: str) -> None:
-    residuals = {"lambda_max": measured.residual, "lambda_max_live": measured.residual_live}
-    residuals |= {f"lambda_max of {name}": residual for name, residual in measured.layer_residuals.items()}
-    residuals |= {f"lambda_max_live of {name}": residual for name, residual in measured.layer_residuals_live.items()}
-    name = max(residuals, key=lambda name: residuals[name])
-    if residuals[name] > UNRELIABLE:
-        log.warning(
-            "%s has not converged, its residual is %.2g; raise --iterations, or choose --method lanczos: %s",
-            name, residuals[name], where,
-        )  # fmt: skip
-
-
 def measure_sharpness(
     checkpoint: Checkpoint,
     data: Dataset,
@@ -169,7 +155,8 @@ def measure_sharpness(
         seed=settings.seed,
         by_layer=settings.by_layer,
     )
-    _warn_of_residuals(measured, str(checkpoint.path))
+    if message := unreliable(measured.residuals):
+        log.warning("%s; raise --iterations, or choose --method lanczos: %s", message, checkpoint.path)
     density = None
     if settings.spectrum:
         with spread(model, loss, batches, settings.batch_norm) as hessian:

@@ -8,13 +8,18 @@ two *networks* differ.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 from scipy.stats import binomtest, nct, t
 
 from s2ap_core.errors import InputError
 from s2ap_core.training.evaluation import Evaluation
+from s2ap_diag.display.result import Result
+from s2ap_diag.display.style import look
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Kind = Literal["clean", "robust", "gap"]
 """Of an evaluation: right on the image, under the attack, or the one and not the other (Sect. 4.2)."""
@@ -114,7 +119,7 @@ Seed = TypeVar("Seed", int, tuple[int, int])
 
 
 @dataclass(frozen=True)
-class Comparison(Generic[Seed]):
+class Comparison(Result, Generic[Seed]):
     """The second arm's accuracy minus the first's, in [-1, 1].
 
     Attributes:
@@ -122,8 +127,39 @@ class Comparison(Generic[Seed]):
         mcnemar: p-value of :func:`mcnemar` by seed; it speaks of the seed's two networks alone.
     """
 
+    by: ClassVar[str] = "seed"
+
     difference: PairedDifference
     mcnemar: dict[Seed, float]
+
+    def row(self) -> dict[str, Any]:
+        """Give the mean difference, its interval (None below three units), p-value and number of units."""
+        low, high = self.difference.interval or (None, None)
+        return {
+            "mean": self.difference.mean,
+            "low": low,
+            "high": high,
+            "p": self.difference.p,
+            "beyond_chance": self.difference.beyond_chance,
+            "units": len(self.difference.by_unit),
+        }
+
+    def details(self) -> dict[str, Any]:
+        """Give McNemar's p-value of each seed."""
+        return {"mcnemar": self.mcnemar}
+
+    def draw(self, axes: "Axes") -> None:
+        """Draw the difference of each unit, and their mean with its interval."""
+        values: tuple[float, ...] = self.difference.by_unit
+        style: dict[str, Any] = {**look(0), "marker": "D"}
+        axes.plot(values, range(len(values)), "o", color="0.5")
+        mean, interval = self.difference.mean, self.difference.interval
+        reach = None if interval is None else [[mean - interval[0]], [interval[1] - mean]]
+        axes.errorbar([mean], [len(values)], xerr=reach, capsize=3, **style)
+        axes.axvline(0, color="0.3", linewidth=0.8, zorder=1)
+        axes.set_yticks(range(len(values) + 1), [*(f"unit {i + 1}" for i in range(len(values))), "mean"])
+        axes.set_ylim(len(values) + 0.5, -0.5)
+        axes.set_xlabel("accuracy, second − first")
 
 
 def compare(

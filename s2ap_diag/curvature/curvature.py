@@ -1,25 +1,31 @@
 """lambda_max of a model's robust loss in its scores, with its uncertainty and its cost."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from torch import nn
 
 from s2ap_core import distributed
 from s2ap_core.errors import InputError
 from s2ap_core.modes import statistics
+from s2ap_diag.curvature.batches import held, samples_in
 from s2ap_diag.curvature.dead import dead_scores
 from s2ap_diag.curvature.deviations import standard_deviation, standard_error
-from s2ap_diag.curvature.eigen import LambdaMax, Lanczos, Solver, lambda_max
-from s2ap_diag.curvature.hessian import BatchNormMode, Loss, ScoreHessian, samples_in
+from s2ap_diag.curvature.eigen import LambdaMax, Lanczos, Solver
+from s2ap_diag.curvature.hessian import BatchNormMode, Loss, ScoreHessian
 from s2ap_diag.curvature.operators import Projected, SymmetricOperator
+from s2ap_diag.display.result import Result
+from s2ap_diag.display.style import layer_bars, points
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ByLayer = Literal["layer", "block"]
 
 
 @dataclass(frozen=True)
-class Curvature:
+class Curvature(Result):
     """Sharpness of the robust loss in the scores at one point of the search.
 
     What ends in ``live`` is of the scores of channels that keep at least one weight, which :class:`Projected` gives,
@@ -44,6 +50,8 @@ class Curvature:
         batch_norm: statistics that BatchNorm normalised with, part of the metric; ``none`` where there is none.
         batch_size: samples in the first batch.
     """
+
+    by: ClassVar[str] = "layer"
 
     lambda_max: float
     lambda_max_live: float
@@ -70,6 +78,26 @@ class Curvature:
     layers_live: dict[str, float]
     layer_residuals_live: dict[str, float]
 
+    @property
+    def residuals(self) -> dict[str, float]:
+        """Every residual, by what it is of."""
+        return {
+            "lambda_max": self.residual,
+            "lambda_max_live": self.residual_live,
+            **{f"lambda_max of {name}": residual for name, residual in self.layer_residuals.items()},
+            **{f"lambda_max_live of {name}": residual for name, residual in self.layer_residuals_live.items()},
+        }
+
+    def draw(self, axes: "Axes") -> None:
+        """Draw lambda_max of each layer's live scores, the largest on top; without layers both lambda_max."""
+        if self.layers_live:
+            return layer_bars(axes, self.layers_live, xlabel=f"live lambda_max (BatchNorm: {self.batch_norm})")
+        values = {
+            "live scores": (self.lambda_max_live, self.lambda_max_live_standard_error),
+            "all scores": (self.lambda_max, self.lambda_max_standard_error),
+        }
+        points(axes, values, ylabel=f"lambda_max (BatchNorm: {self.batch_norm})")
+
 
 class _Reading(NamedTuple):
     """lambda_max of all batches, and of their Rayleigh quotients at its vector the deviation and the error."""
@@ -89,7 +117,7 @@ class _Layer(NamedTuple):
 def curvature(
     model: nn.Module,
     loss: Loss,
-    batches: Sequence[Any],
+    batches: Iterable[Any],
     *,
     batch_norm: BatchNormMode = "running",
     solver: Solver = Lanczos(),
@@ -112,6 +140,7 @@ def curvature(
     """
     if by_layer not in (None, "layer", "block"):
         raise InputError(f"by_layer = {by_layer!r}: choose layer or block")
+    batches = held(batches)
     counts = [samples_in(batch) for batch in batches]
     dead = dead_scores(model)
     with spread(model, loss, batches, batch_norm) as whole:
@@ -150,7 +179,7 @@ def curvature(
 
 def _read(whole: ScoreHessian, op: SymmetricOperator, solver: Solver, seed: int, counts: Sequence[int]) -> _Reading:
     """Read lambda_max of ``op``, the whole or a part of it, whose batches have so many samples."""
-    eigen = lambda_max(op, solver, seed=seed)
+    eigen = solver.solve(op, seed=seed)
     if len(counts) > 1 and not solver.ends_on_vector:
         op.matvec(eigen.largest.vector)
     quotients = distributed.gather_in_order([float(quotient) for quotient in whole.quotients])
@@ -163,10 +192,10 @@ def _by_layer(whole: ScoreHessian, by: ByLayer, solver: Solver, seed: int) -> tu
     hvps = 0
     for name, members in _groups(list(whole.scores), by).items():
         with whole.restricted(members) as block:
-            eigen = live = lambda_max(block, solver, seed=seed)
+            eigen = live = solver.solve(block, seed=seed)
             dead = dead_scores(whole.model, members)
             if dead.channels:
-                live = lambda_max(Projected(block, ~dead.where), solver, seed=seed)
+                live = solver.solve(Projected(block, ~dead.where), seed=seed)
             layers[name] = _Layer(eigen, live)
             hvps += block.hvps
     return dict(sorted(layers.items(), key=lambda named: -named[1].eigen.lambda_max)), hvps

@@ -2,16 +2,22 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from s2ap_diag.curvature.deviations import standard_error
 from s2ap_diag.curvature.krylov import lanczos_steps
 from s2ap_diag.curvature.operators import SymmetricOperator, check_counts, finite_product, sign_vectors
+from s2ap_diag.display.result import Result
+from s2ap_diag.display.style import look, points
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
-class Trace:
+class Trace(Result):
     """Hutchinson's estimate of a trace with its standard error (None for a single probe)."""
 
     value: float
@@ -19,9 +25,13 @@ class Trace:
     probes: int
     hvps: int
 
+    def draw(self, axes: "Axes") -> None:
+        """Draw the trace with its standard error."""
+        points(axes, {"trace": (self.value, self.standard_error)}, ylabel="trace ± standard error")
+
 
 @dataclass(frozen=True, eq=False)
-class SpectralDensity:
+class SpectralDensity(Result):
     """The density of the n eigenvalues, normalised to one.
 
     Attributes:
@@ -29,6 +39,8 @@ class SpectralDensity:
         mean: mean eigenvalue, an estimate of trace / n, with its standard error over the probes.
         broadening: standard deviation of the Gaussian that stands for each eigenvalue.
     """
+
+    by: ClassVar[str] = "point"
 
     grid: np.ndarray = field(repr=False)
     density: np.ndarray = field(repr=False)
@@ -38,6 +50,16 @@ class SpectralDensity:
     probes: int
     steps: int
     hvps: int
+
+    def draw(self, axes: "Axes", label: str = "", index: int = 0) -> None:
+        """Draw the density on a logarithmic scale, where the few large eigenvalues can be seen.
+
+        Args:
+            label, index: of this density among several on the same axes.
+        """
+        style = {name: value for name, value in look(index).items() if name != "marker"}
+        axes.semilogy(self.grid, np.maximum(self.density, 1e-12), label=label, **style)
+        axes.set(xlabel="eigenvalue", ylabel="density", ylim=(1e-9 * self.density.max(), None))
 
 
 def trace(op: SymmetricOperator, *, probes: int = 32, seed: int = 0) -> Trace:

@@ -9,10 +9,11 @@ algebraically.
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,9 +22,17 @@ from torch import Tensor
 from s2ap_core.errors import InputError
 from s2ap_diag.curvature.krylov import Krylov, lanczos_steps
 from s2ap_diag.curvature.operators import SymmetricOperator, check_counts, finite_product, normal_vector
+from s2ap_diag.display.result import Result
+from s2ap_diag.display.style import points
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Residual below which a reading that ran a fixed number of iterations is called converged.
 CONVERGED = 1e-2
+
+UNRELIABLE = 0.1
+"""Residual above which an eigenvalue is warned of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +57,7 @@ class Eigenpair:
 
 
 @dataclass(frozen=True, eq=False)
-class LambdaMax:
+class LambdaMax(Result):
     """The largest eigenvalue beside the dominant one; the same pair unless the latter is negative."""
 
     largest: Eigenpair
@@ -74,6 +83,20 @@ class LambdaMax:
     def converged(self) -> bool:
         """Whether both eigenvalues converged."""
         return self.largest.converged and self.dominant.converged
+
+    def row(self) -> dict[str, Any]:
+        """Give both eigenvalues, the residual of lambda_max, whether both converged, and the cost."""
+        return {n: getattr(self, n) for n in ("lambda_max", "dominant_eigenvalue", "residual", "converged", "hvps")}
+
+    def details(self) -> dict[str, Any]:
+        """Give none: an eigenvector is as long as there are scores."""
+        return {}
+
+    def draw(self, axes: "Axes") -> None:
+        """Draw both eigenvalues, each with how far an eigenvalue lies at most."""
+        pairs = {"lambda_max": self.largest, "dominant": self.dominant}
+        values = {name: (pair.value, pair.residual * abs(pair.value)) for name, pair in pairs.items()}
+        points(axes, values, ylabel="eigenvalue ± residual")
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +277,7 @@ def largest_by_shift(dominant_of: Callable[[float], Eigenpair]) -> LambdaMax:
 
 
 def lambda_max(op: SymmetricOperator, solver: Solver = Lanczos(), *, seed: int = 0) -> LambdaMax:
-    """Find the largest and the dominant eigenvalue of ``op``.
+    """Find the largest and the dominant eigenvalue of ``op``; a residual above 0.1 is warned of.
 
     Raises:
         InputError: if a product is not finite, or as the solver says.
@@ -265,7 +288,23 @@ def lambda_max(op: SymmetricOperator, solver: Solver = Lanczos(), *, seed: int =
     >>> round(lambda_max(op, PowerIteration(iterations=50)).lambda_max, 4)
     3.0
     """
-    return solver.solve(op, seed=seed)
+    found = solver.solve(op, seed=seed)
+    warn_of_residuals({"lambda_max": found.residual}, stacklevel=3)
+    return found
+
+
+def unreliable(residuals: Mapping[str, float]) -> str | None:
+    """Say which of several readings has the largest residual, where that is above 0.1; None where none is."""
+    name = max(residuals, key=lambda name: residuals[name])
+    if residuals[name] <= UNRELIABLE:
+        return None
+    return f"{name} has not converged, its residual is {residuals[name]:.2g}"
+
+
+def warn_of_residuals(residuals: Mapping[str, float], stacklevel: int = 2) -> None:
+    """Warn who calls from Python of the largest residual, where it is above 0.1."""
+    if message := unreliable(residuals):
+        warnings.warn(f"{message}; raise the solver's iterations, or take Lanczos()", stacklevel=stacklevel)
 
 
 def relative(error: float, value: float) -> float:

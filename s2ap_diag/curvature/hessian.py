@@ -12,7 +12,7 @@ of pruned weights are not zero, and rows of scores that are exactly 0 are. HARP'
 and so are the adversarial examples, which are part of the batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, Self, get_args
 
@@ -29,6 +29,7 @@ from s2ap_core.masks.layers import one_mask, score_masks
 from s2ap_core.masks.parametrization import ScoreMask
 from s2ap_core.modes import frozen_statistics, gpu_arithmetic, train_mode
 from s2ap_core.seeds import generator
+from s2ap_diag.curvature.batches import held, samples_in
 from s2ap_diag.curvature.memory import BytesAllocated
 
 BatchNormMode = Literal["running", "batch"]
@@ -142,11 +143,6 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
-def samples_in(batch: Any) -> int:
-    """Count the samples in a batch: the length of its first tensor."""
-    return len(batch[0])
-
-
 KEPT_GRAPHS = 2 << 30
 """Bytes that the graphs of several batches may hold together."""
 
@@ -165,7 +161,8 @@ class ScoreHessian:
 
     Args:
         loss: ``loss(model, batch) -> scalar``, the mean over the batch's samples.
-        batches: each a tuple of tensors, the first with the batch dimension; weighted by sample count.
+        batches: as :func:`s2ap_diag.curvature.batches.held` takes them: a list of tuples or dicts of tensors, the first
+            with the batch dimension, a DataLoader or a generator; weighted by sample count.
         batch_norm: statistics that BatchNorm normalises with, see :func:`batch_norm_mode`.
         layers: names of masked layers; those of all scores by default. One layer gives its diagonal block.
         weights: of each batch in the mean, where the processes of a run hold a part of it each: a process
@@ -173,8 +170,8 @@ class ScoreHessian:
             By default the batches are all there are, here or in whichever process asks.
 
     Raises:
-        InputError: if there is no batch, no such layer, or no such ``batch_norm``; in a product, if the
-            loss is not finite or does not depend on the scores.
+        InputError: if there is no batch, one that is none, no such layer, or no such ``batch_norm``; in a product, if
+            the loss is not finite or does not depend on the scores.
 
     Attributes:
         hvps: Hessian-vector products made so far, each over one batch.
@@ -192,13 +189,14 @@ class ScoreHessian:
         self,
         model: nn.Module,
         loss: Loss,
-        batches: Sequence[Any],
+        batches: Iterable[Any],
         *,
         batch_norm: BatchNormMode = "running",
         layers: Sequence[str] | None = None,
         weights: Sequence[float] | None = None,
     ) -> None:
-        if not len(batches) and weights is None:
+        batches = held(batches)
+        if not batches and weights is None:
             raise InputError("no batch to measure on: give at least one")
         _check_batch_norm(batch_norm)
         self.model, self.loss, self.batches, self.batch_norm = model, loss, batches, batch_norm

@@ -7,10 +7,10 @@ their side of it the loss is blind. With c = |s| a score of exactly 0 cannot mov
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -21,17 +21,23 @@ from s2ap_core.errors import InputError
 from s2ap_core.modes import gpu_arithmetic, statistics
 from s2ap_core.seeds import derive_seed, generator
 from s2ap_diag.curvature.ascent import Norm, Place, auto_pgd
+from s2ap_diag.curvature.batches import held, samples_in
 from s2ap_diag.curvature.deviations import standard_deviation, standard_error
 from s2ap_diag.curvature.exchange import exchange_ascent
-from s2ap_diag.curvature.hessian import BatchNormMode, Loss, batch_norm_mode, samples_in
+from s2ap_diag.curvature.hessian import BatchNormMode, Loss, batch_norm_mode
 from s2ap_diag.curvature.landscape import Landscape, Recraft, Scale
 from s2ap_diag.curvature.operators import check_counts
+from s2ap_diag.display.result import Result
+from s2ap_diag.display.style import look
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Ascent = Literal["exchange", "auto-pgd"]
 
 
 @dataclass(frozen=True)
-class LossDifference:
+class LossDifference(Result):
     """Sharpness at one rho, in units of the loss; means over the batches weigh each by its samples.
 
     Attributes:
@@ -49,6 +55,8 @@ class LossDifference:
         batch_size: samples in the first batch.
         recrafted: whether the adversarial examples were made anew at each step.
     """
+
+    by: ClassVar[str] = "batch"
 
     rho: float
     mean: float
@@ -76,18 +84,30 @@ class LossDifference:
     batches: int
     batch_size: int
 
+    def draw(self, axes: "Axes") -> None:
+        """Draw the worst case found in each batch, their mean with its standard error, and the average case."""
+        x, style = range(len(self.per_batch)), look(0)
+        axes.plot(x, self.per_batch, label="worst found", **style | {"linestyle": ""})  # type: ignore[arg-type]
+        axes.axhline(self.mean, color=style["color"], label="mean")
+        if self.standard_error is not None:
+            low, high = self.mean - self.standard_error, self.mean + self.standard_error
+            axes.axhspan(low, high, color=style["color"], alpha=0.2, linewidth=0)
+        axes.axhline(self.average_case, color=look(1)["color"], linestyle="--", label="random v")
+        axes.set(xlabel="batch", ylabel=f"loss difference, at least (ρ = {self.rho:g})", xticks=list(x))
+        axes.legend()
+
 
 def loss_difference(
-    model: nn.Module, loss: Loss, batches: Sequence[Any], *, rho: float, **options: Any
+    model: nn.Module, loss: Loss, batches: Iterable[Any], *, rho: float, **options: Any
 ) -> LossDifference:
     """Measure the loss difference at one radius; options and errors as of :func:`loss_differences`."""
-    return loss_differences(model, loss, batches, (rho,), **options)[0]
+    return loss_differences(model, loss, held(batches), (rho,), **options)[0]
 
 
 def loss_differences(
     model: nn.Module,
     loss: Loss,
-    batches: Sequence[Any],
+    batches: Iterable[Any],
     rhos: Sequence[float],
     *,
     ascent: Ascent | None = None,
@@ -110,7 +130,7 @@ def loss_differences(
 
     Args:
         loss: ``loss(model, batch) -> scalar``, the mean over the batch's samples.
-        batches: each a tuple of tensors, the first with the batch dimension.
+        batches: as :class:`s2ap_diag.curvature.hessian.ScoreHessian` takes them.
         rhos: radii, relative to c.
         ascent: ``exchange`` goes from mask to mask (:mod:`s2ap_diag.curvature.exchange`), in the linf ball alone,
             where it is the default; ``auto-pgd`` is the paper's.
@@ -131,7 +151,8 @@ def loss_differences(
     for rho in rhos:
         if not (rho >= 0 and math.isfinite(rho)):
             raise InputError(f"rho = {rho}: give a finite radius of at least 0")
-    if not len(batches):
+    batches = held(batches)
+    if not batches:
         raise InputError("no batch to measure on: give at least one")
     landscape = Landscape(model, loss, scale, recraft)
     search = _Search(landscape, options, sorted(set(rhos)), seed)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from s2ap_core import distributed
 from s2ap_core.errors import InputError
 from s2ap_core.seeds import derive_seed
+from s2ap_diag.curvature.batches import samples_in
 from s2ap_diag.curvature.eigen import CONVERGED, Eigenpair, LambdaMax, Solver, largest_by_shift, relative
 from s2ap_diag.curvature.hessian import ScoreHessian, flatten, unflatten
 from s2ap_diag.curvature.operators import Projected, SymmetricOperator, finite_product
@@ -82,7 +83,7 @@ class PyHessian(Solver):
 
         # PyHessian weights batches by inputs.size(0), and as a list of batches frees each product's graph at once,
         # where its single-batch form keeps it for good.
-        loader = [(batch[0], torch.tensor(i)) for i, batch in enumerate(hessian.batches)]
+        loader = [(torch.empty(samples_in(batch)), torch.tensor(i)) for i, batch in enumerate(hessian.batches)]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Using backward.* with create_graph=True")
             peer = Peer(_ScoresAlone(leaves), criterion, dataloader=loader, cuda=hessian.device.type == "cuda")

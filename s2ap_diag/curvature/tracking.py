@@ -22,7 +22,7 @@ from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.objectives import Objective
 from s2ap_core.training.perturbation import Perturbation
 from s2ap_diag.curvature.dead import DeadScores, dead_scores
-from s2ap_diag.curvature.eigen import LambdaMax, PowerIteration, lambda_max
+from s2ap_diag.curvature.eigen import LambdaMax, PowerIteration
 from s2ap_diag.curvature.hessian import Loss, ScoreHessian
 from s2ap_diag.curvature.operators import Projected
 from s2ap_diag.curvature.reach import LayerReach, perturbation_reach, unreachable
@@ -120,9 +120,9 @@ class CurvatureTracker(Callback):
     def _lambda_max(self, loop: Loop, op: Projected, name: str) -> LambdaMax:
         settings = self.settings
         if settings.recipe == "paper":
-            return lambda_max(op, PowerIteration(settings.iterations), seed=loop.seed)
+            return PowerIteration(settings.iterations).solve(op, seed=loop.seed)
         start = op.restrict(self.vectors[name].to(op.device)) if name in self.vectors else None
-        reading = lambda_max(op, PowerIteration(settings.iterations, settings.tolerance, start), seed=loop.seed)
+        reading = PowerIteration(settings.iterations, settings.tolerance, start).solve(op, seed=loop.seed)
         # Kept in all coordinates, since other scores may be live at the next reading.
         self.vectors[name] = op.expand(reading.dominant.product)
         return reading

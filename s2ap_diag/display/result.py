@@ -70,7 +70,7 @@ class Result:
 
     def plot(self, axes: "Axes | None" = None) -> "Axes":
         """Draw it on ``axes``, or on a figure of its own (``result.plot().figure.savefig(FILE)``)."""
-        from s2ap_diag.display.style import fresh_axes  # not at the top, see above
+        from s2ap_diag.display.sheet import fresh_axes  # not at the top, see above
 
         axes = fresh_axes() if axes is None else axes
         self.draw(axes)

@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_diag.curvature.density import SpectralDensity
+from s2ap_diag.display.sheet import STYLE as STYLE
 from s2ap_diag.display.style import COLORS as COLORS
 from s2ap_diag.display.style import COLUMN as COLUMN
 from s2ap_diag.display.style import LINES as LINES
 from s2ap_diag.display.style import MARKERS as MARKERS
-from s2ap_diag.display.style import STYLE as STYLE
 from s2ap_diag.display.style import layer_bars as layer_bars
 from s2ap_diag.display.style import look as look
 
@@ -235,11 +235,9 @@ def reaches(values: ArrayLike, intervals: ArrayLike) -> np.ndarray:
 def spectral_densities(axes: Axes, densities: Mapping[str, SpectralDensity], *, xlabel: str) -> None:
     """Draw eigenvalue densities on a logarithmic scale, where the few large eigenvalues can be seen."""
     for index, (name, density) in enumerate(densities.items()):
-        style = {k: v for k, v in look(index).items() if k != "marker"}
-        axes.semilogy(density.grid, np.maximum(density.density, 1e-12), label=name, **style)
+        density.draw(axes, name, index)
     axes.set_ylim(bottom=1e-9 * max(density.density.max() for density in densities.values()))
     axes.set_xlabel(xlabel)
-    axes.set_ylabel("density")
     axes.legend()
 
 

@@ -1,6 +1,5 @@
 """Open any file, ours or another tool's, once, as what it is: a checkpoint or masks."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -73,30 +72,3 @@ def read(
         tensors, header = load_tensors(path)
         return OwnFile(path, header, tensors)
     return ForeignFile(read_state(path), network, dataset, keep, width)
-
-
-def load(
-    path: "str | os.PathLike[str]",
-    *,
-    network: str | None = None,
-    dataset: str | None = None,
-    keep: float | None = None,
-    width: int | None = None,
-    device: "torch.device | str" = "cpu",
-) -> "Checkpoint | MaskFile":
-    """Load what a file holds: a checkpoint's model with its masks, or a mask file's masks; both with a ``header``.
-
-    Args:
-        path: the file, ours or another tool's.
-        network: this, ``dataset``, ``keep`` and ``width`` are as for :func:`read`.
-        device: where the model is put.
-
-    Returns:
-        A ``Checkpoint`` with ``model``, an ``nn.Module`` in eval mode, or a ``MaskFile`` with ``masks``, packed
-        (``masks.unpack()`` gives boolean arrays).
-
-    Raises:
-        InputError: if the file is missing or damaged, does not say what it must, or does not fit its network.
-    """
-    content = read(Path(path), network=network, dataset=dataset, keep=keep, width=width)
-    return content.as_masks() if content.kind == "masks" else content.as_checkpoint(device)

@@ -2,17 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from s2ap_core.errors import InputError
 from s2ap_core.files.packed import PackedMask
+from s2ap_diag.display.result import Result
+from s2ap_diag.display.style import layer_bars
 from s2ap_diag.stability.packed import Masks, PackedMasks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
-class Hamming:
+class Hamming(Result):
     """How two masks of one network, a and b, differ; fractions lie in [0, 1].
 
     Raw h shrinks with sparsity: two random masks of density d differ in 2d(1 - d) of the entries, and
@@ -30,6 +35,8 @@ class Hamming:
         layers: h of each layer.
     """
 
+    by: ClassVar[str] = "layer"
+
     h: float
     h_per_kept: float | None
     flipped: int
@@ -42,6 +49,10 @@ class Hamming:
     h_over_ceiling: float | None
     iou: float
     layers: dict[str, float]
+
+    def draw(self, axes: "Axes") -> None:
+        """Draw h of each layer, the largest on top."""
+        layer_bars(axes, self.layers, xlabel=f"differing entries / entries of the layer (h = {self.h:.4g})")
 
 
 def hamming(a: Masks, b: Masks) -> Hamming:

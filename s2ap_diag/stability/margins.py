@@ -1,7 +1,8 @@
 """How far scores are from flipping a mask entry."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,6 +11,11 @@ from torch import nn
 from s2ap_core.errors import InputError
 from s2ap_diag.curvature.hessian import chosen_masks
 from s2ap_diag.curvature.landscape import Scale
+from s2ap_diag.display.result import Result
+from s2ap_diag.display.style import layer_bars
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,26 @@ class LayerMargin:
 
 
 @dataclass(frozen=True)
-class ScoreMargins:
+class ScoreMargins(Result):
     """Margins of all layers at one rho, and the shares of all entries that are in reach."""
+
+    by: ClassVar[str] = "layer"
 
     rho: float
     layers: dict[str, LayerMargin]
     within: float
     flippable: float
+
+    def details(self) -> dict[str, Any]:
+        """Give of each layer its entries, its threshold, and how many entries are in reach."""
+        margins = {name: asdict(margin) for name, margin in self.layers.items()}
+        columns = ("entries", "threshold", "within", "flippable")
+        return {column: {name: margin[column] for name, margin in margins.items()} for column in columns}
+
+    def draw(self, axes: "Axes") -> None:
+        """Draw the share of each layer's entries that can flip, the largest on top."""
+        shares = {name: margin.flippable / margin.entries for name, margin in self.layers.items()}
+        layer_bars(axes, shares, xlabel=f"entries that can flip / entries (ρ = {self.rho:g})")
 
 
 def score_margins(model: nn.Module, rho: float, scale: Scale = "score") -> ScoreMargins:

@@ -23,9 +23,10 @@ from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import attach, attach_masks, fix_masks, scores
 from s2ap_core.masks.parametrization import ScoreMask
 from s2ap_core.runs.checkpoints import Checkpoint, save_checkpoint
+from s2ap_diag.reading.anything import load
 from s2ap_diag.reading.files import epoch_of, expand, is_best, series_of
 from s2ap_diag.reading.masks import MaskFile
-from s2ap_diag.reading.read import load, read
+from s2ap_diag.reading.read import read
 
 HEADER = {
     "network": {
@@ -291,10 +292,13 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 from pathlib import Path
 from s2ap_diag.reading.files import expand
-from s2ap_diag.reading.read import load
+from s2ap_diag.reading.read import read
 from s2ap_diag.stability import hamming, trajectory
 
-packed, arrays = (trajectory([load(file).masks for file in expand([Path(folder)], "masks")]) for folder in sys.argv[1:])
+def steps(folder):
+    return trajectory([read(file).as_masks().masks for file in expand([Path(folder)], "masks")])
+
+packed, arrays = map(steps, sys.argv[1:])
 assert [step.flipped for step in packed] == [step.flipped for step in arrays] == [3]
 """
 
