@@ -70,16 +70,17 @@ class Result:
 
     def plot(self, axes: "Axes | None" = None) -> "Axes":
         """Draw it on ``axes``, or on a figure of its own (``result.plot().figure.savefig(FILE)``)."""
-        from s2ap_diag.display.sheet import fresh_axes  # not at the top, see above
+        if axes is None:
+            from s2ap_diag.display.sheet import drawn  # not at the top, see above
 
-        axes = fresh_axes() if axes is None else axes
+            return drawn(self.draw, len(self.to_frame(self.by)) if self.by == "layer" and self.details() else 0)
         self.draw(axes)
         return axes
 
     def _repr_html_(self) -> str:
         """Show the row, upright, and the first details."""
         name = type(self).__name__
-        parts = [f"<b>{name}</b>", self.to_frame().T.to_html(header=False, na_rep="–")]
+        parts = [f"<b>{name}</b>", self.to_frame().astype(object).T.to_html(header=False, na_rep="–")]
         if self.details():
             parts.append(self.to_frame(self.by).to_html(max_rows=SHOWN, na_rep="–"))
         return "".join(parts)

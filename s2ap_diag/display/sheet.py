@@ -1,5 +1,6 @@
 """The sheet that pictures are drawn on: its fonts, grid and vector text."""
 
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib as mpl
@@ -26,7 +27,16 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def fresh_axes() -> Axes:
-    """Open a figure of one panel in this look: pyplot's, so that a notebook shows it."""
+ROW = 0.11  # inches of a layer's bar
+
+
+def drawn(draw: Callable[[Axes], None], rows: int) -> Axes:
+    """Draw on a figure of one panel in this look: pyplot's, so that a notebook shows it.
+
+    Args:
+        rows: how many bars it has to have room for.
+    """
     with mpl.rc_context(STYLE):
-        return pyplot.figure(figsize=(COLUMN, 2.4), layout="constrained").add_subplot()
+        axes = pyplot.figure(figsize=(COLUMN, max(2.4, ROW * rows)), layout="constrained").add_subplot()
+        draw(axes)
+    return axes

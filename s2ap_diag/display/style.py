@@ -44,4 +44,5 @@ def points(axes: "Axes", values: Mapping[str, tuple[float, float | None]], *, yl
         axes.errorbar([index], [value], yerr=None if error is None else [error], capsize=3, label=name, **style)  # type: ignore[arg-type]
     axes.set_xticks(range(len(values)), list(values))
     axes.set_xlim(-0.5, len(values) - 0.5)
+    axes.axhline(0, color="0.3", linewidth=0.8, zorder=1)
     axes.set_ylabel(ylabel)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
@@ -42,6 +43,7 @@ class Stability(Result):
         """Draw h of each mask."""
         axes.plot(range(1, len(self.distances) + 1), [d.h for d in self.distances], **look(0))  # type: ignore[arg-type]
         axes.set(xlabel="update", ylabel="h")
+        axes.locator_params(axis="x", integer=True)
 
 
 class StabilityMeter:
@@ -94,8 +96,10 @@ class StabilityMeter:
         self._base, self._distances = None, []
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what :meth:`load_state_dict` goes on from, as plain values and arrays of bits."""
-        base = None if self._base is None else self._base.unpack()
+        """Give what :meth:`load_state_dict` goes on from: plain values and tensors, as a checkpoint may hold them."""
+        base = None
+        if self._base is not None:
+            base = {name: torch.from_numpy(mask) for name, mask in self._base.unpack().items()}
         return {"base": base, "distances": [vars(distance).copy() for distance in self._distances]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """One import for a search that is not ours: meters, a follower, results to look at, anything opened by its path."""
 
-import copy
 import math
 import sys
 import types
@@ -154,7 +153,7 @@ def test_a_search_that_is_followed_is_the_same_search():
     assert frame["lambda_max"].iloc[-1] == curvature(followed, cross_entropy, batches, solver=QUICK).lambda_max
 
 
-def test_a_follower_goes_on_from_its_state():
+def test_a_follower_goes_on_from_its_state(tmp_path):
     whole, first = (Follower(StabilityMeter(), SharpnessMeter(cross_entropy, solver=QUICK)) for _ in range(2))
     search(3, whole)
     model, batches = network()
@@ -162,7 +161,8 @@ def test_a_follower_goes_on_from_its_state():
     sgd = torch.optim.SGD(list(scores(model).values()), lr=5.0, momentum=0.9)
     for half, epochs in zip(halves, (1, 2), strict=True):
         if half is not first:
-            half.load_state_dict(copy.deepcopy(first.state_dict()))
+            torch.save(first.state_dict(), tmp_path / "state.pt")
+            half.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))  # as trainers load theirs
         half.on_start(model)
         for _ in range(epochs):
             for batch in batches:
