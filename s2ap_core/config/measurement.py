@@ -27,7 +27,7 @@ class EvaluationSettings(Settings):
 
 
 class TrackingSettings(Settings):
-    """What is read while the search runs.
+    """What is read while the search runs, and where it is shown.
 
     Attributes:
         metrics: names of :data:`s2ap_diag.curvature.tracking.TRACKERS`.
@@ -41,6 +41,7 @@ class TrackingSettings(Settings):
             keep a weight, or both; where no channel is dead both cost no more than one.
         by_layer: read the perturbation's flips, its reach and the curvature along it of each layer too.
         along_z: without a perturbation in the search, read the curvature along one of this gamma, at two passes.
+        tensorboard: write all of ``metrics.csv`` for TensorBoard too, into the run's ``tensorboard`` folder; an extra.
     """
 
     metrics: list[str] = Field(default=["curvature"])
@@ -53,3 +54,4 @@ class TrackingSettings(Settings):
     spectrum: list[Literal["all", "live"]] = Field(default=["all", "live"], min_length=1)
     by_layer: bool = False
     along_z: float | None = Field(default=None, gt=0)
+    tensorboard: bool = False

@@ -83,7 +83,7 @@ def _unread_without_a_search(config: Config) -> Unread:
     read = ("batch_size", "epochs") if method.searches else ("batch_size",)  # the mask is validated
     yield from _all_of("prune", config, why, but=read)
     yield from _all_of("minimizer", config, why, but=() if not _perturbed_later(config) else ("gamma",))
-    yield from _all_of("tracking", config, why)
+    yield from _all_of("tracking", config, why, but=("tensorboard",))
     if "penalty" in method.reads:
         yield "method.penalty", why
 
@@ -140,7 +140,7 @@ def _unread_after_the_search(config: Config) -> Unread:
 def _unread_by_the_tracking(config: Config) -> Unread:
     tracking = config.tracking
     if not tracking.every:
-        yield from _all_of("tracking", config, "tracking.every = 0 reads nothing", but=("every",))
+        yield from _all_of("tracking", config, "tracking.every = 0 reads nothing", but=("every", "tensorboard"))
     if not tracking.metrics:
         yield "tracking.every", "tracking.metrics is empty"
     if config.minimizer.name != "none":

@@ -84,7 +84,10 @@ class Epochs:
             rows += callback.on_epoch(loop)
         readings = ", ".join(f"{name} {value:.4g}" for iteration, name, value in rows if iteration == "")
         log.info("%s: epoch %d of %d: %s", loop.stage, loop.epoch, loop.settings.epochs, readings)
-        return self.run.append("metrics.csv", METRICS, [(loop.stage, loop.epoch, *row) for row in rows])
+        length = self.run.append("metrics.csv", METRICS, [(loop.stage, loop.epoch, *row) for row in rows])
+        for callback in loop.callbacks:
+            callback.on_recorded(loop, rows)
+        return length
 
     def _drop_checkpoints(self) -> None:
         """Remove the search's checkpoints that are not to be kept; the state of their epochs is saved."""

@@ -60,6 +60,9 @@ class Callback:
         """Handle the end of an epoch; return rows (iteration or "", metric, value) for metrics.csv."""
         return ()
 
+    def on_recorded(self, loop: "Loop", rows: Sequence[tuple[int | str, str, float]]) -> None:
+        """Handle the rows of an epoch, its own and those of all callbacks, once ``metrics.csv`` has them."""
+
     def on_evaluated(self, done: int, total: int) -> None:
         """Handle the progress of an evaluation, in images."""
 

@@ -25,6 +25,7 @@ from s2ap_diag.curvature.tracking import build_trackers
 from s2ap_diag.execution.callbacks import SignalCheck, StageProgress
 from s2ap_diag.execution.progress import plain_progress
 from s2ap_diag.execution.run_log import run_log
+from s2ap_diag.execution.tensorboard import TensorBoard, check_installed
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ def execute(
             log.info("%s: %s", run.path, environment(run.config.seed, device))
             callbacks: list[Callback] = [SignalCheck(), StageProgress(progress, name)]
             callbacks += build_trackers(run.config.tracking)
+            if run.config.tracking.tensorboard:
+                callbacks.append(TensorBoard(run))
             if force:
                 accept_changes(run, data)
             Stages(run, data, device=device, callbacks=callbacks, keep_checkpoints=keep_checkpoints).all(until)
@@ -95,11 +98,14 @@ def prepare(config: Config, data: Dataset | None = None) -> Dataset:
         data: the images, where they are loaded already.
 
     Raises:
-        InputError: if there is no such objective, method, metric or network, or the images cannot be used.
+        InputError: if there is no such objective, method, metric or network, TensorBoard is asked for and not
+            installed, or the images cannot be used.
     """
     build_objective(config.objective)
     build_method(config.method)
     build_trackers(config.tracking)
+    if config.tracking.tensorboard:
+        check_installed()
     if data is None:
         data = load(config.data.name, config.data.root, **config.data.options)
     with torch.device("meta"):

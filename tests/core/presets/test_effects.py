@@ -140,6 +140,7 @@ ELSEWHERE = {
     "objective.norm",  # needs a radius and a step beside it: see below
     "evaluation.batch_size", "distributed.batch_norm",  # cost, and several processes
     "compute.deterministic",  # of a GPU
+    "tracking.tensorboard",  # shows metrics.csv elsewhere: tests/diag/execution/test_tensorboard.py
 }  # fmt: skip
 
 METHOD = "does not read it"
