@@ -130,8 +130,7 @@ def curvature(
     work on every ``world``-th of them each, and all of them get the result.
 
     Args:
-        loss, batches, batch_norm: as for :class:`s2ap_diag.curvature.hessian.ScoreHessian`.
-        solver, seed: as for :func:`s2ap_diag.curvature.eigen.lambda_max`.
+        loss, batches, batch_norm, solver, seed: as for :class:`ScoreHessian` and :func:`lambda_max`.
         by_layer: measure the diagonal block of each ``layer``, or of each ``block``: the layers whose
             names agree in the first two components (``layer1.0.conv1`` is of block ``layer1.0``).
 
