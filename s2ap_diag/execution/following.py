@@ -102,7 +102,7 @@ def lightning_callback(follower: Follower) -> Any:
         from lightning.pytorch import Callback
     except ImportError:
         try:
-            from pytorch_lightning import Callback
+            from pytorch_lightning import Callback  # its other name
         except ImportError as error:
             raise InputError("Lightning is not installed; `pip install lightning`, or call Follower's hooks") from error
 
