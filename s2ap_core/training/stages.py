@@ -261,6 +261,9 @@ class Stages:
         selected = epochs.selection.epoch
         if selected is None:
             raise InputError(f"{loop.stage}: no epoch has a finite validation loss; {loop.remedy()}")
+        result = self.run.result(loop.stage)
+        if not result.exists():  # of an epoch that is behind the state
+            raise InputError(f"{result}: missing; remove {self.run.state(loop.stage)} to begin the stage anew")
         for warning in loop.method.warnings() if loop.method is not None and loop.epoch else ():
             log.warning("%s: %s", loop.stage, warning)
         self._note(**{loop.stage: {"epochs": loop.epoch, "selected_epoch": selected}})

@@ -40,14 +40,20 @@ def test_a_file_that_is_removed_as_advised_comes_back_and_nothing_else_changes(n
     assert processes.differing(folder / "run", processes.uninterrupted()) == []
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "prune", "finetune"])
+@pytest.mark.parametrize("stage", ["pretrain", "prune", "finetune", "prune-best"])
 def test_a_stage_that_begins_anew_as_advised_leaves_the_others_their_rows(stage: str, folder: Path) -> None:
-    state = folder / "run" / "ckpt" / f"state-{stage}.safetensors"
-    tensors, header = load_tensors(state)
-    save_tensors(state, tensors, {key: value for key, value in header.items() if key != "selection"})
-    (folder / "run" / "results.json").unlink()
-    assert f"{state}: " in (said := resumed(folder))
-    assert f"{REMOVE} to begin the stage anew" in said
+    state = folder / "run" / "ckpt" / f"state-{stage.removesuffix('-best')}.safetensors"
+    if stage == "prune-best":
+        lost = folder / "run" / "ckpt" / "prune-best.safetensors"
+        lost.unlink()
+        assert f"{lost}: missing; remove {state} to begin the stage anew" in resumed(folder)
+    else:
+        tensors, header = load_tensors(state)
+        save_tensors(state, tensors, {key: value for key, value in header.items() if key != "selection"})
+        (folder / "run" / "results.json").unlink()
+        said = resumed(folder)
+        assert f"{state}: " in said
+        assert f"{REMOVE} to begin the stage anew" in said
     state.unlink()
     assert resumed(folder) == ""
     whole = processes.uninterrupted()
