@@ -32,6 +32,8 @@ gallery: .venv/.user  ## the paper's tables and figures on digits, an hour and a
 	$(BIN)/s2ap-diag report runs/$(GRID)
 
 test: .venv/.developer  ## every test, two at a time
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+		echo "the report is not tested in a browser; install one: apt-get install chromium chromium-driver"
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 soak: .venv/.developer  ## the tests of faults alone, with fifty kills at other moments each time

@@ -120,7 +120,7 @@ def _curves(
     if across == "epoch":
         along = Axis.across(min(places), max(places), places)
     else:
-        along = Axis.lying(min(places), max(places), log=min(places) > 0)
+        along = Axis.lying(min(places), max(places), log=min(places) > 0 and len(set(places)) > 1)
     charts = [(name, _chart(title, name, lines, along, up, across)) for name, lines in facets]
     return Panel(title, note, charts)
 

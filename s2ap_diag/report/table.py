@@ -110,7 +110,11 @@ def make_table(views: Sequence[RunView]) -> Table:
         *_settings(views),
     ]
     shown = [column for column in columns if any(cell.text != "–" for cell in column.cells)]
-    common = [(column.heading, column.cells[0].text) for column in shown if column.hidden and not _varies(column.cells)]
+    common = [
+        (column.heading.removesuffix(", %"), column.cells[0].text + (" %" if column.heading.endswith("%") else ""))
+        for column in shown
+        if column.hidden and not _varies(column.cells)
+    ]
     return Table(shown, list(_filters(views)), common)
 
 

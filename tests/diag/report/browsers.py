@@ -2,12 +2,8 @@
 
 import shutil
 
-import pytest
-
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="no browser here: apt-get install chromium chromium-driver"
-)
+MISSING = "the report was not tested in a browser; install one: apt-get install chromium chromium-driver"
 FLAGS = (
     "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
     "disable-component-update", "disable-sync",

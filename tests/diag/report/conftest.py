@@ -15,7 +15,7 @@ from s2ap_core.training.stages import Stages
 from s2ap_diag.curvature.eigen import Lanczos
 from s2ap_diag.curvature.tracking import build_trackers
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
-from tests.diag.report.browsers import CHROMIUM, DRIVER, FLAGS
+from tests.diag.report.browsers import CHROMIUM, DRIVER, FLAGS, MISSING
 from tests.diag.report.gallery import gallery
 from tests.diag.report.pages import HOSTILE, IMAGE, SCRIPT, Parsed, copy, dense, report
 from tests.tiny import Tiny
@@ -28,6 +28,20 @@ ARMS = {
         "finetune": {"awp": True},
     },
 }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a browser where there is none."""
+    if not (CHROMIUM and DRIVER):
+        without = [item for item in items if "browser" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=without)
+        items[:] = [item for item in items if item not in without]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say once what was left out; under ``make test`` the Makefile does."""
+    if not (CHROMIUM and DRIVER):
+        terminalreporter.write_line(MISSING)
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +117,7 @@ def world_page(world: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
+    """A headless browser."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in FLAGS:

@@ -9,10 +9,8 @@ import pandas as pd
 import pytest
 from selenium.webdriver import ActionChains, Keys
 
-from tests.diag.report.browsers import WIDTHS, needs_browser
+from tests.diag.report.browsers import WIDTHS
 from tests.reading import masks_in
-
-pytestmark = needs_browser
 
 
 def column(browser, heading: str, nth: int = 0) -> tuple[object, Callable[[], list[str]]]:

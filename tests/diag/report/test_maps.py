@@ -17,12 +17,11 @@ from selenium.webdriver.support.ui import Select
 from s2ap_core.errors import InputError
 from s2ap_diag.reading.results import open_run
 from s2ap_diag.report.maps import read_maps
-from tests.diag.report.browsers import needs_browser
 from tests.diag.report.gallery import EPOCHS, LAYERS, WARMUP
 from tests.diag.report.pages import copy
 from tests.reading import masks_in
 
-pytestmark = [needs_browser, pytest.mark.usefixtures("tiny_network")]
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 def masks(run: Path) -> list[dict[str, np.ndarray]]:

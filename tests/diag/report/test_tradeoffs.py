@@ -16,7 +16,6 @@ from s2ap_core.models import NETWORKS
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_diag.comparison.cost import cost
 from s2ap_diag.report.tradeoffs import pareto
-from tests.diag.report.browsers import needs_browser
 from tests.diag.report.gallery import gallery
 from tests.diag.report.pages import Parsed, report
 from tests.tiny import Tiny
@@ -115,7 +114,6 @@ def test_the_front_runs_through_the_means_of_arms_and_budgets(sweep):
     assert "against FLOPs kept" in html
 
 
-@needs_browser
 def test_filters_fade_lines_and_arrow_keys_read_them(opened, sweep):
     browser = opened(1280, page=sweep / "report.html")
     faded = "return document.querySelectorAll('.parallel .out').length"
