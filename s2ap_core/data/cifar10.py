@@ -77,6 +77,8 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"{path}: refused, {error}; {remedy(NAME)}") from None
     except Exception as error:  # a broken pickle can raise nearly anything
         raise InputError(f"{path}: truncated or not a pickled batch ({reason(error)}); {remedy(NAME)}") from None
+    if isinstance(batch, dict):  # who read it with encoding="bytes" and wrote it again has bytes for names
+        batch = {key.decode("latin1") if isinstance(key, bytes) else key: entry for key, entry in batch.items()}
     if not isinstance(batch, dict) or not {"data", "labels"} <= batch.keys():
         raise InputError(f"{path}: not a CIFAR-10 batch, it has no data and labels; {remedy(NAME)}")
     data, classes = (e.values if isinstance(e, PickledArray) else e for e in (batch["data"], batch["labels"]))

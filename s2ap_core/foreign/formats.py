@@ -10,7 +10,8 @@ from torch import Tensor
 
 from s2ap_core.errors import InputError
 from s2ap_core.files.header import is_safetensors
-from s2ap_core.foreign.names import without_prefix
+from s2ap_core.foreign.envelope import state_dict_of
+from s2ap_core.foreign.names import prefix_of, without_prefix
 from s2ap_core.foreign.pickles import is_plain, read_safetensors, unpickle
 
 SCORES = {"hydra": "popup_scores", "harp": "popup_scores", "rlth": "scores"}
@@ -29,6 +30,7 @@ class StateDict:
         method: the format, for a dense file what wrote it, None where nothing says so.
         tensors: under our plain names: ``conv1.weight``, ``.scores``, ``.rate``, ``.mask``.
         epoch: as the file says it, else None.
+        read: where the tensors lay and what was taken off their names, in words.
     """
 
     path: Path
@@ -36,25 +38,23 @@ class StateDict:
     method: str | None
     tensors: dict[str, Tensor]
     epoch: int | None
+    read: str = "tensors"
 
 
 def read_state(path: Path) -> StateDict:
     """Read the tensors of a file and its format, before any network is asked for.
 
     Raises:
-        InputError: if the file is missing, damaged, holds more than tensors and plain values, or no tensors;
-            if only some of its keys carry a prefix, or a mask is incomplete.
+        InputError: if the file is missing, damaged, holds more than tensors and plain values, no tensors or two
+            networks; if only some of its keys carry a prefix, or a mask is incomplete.
     """
     content = read_safetensors(path) if is_safetensors(path) else unpickle(path)
     envelope = content if isinstance(content, Mapping) else {}
-    inner = envelope.get("state_dict", envelope)
-    inner = inner if isinstance(inner, Mapping) else {}
-    raw = {key: t for key, t in inner.items() if isinstance(key, str) and isinstance(t, Tensor)}
-    if not raw:
-        raise InputError(f"{path}: holds no state dict; give a file with named tensors")
-    if unusual := [key for key, tensor in raw.items() if not is_plain(tensor)]:
-        raise InputError(f"{path}: {unusual[0]} is no plain tensor of real numbers; save it dense, on the CPU")
     try:
+        raw, where = state_dict_of(content)
+        if unusual := [key for key, tensor in raw.items() if not is_plain(tensor)]:
+            raise InputError(f"{unusual[0]} is no plain tensor of real numbers; save it dense, on the CPU")
+        prefix = prefix_of(raw)
         raw = without_prefix({key: t.float() if t.is_floating_point() else t for key, t in raw.items()})
         form = _format(raw)
         tensors = _plain(raw, form)
@@ -72,7 +72,8 @@ def read_state(path: Path) -> StateDict:
         of_harp = _has(raw, "k_score") or re.search(r"(?<![a-z])harp(?![a-z])", str(path).lower())
         method = "harp" if of_harp else "hydra" if "arch" in envelope else None
     epoch = envelope.get("epoch")
-    return StateDict(path, form, method, tensors, epoch if isinstance(epoch, int) else None)
+    read = f"{where}, names without {prefix}" if prefix else where
+    return StateDict(path, form, method, tensors, epoch if isinstance(epoch, int) else None, read)
 
 
 def _has(raw: Mapping[str, Tensor], kind: str) -> bool:

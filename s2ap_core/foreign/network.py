@@ -1,7 +1,7 @@
 """Checkpoints of HYDRA, HARP, robust scratch tickets (RLTH) and torch.nn.utils.prune, read without conversion.
 
-The format is recognised from the keys. Files are pickles of a state dict, alone or under ``state_dict``,
-or safetensors without our header; a pickle may hold tensors and plain values, and nothing that could run.
+The format is recognised from the keys. Files are pickles of a state dict, alone or in an envelope, or safetensors
+without our header; a pickle may hold tensors and plain values, and nothing that could run.
 """
 
 import logging
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
-from s2ap_core.foreign.formats import SCORES, StateDict, _file_name
-from s2ap_core.foreign.names import split_kind
+from s2ap_core.foreign.envelope import check_one_network
+from s2ap_core.foreign.formats import SCORES, StateDict, _file_name, is_binary
+from s2ap_core.foreign.names import prefix_between, split_kind
 from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import masks
 from s2ap_core.masks.parametrization import ScoreMask, check_keep
@@ -54,8 +55,8 @@ def foreign_checkpoint(
             tensor that does not.
     """
     try:
-        described, state = _fit(source, network, width)
-        header = _header(source, state, described, keep) | {"dataset": dataset}
+        described, state, renamed = _fit(source, network, width)
+        header = _header(source, state, described, keep, renamed) | {"dataset": dataset}
         model = build_network(described)
         fill(model, state, header["keep"])
     except InputError as error:
@@ -68,17 +69,21 @@ def foreign_masks(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read boolean masks by weight name (``conv1.weight``) and the header, without building the network.
 
-    Where no network is named and none is recognised, every layer with scores or a mask counts.
+    Where no network is named and none is recognised, every layer with scores or a mask counts, of a dense file every
+    weight of two dimensions or more.
 
     Raises:
-        InputError: as :func:`foreign_checkpoint`.
+        InputError: as :func:`foreign_checkpoint`; if a dense file of an unknown network has no pruned weight, or
+            holds masks and weights.
     """
     try:
-        if network is None and recognise(source.tensors) is None and source.format != "dense":
-            header = _header(source, source.tensors, None, keep)
-            return _masks_of_any(source.tensors, header["keep"]), header
-        described, state = _fit(source, network, width)
-        header = _header(source, state, described, keep)
+        if network is None and recognise(source.tensors) is None:
+            check_one_network(source.tensors)
+            tensors = nonzero_masks(source.tensors) if source.format == "dense" else source.tensors
+            header = _header(source, tensors, None, keep)
+            return _masks_of_any(tensors, header["keep"]), header
+        described, state, renamed = _fit(source, network, width)
+        header = _header(source, state, described, keep, renamed)
         return masks_without_weights(described, state, header["keep"]), header
     except InputError as error:
         raise InputError(f"{source.path}: {error}") from error
@@ -96,18 +101,47 @@ def masks_without_weights(described: Mapping[str, Any], state: Mapping[str, Tens
     return masks(model)
 
 
+def nonzero_masks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Make the masks ``weight != 0`` of the layers of a network that is not known.
+
+    Raises:
+        InputError: if there are no such layers, none of their weights is 0, or some of them are masks of 0 and 1.
+    """
+    weights = {n: t for n, t in tensors.items() if split_kind(n)[1] == "weight" and t.ndim >= 2 and t.numel()}
+    if not weights:
+        raise InputError("holds neither masks nor weights of layers; give a state dict or masks")
+    marked = [name for name, weight in weights.items() if is_binary(weight) and weight.any()]
+    other = [name for name, weight in weights.items() if not is_binary(weight)]
+    if marked and other:
+        raise InputError(f"{other[0]} holds values other than 0 and 1, {marked[0]} no others; save masks alone")
+    if all(weight.all() for weight in weights.values()):
+        raise InputError("no weight is 0, so that it says no mask; give a pruned network")
+    return {f"{split_kind(name)[0]}mask": weight != 0 for name, weight in weights.items()}
+
+
 def recognise(tensors: Mapping[str, Tensor]) -> str | None:
     """Find the one network with nearly all of its names, and no other layers, among these; else None."""
     fitting = []
     for name in NETWORKS:
         model = _on_meta(name, norm_affine=False)
-        names = model.state_dict().keys()
-        if len(names & tensors.keys()) >= 0.9 * len(names) and not _unknown_layers(model, tensors):
+        names, (inside, _) = model.state_dict().keys(), _renamed(tensors, model)
+        if len(names & inside.keys()) >= 0.9 * len(names) and not _unknown_layers(model, inside):
             fitting.append(name)
     return fitting[0] if len(fitting) == 1 else None
 
 
 # --- from plain names to a network ---
+def _renamed(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], str]:
+    """Give the tensors under the network's names where the two differ by a prefix, and say so."""
+    names = model.state_dict().keys()
+    if more := prefix_between(tensors, names):
+        return {n.removeprefix(more): t for n, t in tensors.items() if n.startswith(more)}, f", names without {more}"
+    own = [name for name, tensor in tensors.items() if split_kind(name)[1] == "weight" and tensor.ndim > 1]
+    if less := prefix_between(names, own):
+        return {less + name: tensor for name, tensor in tensors.items()}, f", names with {less}"
+    return dict(tensors), ""
+
+
 def _on_meta(name: str, **options: Any) -> nn.Module:
     """Build the network without memory for its tensors: names and shapes alone; not to be changed."""
     return _cached_on_meta(name, NETWORKS.get(name), tuple(options.items()))
@@ -128,13 +162,18 @@ def _unknown_layers(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str
     return [layer for layer in layers if layer.partition(".")[0] in parts and layer not in known]
 
 
-def _fit(source: StateDict, network: str | None, width: int | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Give the header's description of the network, and the tensors that belong to it, names and shapes checked."""
+def _fit(source: StateDict, network: str | None, width: int | None) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """Give the header's description of the network, and the tensors that belong to it, names and shapes checked.
+
+    Say as well how the file's names differ from the network's.
+    """
     name = network or recognise(source.tensors)
     if name is None:
+        check_one_network(source.tensors)
         raise InputError(f"does not say its network; give --network, one of {', '.join(NETWORKS)}")
     bare = _on_meta(name, norm_affine=False)
-    tensors = _with_linear_head(source.tensors, bare) if source.format == "rlth" else source.tensors
+    tensors, renamed = _renamed(source.tensors, bare)
+    tensors = _with_linear_head(tensors, bare) if source.format == "rlth" else tensors
     if unknown := _unknown_layers(bare, tensors):
         raise InputError(f"{name} has no layer {unknown[0]}; give another --network")
     affine = _on_meta(name).state_dict().keys() - bare.state_dict().keys()
@@ -161,7 +200,7 @@ def _fit(source: StateDict, network: str | None, width: int | None) -> tuple[dic
                 f"{theirs} has shape {list(tensors[key].shape)}, {name} has {list(shape)}; "
                 "give another --network or a file of this network"
             )
-    return described, {key: tensors[key] for key in shapes}
+    return described, {key: tensors[key] for key in shapes}, renamed
 
 
 def _with_masks(source: StateDict, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -237,8 +276,16 @@ def _with_linear_head(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[s
     return {f"{head}.bias": weight.new_zeros(len(weight)), **renamed, **flat}
 
 
+HOW = {"torch-prune": "weight_orig under weight_mask", "dense": "masks where the weight is not 0"}
+"""How masks are read of each format without scores, in words."""
+
+
 def _header(
-    source: StateDict, state: Mapping[str, Tensor], described: Mapping[str, Any] | None, keep: float | None
+    source: StateDict,
+    state: Mapping[str, Tensor],
+    described: Mapping[str, Any] | None,
+    keep: float | None,
+    renamed: str = "",
 ) -> dict[str, Any]:
     if keep is not None:
         check_keep(keep)
@@ -249,6 +296,7 @@ def _header(
         if not bits:
             raise InputError("masks no layer; give a pruned network")
         keep = sum(int(m.sum()) for m in bits) / sum(m.numel() for m in bits)
+    how = HOW.get(source.format) or f"masks are the largest {SCORES[source.format]} of each layer"
     return {
         "network": described,
         "dataset": None,
@@ -257,6 +305,7 @@ def _header(
         "stage": "prune",
         "epoch": source.epoch,
         "format": source.format,
+        "read": f"{source.read}{renamed}; {how}",
     }
 
 

@@ -25,7 +25,7 @@ from s2ap_diag.execution.progress import plain_progress
 from s2ap_diag.output import plots, security_curve
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table
-from s2ap_diag.reading.files import expand
+from s2ap_diag.reading.files import expand, how_read
 from s2ap_diag.reading.source import Source
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,12 @@ def run_command(
     parsed = [parse_config({"evaluation": one}, "options").evaluation for one in asked]
     settings = list({one.eps: one for one in parsed}.values())  # 0.5 and 1/2 are one radius
     records: list[dict[str, Any]] = []
+    read: dict[Path, dict[str, Any]] = {}
     with plain_progress(output.quiet) as progress:
         task = progress.add_task("evaluate", total=1)
         for path in expand(checkpoints, "checkpoint"):
             checkpoint = source.open(path, device)
+            read[path] = checkpoint.header
             trained = trained_threat(checkpoint, norm if not eps else None)
             named = corruptions(source.root, corruption or "all", severity or 3) if corrupted else None
             of_checkpoint: list[dict[str, Any]] = []
@@ -87,7 +89,7 @@ def run_command(
             records += of_checkpoint + means(of_checkpoint)
     if len(settings) > 1:
         security_curve.warn(records)
-    output.emit(records, table_of(records))
+    output.emit(records, table_of(records), notes=how_read(read.items()))
     if output.plot is not None:
         (security_curve.draw if len(settings) > 1 else draw)(records, output.plot)
 

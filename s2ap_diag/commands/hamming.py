@@ -11,7 +11,7 @@ from s2ap_core.errors import InputError
 from s2ap_diag.execution.progress import counting
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table
-from s2ap_diag.reading.files import epoch_of, expand
+from s2ap_diag.reading.files import epoch_of, expand, how_read
 from s2ap_diag.reading.read import read
 from s2ap_diag.stability import Hamming, PackedMasks, hamming
 
@@ -35,11 +35,13 @@ def run_command(
         raise InputError("--against other: give two folders of masks")
     with counting("hamming", sum(map(len, groups.values())), output.quiet) as advance:
         headers: dict[Path, dict[str, Any]] = {}
+        begins: dict[str, Path] = {}  # the first layer's name in each file
 
         def masks_of(path: Path) -> PackedMasks:
             advance()
             file = read(path, keep=keep).as_masks()
             headers[path] = file.header
+            begins.setdefault(next(iter(file.masks.layers), ""), path)
             return file.masks
 
         compared = between(groups, masks_of) if against == "other" else within(groups, masks_of, against)
@@ -54,7 +56,7 @@ def run_command(
         differences = [{"epoch": e, "difference": first[e] - second[e]} for e in first if e in second]
     records = [row for rows in compared.values() for row in rows]
     table = table_of(compared, differences, measure, against)
-    output.emit([*records, *differences], table)
+    output.emit([*records, *differences], table, notes=[*how_read(headers.items()), *renamed(begins)])
     if output.plot is not None:
         from s2ap_diag.output import mask_changes  # matplotlib takes longer than the rest
 
@@ -69,6 +71,12 @@ Compared = dict[str, list[dict[str, Any]]]
 
 Distances = dict[str, dict[int, float]]
 """Of one arm: h by folder and epoch."""
+
+
+def renamed(begins: dict[str, Path]) -> list[str]:
+    """Say which names were matched without a prefix, given the first layer's name of each file."""
+    name, *others = begins
+    return [f"{begins[other]}: its {other} is {name} of {begins[name]}" for other in others]
 
 
 def within(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks], against: str) -> Compared:

@@ -8,7 +8,7 @@ from s2ap_core.masks.masking import density, masks
 from s2ap_diag.curvature.reach import LayerReach, perturbation_reach
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table
-from s2ap_diag.reading.files import expand
+from s2ap_diag.reading.files import expand, how_read
 from s2ap_diag.reading.source import Source
 from s2ap_diag.verification import blind_scores
 
@@ -56,7 +56,7 @@ def run_command(
                 "layers": layers,
             }
         )
-    output.emit(records, table_of(records))
+    output.emit(records, table_of(records), notes=how_read((Path(r["checkpoint"]), r) for r in records))
     if output.plot is not None:
         from s2ap_diag.output import plots  # matplotlib takes as long as the rest
 

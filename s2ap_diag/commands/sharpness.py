@@ -19,7 +19,7 @@ from s2ap_diag.output import plots, sharpness_plot
 from s2ap_diag.output.curves import mode_of, names_of
 from s2ap_diag.output.destinations import Output, as_json
 from s2ap_diag.output.tables import make_table, show
-from s2ap_diag.reading.files import expand
+from s2ap_diag.reading.files import expand, how_read
 from s2ap_diag.reading.source import Source
 from s2ap_diag.sharpness import SharpnessSettings
 from s2ap_diag.sweep.measurements import Job, Measured, measure_all, measured_before, workers_for
@@ -104,7 +104,8 @@ def write_out(jobs: Sequence[Job], found: Mapping[Job, Measured], output: Output
     skipped = len({job.path for job in jobs if found[job].record is None})
     layers = [layer_table(records)] if records[0]["layers"] else []
     everything = [*records, *over_seeds(records)]
-    output.emit(everything, table_of(everything, skipped), *layers)
+    notes = how_read((Path(record["checkpoint"]), record) for record in records)
+    output.emit(everything, table_of(everything, skipped), *layers, notes=notes)
     if output.plot is not None:
         sharpness_plot.draw(records, output.plot)
     if spectrum is not None:

@@ -7,7 +7,7 @@ from typing import Any
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table
-from s2ap_diag.reading.files import expand
+from s2ap_diag.reading.files import expand, how_read
 from s2ap_diag.reading.source import Source
 from s2ap_diag.verification import Finding, verify
 
@@ -33,8 +33,10 @@ def run_command(
             searches[path] = source.open(path)
         return searches[path]
 
+    read: dict[Path, dict[str, Any]] = {}
     for path in paths:
         checkpoint = opened(path)
+        read[path] = checkpoint.header
         beside = path.with_name(SEARCHED)
         finetuned = checkpoint.header.get("stage") == "finetune" and beside.is_file()
         search = opened(beside) if finetuned else None
@@ -46,5 +48,5 @@ def run_command(
     rows = [[path.name, f.kind, f.layer, f.message] for path, f in findings]
     title = f"{len(paths)} checkpoints, {violations} violations"
     table = make_table(title, ["checkpoint", "finding", "layer", "what"], rows)
-    output.emit(records, table)
+    output.emit(records, table, notes=how_read(read.items()))
     sys.exit(1 if violations else 0)

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +48,17 @@ class Output:
     quiet: bool
 
     def emit(
-        self, records: Sequence[dict[str, Any]], *tables: Table, rows: Sequence[dict[str, Any]] | None = None
+        self,
+        records: Sequence[dict[str, Any]],
+        *tables: Table,
+        rows: Sequence[dict[str, Any]] | None = None,
+        notes: Iterable[str] = (),
     ) -> None:
         """Show tables and write the records; with JSON on standard output, nothing else goes there.
 
         Args:
             rows: what the CSV holds, where records are nested.
+            notes: lines below the tables.
         """
         if self.csv is not None:
             import pandas as pd  # takes longer than all of a command that needs no torch
@@ -67,6 +72,8 @@ class Output:
             write_file(Path(self.json), text)
         for table in tables:
             show_table(table, self.quiet)
+        for note in () if self.quiet else notes:
+            click.echo(note)
 
 
 def as_json(records: Sequence[dict[str, Any]]) -> str:

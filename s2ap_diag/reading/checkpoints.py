@@ -9,7 +9,7 @@ from torch import Tensor
 
 from s2ap_core.errors import InputError
 from s2ap_core.foreign.formats import StateDict, is_binary
-from s2ap_core.foreign.network import foreign_checkpoint, foreign_masks, masks_without_weights, recognise
+from s2ap_core.foreign.network import foreign_checkpoint, foreign_masks, masks_without_weights
 from s2ap_core.models import NETWORKS
 from s2ap_core.runs.checkpoints import Checkpoint, build_checkpoint, check_header
 from s2ap_diag.reading.files import Kind, epoch_of
@@ -93,8 +93,7 @@ class ForeignFile:
         """Select the masks, without building the network.
 
         Raises:
-            InputError: as :func:`s2ap_core.foreign.network.foreign_masks`, or if a file that is no checkpoint holds
-                other values than 0 and 1.
+            InputError: as :func:`s2ap_core.foreign.network.foreign_masks`, or if masks are empty or two of one layer.
         """
         path, tensors = self.state.path, self.state.tensors
         if self.kind == "masks":
@@ -102,11 +101,6 @@ class ForeignFile:
                 return plain_masks(path, {name: mask.numpy() for name, mask in tensors.items()}, self.state.epoch)
             except InputError as error:
                 raise InputError(f"{path}: {error}") from error
-        if self.state.format == "dense" and self.network is None and recognise(tensors) is None:
-            name = next(name for name, tensor in tensors.items() if not is_binary(tensor))
-            raise InputError(
-                f"{path}: {name} holds values other than 0 and 1; give masks, or --network for a checkpoint"
-            )
         masks, header = foreign_masks(self.state, network=self.network, keep=self.keep, width=self.width)
         return MaskFile(path, self._with_epoch(header), PackedMasks.from_masks(masks))
 

@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from s2ap_core.errors import InputError
 from s2ap_core.files.kinds import check_input
@@ -93,6 +93,20 @@ def epoch_of(path: Path, networks: Iterable[str] = NUMBERED) -> int | None:
         stem = stem.replace(network, "")
     named = _EPOCH.search(stem) or _LAST_NUMBER.search(stem)
     return int(named[1]) if named else None
+
+
+def how_read(headers: Iterable[tuple[Path, Mapping[str, Any]]]) -> list[str]:
+    """Say of other tools' files how they were read, a line for all that were read alike.
+
+    >>> how_read([(Path("a.pt"), {"read": "tensors under net"}), (Path("b.pt"), {"read": "tensors under net"})])
+    ['a.pt and 1 more: tensors under net']
+    """
+    alike: dict[str, list[Path]] = {}
+    for path, header in headers:
+        if header.get("read"):
+            alike.setdefault(header["read"], []).append(path)
+    more = {how: f" and {len(paths) - 1} more" if len(paths) > 1 else "" for how, paths in alike.items()}
+    return [f"{paths[0]}{more[how]}: {how}" for how, paths in alike.items()]
 
 
 def is_best(path: Path) -> bool:

@@ -58,10 +58,13 @@ class Hamming(Result):
 def hamming(a: Masks, b: Masks) -> Hamming:
     """Compute the Hamming distance between two masks of one network (Eq. 13).
 
+    Layers are matched by name; where all names of the one have a prefix before those of the other, without it.
+
     Raises:
         InputError: if the two are not masks of one network, naming the first layer that differs.
     """
-    first, second = _packed(a).layers, _packed(b).layers
+    mine = _packed(a)
+    first, second = mine.layers, _packed(b).named_as(mine).layers
     _check_same_network(first, second)
     flipped = {
         name: int(np.bitwise_count(mask.words ^ second[name].words).sum(dtype=np.int64)) for name, mask in first.items()

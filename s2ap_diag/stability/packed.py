@@ -36,6 +36,23 @@ class PackedMasks:
         """Return the boolean masks."""
         return {name: mask.unpack() for name, mask in self.layers.items()}
 
+    def named_as(self, other: "PackedMasks") -> "PackedMasks":
+        """Return these masks under the other's names, where all of them differ by what stands before: ``net.conv1``."""
+        if self.layers.keys() == other.layers.keys() or not self.layers:
+            return self
+        mine = next(iter(self.layers))
+        for name in other.layers:
+            if mine.endswith(f".{name}"):
+                less = mine.removesuffix(name)
+                named = {layer.removeprefix(less): mask for layer, mask in self.layers.items()}
+            elif name.endswith(f".{mine}"):
+                named = {name.removesuffix(mine) + layer: mask for layer, mask in self.layers.items()}
+            else:
+                continue
+            if named.keys() == other.layers.keys():
+                return PackedMasks(named)
+        return self
+
 
 Masks = PackedMasks | Mapping[str, "Tensor"] | Mapping[str, np.ndarray]
 

@@ -77,7 +77,8 @@ def measure(job: Job, on_step: Advance = lambda part: None) -> Measured:
     data = job.source.data(checkpoint).to(job.device)
     adversary = objective_of(checkpoint, job.objective, job.eps)
     sharpness = measure_sharpness(checkpoint, data, adversary, job.settings, on_step)
-    return Measured(sharpness.record() | {"key": job.key()}, sharpness.density)
+    read = {key: value for key, value in checkpoint.header.items() if key == "read"}  # of another tool's file
+    return Measured(sharpness.record() | read | {"key": job.key()}, sharpness.density)
 
 
 def measure_all(jobs: Sequence[Job], workers: int, advance: Advance) -> Iterator[tuple[Job, Measured]]:

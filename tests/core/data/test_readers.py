@@ -141,6 +141,13 @@ def test_cifar10_batches_rewritten_by_python_3_are_read(cifar, protocol):
     assert y.tolist() == labels
 
 
+def test_cifar10_batches_rewritten_with_names_of_bytes_are_read(cifar):
+    """As after ``pickle.load(file, encoding="bytes")``, which the data set's page shows."""
+    data, labels = cifar[1]["test_batch"]
+    (cifar[0] / "test_batch").write_bytes(pickle.dumps({b"data": data, b"labels": labels}))
+    assert read(load("cifar10", cifar[0]), "test")[1].tolist() == labels
+
+
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch"])
 def test_cifar10_missing_batch(cifar, name):
     (cifar[0] / name).unlink()

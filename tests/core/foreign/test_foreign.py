@@ -174,6 +174,8 @@ def test_scores_become_the_published_masks(form: str, prefix: str, tmp_path: Pat
         "stage": "prune",
         "epoch": 20,
         "format": form,
+        "read": f"tensors under state_dict{f', names without {prefix}' if prefix else ''}; masks are the largest "
+        f"{'scores' if form == 'rlth' else 'popup_scores'} of each layer",
     }
     assert_masks(masking.masks(found.model), expected)
     assert not found.model.training
