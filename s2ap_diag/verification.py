@@ -66,7 +66,7 @@ def wrong_counts(checkpoint: Checkpoint, bits: Mapping[str, Tensor]) -> Iterator
         return
     kept, entries = sum(int(b.sum()) for b in bits.values()), sum(b.numel() for b in bits.values())
     method = str(checkpoint.header.get("method"))
-    if not getattr(METHODS.get(method), "uniform", True):
+    if not getattr(METHODS.find(method) if METHODS.knows(method) else None, "uniform", True):
         # Only the result of the search has to meet HARP's budget; before that the rates may keep more or less.
         expected = entries - n_dropped(entries, keep)
         learned = method.startswith("harp")

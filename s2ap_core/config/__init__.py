@@ -62,6 +62,12 @@ class Config(Settings):
         said = evaluation.get("norm") == objective.get("norm", "Linf")
         return settings | {"evaluation": {k: v for k, v in evaluation.items() if k != "norm"}} if said else settings
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts that a run is made of: data set, network, method, objective, metrics."""
+        names = (self.data.name, self.network.name, self.method.name, self.objective.name)
+        return (*names, *self.tracking.metrics)
+
     def to_toml(self) -> str:
         """Write the resolved settings; what is None is left out, as TOML has no null."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))

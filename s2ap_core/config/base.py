@@ -28,6 +28,10 @@ def _fraction(value: Any) -> Fraction:
         raise ValueError("not a number or a fraction such as 8/255") from error
 
 
+Options = dict[str, bool | int | float | str | list[bool | int | float | str]]
+"""Options of a part of somebody else's, by name; held to the types that the part's own annotations say."""
+
+
 AttackNorm = Literal["Linf", "L2", "L1"]
 """The norms of the threat models: how far an adversary's images may be from the given ones."""
 

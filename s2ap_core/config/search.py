@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from s2ap_core.config.base import Settings
+from s2ap_core.config.base import Options, Settings
 
 
 class MethodSettings(Settings):
@@ -21,6 +21,7 @@ class MethodSettings(Settings):
         flops_reduction: how many times fewer FLOPs channel pruning leaves, instead of ``keep``.
         batches: adversarial training batches of ``prune.batch_size`` that gradients are taken of for a mask without a
             search.
+        options: of a method of one's own, ``FILE.py:FACTORY``.
     """
 
     name: str = "hydra"
@@ -31,6 +32,7 @@ class MethodSettings(Settings):
     init: Literal["signed-constant", "kaiming"] = "signed-constant"
     flops_reduction: float | None = Field(default=None, gt=1, allow_inf_nan=False)
     batches: int = Field(default=4, ge=1)
+    options: Options = Field(default={})
 
 
 class MinimizerSettings(Settings):

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from s2ap_core.config.base import AttackNorm, NetworkNorm, Radius, Settings
+from s2ap_core.config.base import AttackNorm, NetworkNorm, Options, Radius, Settings
 
 
 class DataSettings(Settings):
     """Which images: a name of :data:`s2ap_core.data.DATASETS`, the folder they lie in, its own options.
+
+    The name may also be an .npz file, a folder of class folders or a factory, ``FILE.py:FACTORY``.
 
     Those that are trained on have an option ``augment``, true or false, in the place of what is usual for them.
     """
@@ -26,12 +28,14 @@ class NetworkSettings(Settings):
         width: of the first stage; None is the published width.
         norm_affine: whether the normalisation layers have affine parameters.
         norm: ``group`` has GroupNorm in the place of BatchNorm, in networks that have a choice.
+        options: of a network of one's own, ``FILE.py:FACTORY``.
     """
 
     name: str = "resnet18"
     width: int | None = Field(default=None, ge=1)
     norm_affine: bool = True
     norm: NetworkNorm = "batch"
+    options: Options = Field(default={})
 
 
 class ObjectiveSettings(Settings):
@@ -40,6 +44,7 @@ class ObjectiveSettings(Settings):
     Attributes:
         norm: of the ball that the adversary stays in.
         eps, step: its radius and a step's length in this norm, images in [0, 1]; the defaults are Linf's.
+        options: of an objective of one's own, ``FILE.py:FACTORY``.
     """
 
     name: str = "trades"
@@ -48,6 +53,7 @@ class ObjectiveSettings(Settings):
     eps: Radius = Field(default=Fraction(8, 255), ge=0)
     step: Radius = Field(default=Fraction(2, 255), ge=0)
     steps: int = Field(default=10, ge=1)
+    options: Options = Field(default={})
 
     @field_validator("eps", "step")
     @classmethod

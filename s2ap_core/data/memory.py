@@ -17,18 +17,18 @@ from s2ap_core.seeds import generator
 
 
 class InMemory:
-    """A :class:`~s2ap_core.data.Dataset` held in memory as bytes.
+    """A :class:`~s2ap_core.data.Dataset` held in memory, as bytes or, where they are no bytes, as floats.
 
     Args:
         name: as in the registry.
         classes: number of classes.
-        splits: for each split the images, [N, C, H, W] uint8, and their classes, [N].
-        scale: the byte that stands for 1.0.
+        splits: for each split the images, [N, C, H, W] uint8 or float32, and their classes, [N].
+        scale: the number that stands for 1.0.
         pad: augmentation: zeros on each side before a random crop of the original size.
         flip: augmentation: mirror horizontally with probability one half.
 
     Raises:
-        ValueError: if the images are not uint8.
+        ValueError: if the images are neither.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class InMemory:
     ) -> None:
         self.name, self.classes = name, classes
         self.scale, self.pad, self.flip = scale, pad, flip
-        if any(images.dtype != np.uint8 for images, _ in splits.values()):
-            raise ValueError(f"data set {name}: images are kept as uint8, with scale for 1.0")
+        if any(images.dtype not in (np.uint8, np.float32) for images, _ in splits.values()):
+            raise ValueError(f"data set {name}: images are kept as uint8 or float32, with scale for 1.0")
         self._splits: dict[Split, tuple[Tensor, Tensor]] = {
             split: (_row_major(images), torch.tensor(labels, dtype=torch.int64))
             for split, (images, labels) in splits.items()

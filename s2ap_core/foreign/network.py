@@ -144,7 +144,8 @@ def _renamed(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str,
 
 def _on_meta(name: str, **options: Any) -> nn.Module:
     """Build the network without memory for its tensors: names and shapes alone; not to be changed."""
-    return _cached_on_meta(name, NETWORKS.get(name), tuple(options.items()))
+    factory = NETWORKS.find(name)
+    return _cached_on_meta(name, factory, tuple(options.items()))
 
 
 @lru_cache(maxsize=64)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from s2ap_core.config import MethodSettings
+from s2ap_core.config.parts import Registry, call
 from s2ap_core.errors import InputError
 from s2ap_core.methods.base import Method
 from s2ap_core.methods.channels import HarpChannels, HydraChannels
@@ -19,7 +20,7 @@ from s2ap_core.methods.rlth import Rlth
 from s2ap_core.methods.snip import Snip
 from s2ap_core.methods.taylor import Taylor
 
-METHODS: dict[str, Callable[[MethodSettings], Method]] = {
+METHODS: Registry[Callable[..., Method]] = Registry("method", None, {
     "hydra": Hydra,
     "harp": Harp,
     "rlth": Rlth,
@@ -36,18 +37,20 @@ METHODS: dict[str, Callable[[MethodSettings], Method]] = {
     "snip": Snip,
     "taylor": Taylor,
     "mad": Mad,
-}
+})  # fmt: skip
 
 
 def build_method(settings: MethodSettings) -> Method:
     """Build the method that settings name.
 
     Raises:
-        InputError: if there is none of that name.
+        InputError: if there is none of that name, it takes no such option, or it raises or is no Method.
     """
-    if settings.name not in METHODS:
-        raise InputError(f"unknown method {settings.name!r}: choose one of {', '.join(METHODS)}")
-    return METHODS[settings.name](settings)
+    what = f"method {settings.name}"
+    method = call(what, METHODS.find(settings.name), settings, offered={}, options=settings.options)
+    if not isinstance(method, Method):
+        raise InputError(f"{what}: returns a {type(method).__name__}; return an s2ap_core.methods.Method")
+    return method
 
 
 __all__ = ["METHODS", "Method", "MethodSettings", "build_method"]

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from s2ap_core.config import Config
+from s2ap_core.data.own import is_path
 from s2ap_core.errors import InputError
 from s2ap_core.methods import build_method
-from s2ap_core.models import NETWORKS, chooses_norm
+from s2ap_core.models import chooses_norm, takes
 from s2ap_core.runs import course
 
 UNREAD = {"clean": ("beta", "norm", "eps", "step", "steps"), "pgd-at": ("beta",), "fast-at": ("beta", "step", "steps")}
@@ -52,7 +53,12 @@ def _unread_choices(config: Config) -> Unread:
     network, method, name = config.network, build_method(config.method), config.method.name
     if config.data.name == "digits":
         yield "data.root", "data.name = digits is embedded in a library"
-    if network.name in NETWORKS and not chooses_norm(network.name):
+    if is_path(config.data.name):
+        yield "data.root", f"data.name = {config.data.name} is a path itself"
+    for field in ("width", "norm_affine"):
+        if not takes(network.name, field):
+            yield f"network.{field}", f"network.name = {network.name} takes no {field}"
+    if not chooses_norm(network.name):
         yield "network.norm", f"network.name = {network.name} has one normalisation of its own"
     if not course.has_batch_norm(config):
         said = f"network.norm = {network.norm}" if network.norm != "batch" else f"network.name = {network.name}"

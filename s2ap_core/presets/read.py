@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from s2ap_core.config import Config, parse_config
+from s2ap_core.config.parts import name_by_user
 from s2ap_core.errors import InputError
 from s2ap_core.presets.compose import presets
 from s2ap_core.presets.effects import at_default, check_effect, without_effect
@@ -42,6 +43,7 @@ def read_source(source: str | Path) -> tuple[Config, Iterable[str]]:
     path, known = Path(source), presets()
     if path.is_file():
         config = parse_config(_read_toml(path), str(source))
+        name_by_user(*config.parts)
         return config, without_effect(config)
     if str(source) in known:
         return parse_config(known[str(source)].settings, str(source)), ()
@@ -77,7 +79,9 @@ def overridden(config: Config, overrides: tuple[str, ...], source: str) -> Confi
             settings["evaluation"]["norm"] = config.objective.norm
     for assignment in overrides:
         _override(settings, assignment)
-    return parse_config(settings, source)
+    config = parse_config(settings, source)
+    name_by_user(*config.parts)
+    return config
 
 
 def in_norm(config: Config, overrides: tuple[str, ...], source: str) -> Config:

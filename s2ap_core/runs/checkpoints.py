@@ -27,7 +27,7 @@ LARGEST_SIZE = 1 << 20
 """The largest size that a network may have; products of larger ones may not fit 64 bits."""
 
 
-_NETWORK_OPTIONS = ("name", *SIZES, "norm_affine", "norm")
+_NETWORK_OPTIONS = ("name", *SIZES, "norm_affine", "norm", "options")
 
 
 _ENTRIES: dict[str, type | tuple[type, ...]] = {
@@ -82,6 +82,7 @@ def describe_network(config: Config, images: Images) -> dict[str, Any]:
         "norm_affine": config.network.norm_affine,
         # Left out where it is not chosen: headers of before have no such entry.
         **({"norm": config.network.norm} if config.network.norm != "batch" else {}),
+        **({"options": config.network.options} if config.network.options else {}),
     }
 
 
@@ -120,6 +121,8 @@ def build_network(described: Mapping[str, Any]) -> nn.Module:
             raise InputError(f"a network has no {option}, only {', '.join(_NETWORK_OPTIONS)}")
         if option in SIZES and value is not None and not (type(value) is int and value <= LARGEST_SIZE):
             raise InputError(f"network's {option} = {value!r}: give a whole number of at most {LARGEST_SIZE}")
+    if not isinstance(described.get("options") or {}, Mapping):
+        raise InputError(f"network's options = {described['options']!a}: give a table of options")
     if not isinstance(described.get("name"), str):
         raise InputError(f"network = {described.get('name')!r}: give the name of a network")
     return build(**described)

@@ -161,7 +161,7 @@ def has_batch_norm(config: Config) -> bool:
 
 def _method(config: Config) -> Method | type[Method]:
     """Build the method; where none of that name is registered, as for runs read later, return the base class."""
-    return build_method(config.method) if config.method.name in METHODS else Method
+    return build_method(config.method) if METHODS.knows(config.method.name) else Method
 
 
 def beginning(config: Config, until: Until, *, defaults: bool = True) -> dict[str, Any]:

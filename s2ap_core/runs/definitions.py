@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 WITHOUT_INFLUENCE = (
-    *("export.py", "foreign", "presets", "data/fetch.py", "files/lock.py"),
+    *("config/parts.py", "export.py", "foreign", "presets", "data/fetch.py", "files/lock.py"),
     *("runs/definitions.py", "runs/disk.py", "runs/identity.py"),
 )
 """Files and folders of the package that no run's results depend on."""

@@ -137,7 +137,7 @@ def files_taken_over(config: Config, images: Images, since: course.Until, minimi
 def _bytes(config: Config, images: Images) -> _Bytes:
     # How many weights are kept changes values but no shapes: runs that differ in it alone are counted once.
     method = config.method.model_copy(update={"keep": 0.5})
-    factories = NETWORKS.get(config.network.name), METHODS.get(method.name)
+    factories = NETWORKS.find(config.network.name), METHODS.find(method.name)
     return _count(json.dumps(describe_network(config, images)), method.model_dump_json(), factories)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from s2ap_core import __version__
 from s2ap_core.config import Config
+from s2ap_core.config.parts import checksum, sources
 from s2ap_core.data import Dataset, Split
 from s2ap_core.distributed.group import wait
 from s2ap_core.errors import InputError
@@ -19,6 +20,10 @@ from s2ap_core.runs.definitions import checksums, definitions, files_of
 from s2ap_core.runs.directory import FORMAT, RunDirectory
 
 FILE = "fingerprint.json"
+
+
+CODE = "code"
+"""The folder of a run that keeps the user's files whose code it runs."""
 
 
 PACKAGE = Path(__file__).parents[1]
@@ -48,8 +53,8 @@ SHOWN = 3
 def identity(config: Config, data: Dataset) -> dict[str, Any]:
     """Collect what a run depends on, by dotted key.
 
-    Settings, number and checksum of each split's images, shape of each parameter, version of the code and the
-    checksum of each of its definitions.
+    Settings, checksum of each file of the user's code, number and checksum of each split's images, shape of each
+    parameter, version of the code and the checksum of each of its definitions.
     """
     with torch.device("meta"):
         network = build_network(describe(config, data, "pretrain", 0)["network"])
@@ -57,6 +62,7 @@ def identity(config: Config, data: Dataset) -> dict[str, Any]:
     return flat(
         {
             SETTINGS: settings(config),
+            "parts": {name: checksum(file.read_bytes()) for name, file in sources(config.parts)},
             "data": {split: _split(data, split) for split in splits},
             "network": {name: list(parameter.shape) for name, parameter in network.named_parameters()},
             "code": {
@@ -156,6 +162,10 @@ def _with_file(key: str, before: Any) -> str:
 
 
 def _note(run: RunDirectory, entries: Mapping[str, Any]) -> None:
+    """Write the entries, and beside them a copy of each file of the user's code, its checksum in its name."""
+    for _, file in sources(run.config.parts):
+        code = file.read_bytes()
+        write_file(run.path / CODE / f"{file.stem}-{checksum(code)}{file.suffix}", code)
     lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items())
     write_file(run.path / FILE, "{\n" + ",\n".join(lines) + "\n}\n")
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2ap_core.config import AttackNorm, ObjectiveSettings
+from s2ap_core.config.parts import Registry, call
 from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import constant_mask
 from s2ap_core.modes import train_mode
@@ -153,18 +154,20 @@ def build_objective(settings: ObjectiveSettings) -> Objective:
     """Build the objective that settings name.
 
     Raises:
-        InputError: if there is none of that name.
+        InputError: if there is none of that name, it takes no such option, or it raises or is no Objective.
     """
-    if settings.name not in OBJECTIVES:
-        raise InputError(f"unknown objective {settings.name!r}: choose one of {', '.join(OBJECTIVES)}")
     threat = Threat(float(settings.eps), float(settings.step), settings.steps, settings.norm)
-    return OBJECTIVES[settings.name](threat, settings.beta)
+    what, factory = f"objective {settings.name}", OBJECTIVES.find(settings.name)
+    objective = call(what, factory, threat, settings.beta, offered={}, options=settings.options)
+    if not isinstance(objective, Objective):
+        raise InputError(f"{what}: returns a {type(objective).__name__}; return an Objective")
+    return objective
 
 
-OBJECTIVES: dict[str, Callable[[Threat, float], Objective]] = {
+OBJECTIVES: Registry[Callable[..., Objective]] = Registry("objective", "--objective", {
     "trades": trades,
     "pgd-at": pgd_at,
     "mart": mart,
     "fast-at": fast_at,
     "clean": clean,
-}
+})  # fmt: skip

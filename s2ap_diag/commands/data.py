@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from s2ap_core.config.parts import name_by_user
 from s2ap_core.data import DATASETS
 from s2ap_core.data.fetch import Part, check, fetch
 from s2ap_core.errors import InputError
@@ -29,6 +30,7 @@ def fetch_command(name: str, root: Path, output: Output) -> None:
 
 def check_command(name: str, root: Path | None, output: Output) -> None:
     """Show the parts of a data set, or of ``all``, and which of them are there."""
+    name_by_user(name)
     parts_of: dict[str, list[Part]] = {}
     with plain_progress(output.quiet) as bar:
         for each in DATASETS if name == "all" else [name]:

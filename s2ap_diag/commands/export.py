@@ -20,7 +20,6 @@ from s2ap_diag.execution.progress import counting
 from s2ap_diag.output import plots
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table
-from s2ap_diag.reading.read import read
 from s2ap_diag.reading.source import Source
 
 TOLERANCE = 1e-5
@@ -32,6 +31,7 @@ def run_command(
     out: Path,
     n: int,
     rounds: int,
+    source: Source,
     output: Output,
     device: str,
 ) -> None:
@@ -39,7 +39,7 @@ def run_command(
     check_device(device)
     check_suffix(out)
     path = result_of(run)
-    checkpoint = read(path).as_checkpoint(device)
+    checkpoint = source.open(path, device)
     try:
         images = image_shape(checkpoint.header["network"])
         kept = kept_channels(checkpoint.model)
@@ -47,7 +47,7 @@ def run_command(
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     masked = bake(checkpoint.model)
-    x = next(Source().data(checkpoint).to(device).batches("test", n)).x
+    x = next(source.data(checkpoint).to(device).batches("test", n)).x
     difference = largest_difference(masked, smaller, x)
     save_exported(out, smaller, checkpoint, kept)
     with counting("timing", rounds, output.quiet) as advance:

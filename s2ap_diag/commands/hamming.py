@@ -22,6 +22,7 @@ def run_command(
     by_layer: bool,
     per_kept: bool,
     keep: float | None,
+    network: str | None,
     output: Output,
 ) -> None:
     """Compare masks within each folder or between two, show the distances and draw them."""
@@ -39,7 +40,7 @@ def run_command(
 
         def masks_of(path: Path) -> PackedMasks:
             advance()
-            file = read(path, keep=keep).as_masks()
+            file = read(path, keep=keep, network=network).as_masks()
             headers[path] = file.header
             begins.setdefault(next(iter(file.masks.layers), ""), path)
             return file.masks

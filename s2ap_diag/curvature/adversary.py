@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from s2ap_core.config import ObjectiveSettings, parse_config
+from s2ap_core.config.parts import name_by_user
 from s2ap_core.data import Dataset
 from s2ap_core.data.base import without_lone_image
 from s2ap_core.distributed.share import gather_in_order, own_items
@@ -44,6 +45,7 @@ def objective_of(checkpoint: Checkpoint, name: str | None = None, eps: str | Non
     Raises:
         InputError: as :func:`own_objective`, or naming the options, if there can be no such objective.
     """
+    name_by_user(name)
     asked = {key: value for key, value in {"name": name, "eps": eps}.items() if value is not None}
     return parse_config({"objective": own_objective(checkpoint) | asked}, "--objective/--eps").objective
 

@@ -316,7 +316,12 @@ def _product(leaves: list[nn.Parameter], gradient: list[Tensor], v: Tensor, *, k
     if not pairs:
         return torch.zeros_like(v)
     outputs, weights = zip(*pairs, strict=True)
-    products = torch.autograd.grad(
-        outputs, leaves, weights, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
-    )
+    try:
+        products = torch.autograd.grad(
+            outputs, leaves, weights, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
+        )
+    except RuntimeError as error:
+        if "derivative" not in str(error) or "not implemented" not in str(error):
+            raise
+        raise InputError(f"the loss or the network has no second derivative: {error}; write it otherwise") from error
     return flatten(products)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from s2ap_core.config import TrackingSettings
+from s2ap_core.config.parts import Registry, call
 from s2ap_core.distributed.share import Share
 from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import score_masks
@@ -209,16 +210,23 @@ class CurvatureTracker(Callback):
         self.vectors = {name: torch.as_tensor(vector) for name, vector in state.items()}
 
 
-TRACKERS: dict[str, Callable[[TrackingSettings], Callback]] = {"curvature": CurvatureTracker}
+TRACKERS: Registry[Callable[..., Callback]] = Registry("metric", None, {"curvature": CurvatureTracker})
 
 
 def build_trackers(settings: TrackingSettings) -> list[Callback]:
     """Build the trackers that settings name; none where nothing is to be read.
 
     Raises:
-        InputError: if there is none of a name.
+        InputError: if there is none of a name, or it raises or is no Callback.
     """
-    for name in settings.metrics:
-        if name not in TRACKERS:
-            raise InputError(f"tracking.metrics: unknown metric {name!r}: choose from {', '.join(TRACKERS)}")
-    return [TRACKERS[name](settings) for name in settings.metrics] if settings.every else []
+    try:
+        factories = {name: TRACKERS.find(name) for name in settings.metrics}
+        made = [
+            call(f"metric {n}", f, settings, offered={}, options={}) for n, f in factories.items() if settings.every
+        ]
+    except InputError as error:
+        raise InputError(f"tracking.metrics: {error}") from error
+    for tracker in made:
+        if not isinstance(tracker, Callback):
+            raise InputError(f"tracking.metrics: a {type(tracker).__name__} is no metric; return a Callback")
+    return made

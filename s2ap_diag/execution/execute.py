@@ -8,11 +8,13 @@ import torch
 
 from s2ap_core import distributed
 from s2ap_core.config import Config
+from s2ap_core.config.parts import is_code, name_by_user
 from s2ap_core.data import Dataset, load
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
 from s2ap_core.files.atomic import write_file
 from s2ap_core.methods import build_method
+from s2ap_core.models import check_logits
 from s2ap_core.presets.effects import check_effect, without_effect
 from s2ap_core.runs.checkpoints import build_network, describe, load_checkpoint
 from s2ap_core.runs.course import Until
@@ -63,6 +65,7 @@ def execute(
             as the stages do.
     """
     if config is not None and not (resume and RunDirectory.begun(out)):
+        name_by_user(*config.parts)
         check_dense_network(config)
     data = prepare(config or RunDirectory.open(out).config, data)
     with lock.hold(out):
@@ -94,6 +97,8 @@ def check_dense_network(config: Config) -> None:
 def prepare(config: Config, data: Dataset | None = None) -> Dataset:
     """Load the images that a config names, after checking that everything else it names exists.
 
+    What is to run is what the user asked for: the code that the config names, if any, may run from now on.
+
     Args:
         data: the images, where they are loaded already.
 
@@ -101,6 +106,7 @@ def prepare(config: Config, data: Dataset | None = None) -> Dataset:
         InputError: if there is no such objective, method, metric or network, TensorBoard is asked for and not
             installed, or the images cannot be used.
     """
+    name_by_user(*config.parts)
     build_objective(config.objective)
     build_method(config.method)
     build_trackers(config.tracking)
@@ -108,8 +114,13 @@ def prepare(config: Config, data: Dataset | None = None) -> Dataset:
         check_installed()
     if data is None:
         data = load(config.data.name, config.data.root, **config.data.options)
+    described = describe(config, data, "pretrain", 0)["network"]
     with torch.device("meta"):
-        build_network(describe(config, data, "pretrain", 0)["network"])
+        build_network(described)
+    if is_code(config.network.name):
+        with torch.random.fork_rng([]):
+            model = build_network(described)
+        check_logits(config.network.name, model, (data.channels, data.size, data.size), data.classes)
     return data
 
 

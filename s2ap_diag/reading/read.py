@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from s2ap_core.config.parts import is_code, name_by_user
 from s2ap_core.files.header import peek
 from s2ap_diag.reading.files import ARRAYS, Kind
 from s2ap_diag.reading.masks import MaskFile, read_arrays, read_packed
@@ -50,7 +51,8 @@ def read(
 
     Args:
         path: the file.
-        network: a key of NETWORKS; this and the rest are what another tool's file does not say, ours say it themselves.
+        network: a key of NETWORKS or the place of a factory; this and the rest are what another tool's file does not
+            say, ours say it themselves, but code that they name runs only if it is named here too.
         dataset: what it was made with.
         keep: fraction kept.
         width: of the network.
@@ -58,6 +60,7 @@ def read(
     Raises:
         InputError: if the file is missing or damaged, or holds neither.
     """
+    name_by_user(network, dataset)
     if path.suffix in ARRAYS:
         return read_arrays(path)
     header = peek(path)
@@ -70,5 +73,8 @@ def read(
 
     if header is not None:
         tensors, header = load_tensors(path)
+        described = header.get("network")
+        if network is not None and isinstance(described, dict) and is_code(described.get("name")):
+            header = header | {"network": described | {"name": network}}  # the user says where its code is now
         return OwnFile(path, header, tensors)
     return ForeignFile(read_state(path), network, dataset, keep, width)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s2ap_core.config import DataSettings
+from s2ap_core.config.parts import name_by_user
 from s2ap_core.data import Dataset, load
 from s2ap_core.errors import InputError
 from s2ap_core.runs.checkpoints import Checkpoint
@@ -37,6 +38,7 @@ class Source:
         """
         run = checkpoint.path.parent.parent
         settings = RunDirectory.open(run).config.data if (run / "config.toml").is_file() else DataSettings()
+        name_by_user(self.dataset)
         name = self.dataset or checkpoint.header.get("dataset")
         if name is None:
             raise InputError(f"{checkpoint.path}: does not say its data set; give --dataset")

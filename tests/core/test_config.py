@@ -95,7 +95,7 @@ def test_what_is_neither_file_nor_preset():
 def test_defaults_are_the_papers():
     config = Config()
     assert config.objective.model_dump() == {
-        "name": "trades", "beta": 6, "norm": "Linf", "eps": "8/255", "step": "2/255", "steps": 10,
+        "name": "trades", "beta": 6, "norm": "Linf", "eps": "8/255", "step": "2/255", "steps": 10, "options": {},
     }  # fmt: skip
     for stage, epochs, lr in (("pretrain", 100, 0.1), ("prune", 20, 0.1), ("finetune", 100, 0.01)):
         found = getattr(config, stage)

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from s2ap_diag.commands.options.shared import EXISTING, OutputFile, device_option, output_options
+from s2ap_diag.commands.options.shared import EXISTING, OutputFile, device_option, output_options, source_options
 
 
 @click.command(name="export")
@@ -12,6 +12,7 @@ from s2ap_diag.commands.options.shared import EXISTING, OutputFile, device_optio
 @click.option("--out", type=OutputFile(), required=True, help="FILE.safetensors, or FILE.pt2 for torch.export.")
 @click.option("--n", type=click.IntRange(min=1), default=128, show_default=True, help="Number of test images.")
 @click.option("--rounds", type=click.IntRange(min=1), default=20, show_default=True, help="Timed forward passes.")
+@source_options
 @output_options
 @device_option
 def command(**options: Any) -> None:

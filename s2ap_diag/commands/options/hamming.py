@@ -15,6 +15,7 @@ from s2ap_diag.commands.options.shared import EXISTING, output_options
 @click.option("--by-layer", is_flag=True, help="Draw h of each layer over the epochs.")
 @click.option("--per-kept", is_flag=True, help="Draw and tabulate h per kept weight instead of per entry.")
 @click.option("--keep", type=float, help="Fraction kept, for checkpoints that do not say it.")
+@click.option("--network", help="The network, for checkpoints that do not say it and hold more than its layers.")
 @output_options
 def command(**options: Any) -> None:
     """Compare MASKS: a folder of epochs with its first mask, two or more folders, or single files.

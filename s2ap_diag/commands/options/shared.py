@@ -114,7 +114,10 @@ source_options = _bundle(
     "source",
     _source,
     click.option("--keep", type=float, help="Fraction kept, where the file does not say it."),
-    click.option("--network", help="The network, where the file does not say it."),
-    click.option("--dataset", help="The data set, where the file does not say it."),
+    click.option("--network", help="The network, where the file does not say it, or FILE.py:FACTORY."),
+    click.option(
+        "--dataset",
+        help="The data set, where the file does not say it; or FILE.npz, a folder of class folders, FILE.py:FACTORY.",
+    ),
     click.option("--root", type=EXISTING, help="Folder of the data set's published files."),
 )

@@ -137,6 +137,7 @@ EFFECTS: dict[str, tuple[str, Any]] = {
 ELSEWHERE = {
     "title", "network.name", "data.name", "data.root", "data.options",  # labels; network and images are given here
     "pretrain.select", "prune.select", "finetune.select",  # other epochs or not, as the losses come out
+    "network.options", "method.options", "objective.options",  # of other people's parts
     "objective.norm",  # needs a radius and a step beside it: see below
     "evaluation.batch_size", "distributed.batch_norm",  # cost, and several processes
     "compute.deterministic",  # of a GPU

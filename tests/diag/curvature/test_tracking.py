@@ -322,7 +322,7 @@ def test_trackers_by_name():
     assert build_trackers(TrackingSettings(every=0)) == []
     (found,) = build_trackers(TrackingSettings(every=3))
     assert isinstance(found, CurvatureTracker)
-    with pytest.raises(InputError, match=r"tracking\.metrics: unknown metric 'trace': choose from curvature"):
+    with pytest.raises(InputError, match=r"tracking\.metrics: unknown metric 'trace': choose one of curvature"):
         build_trackers(TrackingSettings(every=1, metrics=["trace"]))
 
 
