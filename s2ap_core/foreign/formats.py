@@ -11,6 +11,7 @@ from torch import Tensor
 from s2ap_core.errors import InputError
 from s2ap_core.files.header import is_safetensors
 from s2ap_core.foreign.envelope import state_dict_of
+from s2ap_core.foreign.layouts import HOW, layout_of, unlaid
 from s2ap_core.foreign.names import prefix_of, without_prefix
 from s2ap_core.foreign.pickles import is_plain, read_safetensors, unpickle
 
@@ -26,7 +27,7 @@ class StateDict:
     """What another tool's file holds.
 
     Attributes:
-        format: hydra, harp, rlth, torch-prune, or dense: plain tensors alone.
+        format: hydra, harp, rlth, torch-prune, flyingbird, twinrep, mad, or dense: plain tensors alone.
         method: the format, for a dense file what wrote it, None where nothing says so.
         tensors: under our plain names: ``conv1.weight``, ``.scores``, ``.rate``, ``.mask``.
         epoch: as the file says it, else None.
@@ -81,14 +82,16 @@ def _has(raw: Mapping[str, Tensor], kind: str) -> bool:
 
 
 def _format(raw: Mapping[str, Tensor]) -> str:
-    if any(key.endswith("weight_orig") for key in raw):
-        return "torch-prune"
+    if layout := layout_of(raw):
+        return layout
     if _has(raw, "popup_scores"):
         return "harp" if _has(raw, "k_score") else "hydra"
     return "rlth" if _has(raw, "scores") else "dense"
 
 
 def _plain(raw: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
+    if form in HOW and form not in ("torch-prune", "dense"):
+        return unlaid(raw, form)
     plain: dict[str, Tensor] = {}
     for key, tensor in raw.items():
         layer, dot, last = key.rpartition(".")

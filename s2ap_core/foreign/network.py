@@ -4,6 +4,7 @@ The format is recognised from the keys. Files are pickles of a state dict, alone
 without our header; a pickle may hold tensors and plain values, and nothing that could run.
 """
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from s2ap_core.errors import InputError
 from s2ap_core.foreign.envelope import check_one_network
 from s2ap_core.foreign.formats import SCORES, StateDict, _file_name, is_binary
+from s2ap_core.foreign.layouts import HOW
 from s2ap_core.foreign.names import prefix_between, split_kind
+from s2ap_core.foreign.options import own_options
 from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import masks
 from s2ap_core.masks.parametrization import ScoreMask, check_keep
@@ -55,7 +58,7 @@ def foreign_checkpoint(
             tensor that does not.
     """
     try:
-        described, state, renamed = _fit(source, network, width)
+        described, state, renamed = _fit(source, network, width, dataset)
         header = _header(source, state, described, keep, renamed) | {"dataset": dataset}
         model = build_network(described)
         fill(model, state, header["keep"])
@@ -120,14 +123,16 @@ def nonzero_masks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> str | None:
-    """Find the one network with nearly all of its names, and no other layers, among these; else None."""
-    fitting = []
+    """Find the network most of whose names, nine tenths at least, and no other layers, are among these; else None."""
+    shares: dict[str, float] = {}
     for name in NETWORKS:
         model = _on_meta(name, norm_affine=False)
         names, (inside, _) = model.state_dict().keys(), _renamed(tensors, model)
-        if len(names & inside.keys()) >= 0.9 * len(names) and not _unknown_layers(model, inside):
-            fitting.append(name)
-    return fitting[0] if len(fitting) == 1 else None
+        share = len(names & inside.keys()) / len(names)
+        if share >= 0.9 and not _unknown_layers(model, inside):
+            shares[name] = share
+    best = [name for name, share in shares.items() if share == max(shares.values())]
+    return best[0] if len(best) == 1 else None
 
 
 # --- from plain names to a network ---
@@ -144,15 +149,14 @@ def _renamed(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str,
 
 def _on_meta(name: str, **options: Any) -> nn.Module:
     """Build the network without memory for its tensors: names and shapes alone; not to be changed."""
-    factory = NETWORKS.find(name)
-    return _cached_on_meta(name, factory, tuple(options.items()))
+    return _cached_on_meta(name, NETWORKS.find(name), json.dumps(options))
 
 
 @lru_cache(maxsize=64)
-def _cached_on_meta(name: str, factory: object, options: tuple[tuple[str, Any], ...]) -> nn.Module:
+def _cached_on_meta(name: str, factory: object, options: str) -> nn.Module:
     del factory  # a part of the key: a name may be registered anew
     with torch.device("meta"):
-        return build_network({"name": name, **dict(options)})
+        return build_network({"name": name, **json.loads(options)})
 
 
 def _unknown_layers(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -163,7 +167,9 @@ def _unknown_layers(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str
     return [layer for layer in layers if layer.partition(".")[0] in parts and layer not in known]
 
 
-def _fit(source: StateDict, network: str | None, width: int | None) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+def _fit(
+    source: StateDict, network: str | None, width: int | None, dataset: str | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     """Give the header's description of the network, and the tensors that belong to it, names and shapes checked.
 
     Say as well how the file's names differ from the network's.
@@ -174,7 +180,7 @@ def _fit(source: StateDict, network: str | None, width: int | None) -> tuple[dic
         raise InputError(f"does not say its network; give --network, one of {', '.join(NETWORKS)}")
     bare = _on_meta(name, norm_affine=False)
     tensors, renamed = _renamed(source.tensors, bare)
-    tensors = _with_linear_head(tensors, bare) if source.format == "rlth" else tensors
+    tensors = _with_linear_head(tensors, bare)
     if unknown := _unknown_layers(bare, tensors):
         raise InputError(f"{name} has no layer {unknown[0]}; give another --network")
     affine = _on_meta(name).state_dict().keys() - bare.state_dict().keys()
@@ -186,6 +192,8 @@ def _fit(source: StateDict, network: str | None, width: int | None) -> tuple[dic
         "input_channels": _size(name, "input_channels", (3, 6), tensors, 3),
         "norm_affine": bool(affine & tensors.keys()),
     }
+    if options := own_options(name, source, tensors, dataset):
+        described["options"] = options
     model = _on_meta(**described)
     tensors = _with_masks(source, tensors, model)
     shapes = _expected(source.format, tensors, model)
@@ -216,7 +224,7 @@ def _with_masks(source: StateDict, tensors: dict[str, Tensor], model: nn.Module)
             )
         weights = [(layer, tensors.get(layer.tensor("weight"))) for layer in layers.values()]
         return tensors | {layer.tensor("mask"): w != 0 for layer, w in weights if w is not None}
-    if source.format == "torch-prune":
+    if source.format in HOW:
         masked = {key.removesuffix("mask") + "weight": key for key in tensors if key.endswith("mask")}
         dense = masked.keys() - {layer.tensor("weight") for layer in layers.values()}
         return tensors | {weight: tensors[weight] * tensors[masked[weight]] for weight in dense if weight in tensors}
@@ -268,17 +276,15 @@ def _head(model: nn.Module) -> str:
 def _with_linear_head(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Turn the 1x1 convolution ``fc`` without bias, in which RLTH's code ends its networks, into a Linear layer."""
     weight = tensors.get("fc.weight")
-    if weight is None or weight.shape[2:] != (1, 1):
+    if weight is None or weight.shape[2:] != (1, 1) or "fc.weight" in model.state_dict():
         return dict(tensors)
     head = _head(model)
     renamed = {re.sub(r"^fc\.", f"{head}.", key): tensor for key, tensor in tensors.items()}
-    kinds = [kind for kind in ("weight", "scores") if f"fc.{kind}" in tensors and tensors[f"fc.{kind}"].dim() > 1]
+    kinds = [
+        kind for kind in ("weight", "scores", "mask") if f"fc.{kind}" in tensors and tensors[f"fc.{kind}"].dim() > 1
+    ]
     flat = {f"{head}.{kind}": tensors[f"fc.{kind}"].flatten(1) for kind in kinds}
     return {f"{head}.bias": weight.new_zeros(len(weight)), **renamed, **flat}
-
-
-HOW = {"torch-prune": "weight_orig under weight_mask", "dense": "masks where the weight is not 0"}
-"""How masks are read of each format without scores, in words."""
 
 
 def _header(

@@ -18,9 +18,11 @@ from torch import nn
 from s2ap_core.config import NetworkNorm
 from s2ap_core.config.parts import Registry, blamed, call
 from s2ap_core.errors import InputError
+from s2ap_core.models.preact_resnet import PreActResNet18
 from s2ap_core.models.resnet_cifar import ResNet18
 from s2ap_core.models.resnet_imagenet import ResNet50
 from s2ap_core.models.vgg import VGG16
+from s2ap_core.models.vgg_linear import VGG16Linear
 from s2ap_core.models.vit import ViT
 from s2ap_core.models.wide_resnet import WideResNet28
 
@@ -34,6 +36,8 @@ NETWORKS: Registry[Callable[..., nn.Module]] = Registry(
         "vgg16_bn": VGG16,
         "wrn_28_4": WideResNet28,
         "resnet50": ResNet50,
+        "preact_resnet18": PreActResNet18,
+        "vgg16_linear": VGG16Linear,
         "vit": ViT,
     },
 )

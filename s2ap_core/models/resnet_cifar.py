@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2ap_core.config import NetworkNorm
+from s2ap_core.models.image_statistics import normalizing
 from s2ap_core.models.initialization import init_convolutions
 from s2ap_core.models.normalization import MakesNorm, normalization
 from s2ap_core.models.small_images import strides_on
@@ -31,7 +32,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """ResNet-18 with a 3x3 stem and no stem pooling; inputs in [0, 1] are not normalised.
+    """ResNet-18 with a 3x3 stem and no stem pooling; inputs in [0, 1] are not normalised unless ``mean`` says so.
 
     Args:
         classes: number of logits.
@@ -40,6 +41,7 @@ class ResNet18(nn.Module):
         input_channels: channels of the images.
         norm_affine: whether the normalisation layers scale and shift.
         norm: by the batch, or by groups of channels of each image.
+        mean, std: of the images by channel, which are normalised by them; None leaves the images as they are.
     """
 
     def __init__(
@@ -50,8 +52,11 @@ class ResNet18(nn.Module):
         input_channels: int = 3,
         norm_affine: bool = True,
         norm: NetworkNorm = "batch",
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
     ) -> None:
         super().__init__()
+        self.normalize = normalizing(input_channels, mean, std)
         layer_norm = normalization(norm, norm_affine)
         strides = strides_on(input_size, (1, 2, 2, 2))
         self.conv1 = nn.Conv2d(input_channels, width, 3, padding=1, bias=False)
@@ -64,6 +69,7 @@ class ResNet18(nn.Module):
         init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x if self.normalize is None else self.normalize(x)
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))

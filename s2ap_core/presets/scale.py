@@ -5,7 +5,9 @@ from typing import Any
 
 from s2ap_core.config import AttackNorm, Config
 
-WIDTHS = {"resnet18": 8, "vgg16_bn": 8, "wrn_28_4": 6, "resnet50": 4, "vit": 16}
+WIDTHS = {
+    "resnet18": 8, "vgg16_bn": 8, "wrn_28_4": 6, "resnet50": 4, "vit": 16, "preact_resnet18": 8, "vgg16_linear": 8,
+}  # fmt: skip
 """First stage of each network, so that a whole run takes less than two minutes on two cores."""
 
 EPOCHS: dict[str, dict[str, Any]] = {

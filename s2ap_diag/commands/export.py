@@ -1,4 +1,4 @@
-"""``s2ap-diag export``: a channel-pruned network as a smaller dense one."""
+"""``s2ap-diag export``: a channel-pruned network as a smaller dense one, or any result for a benchmark."""
 
 import os
 import time
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
 from s2ap_core.export import check_suffix, exported_flops, image_shape, kept_channels, save_exported, shrink
+from s2ap_core.files.atomic import write_file
+from s2ap_core.foreign import apb
 from s2ap_core.masks.masking import bake
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.execution.device import check_device
@@ -29,14 +31,18 @@ TOLERANCE = 1e-5
 def run_command(
     run: Path,
     out: Path,
+    benchmark: str | None,
     n: int,
     rounds: int,
     source: Source,
     output: Output,
     device: str,
 ) -> None:
-    """Write the smaller network once its outputs are those of the masked one."""
+    """Write the smaller network, or the benchmark's, once its outputs are those of the masked one."""
     check_device(device)
+    if benchmark is not None:
+        export_for_apb(result_of(run), out, n, source, output)
+        return
     check_suffix(out)
     path = result_of(run)
     checkpoint = source.open(path, device)
@@ -69,6 +75,27 @@ def run_command(
         with plots.picture(output.plot, plots.COLUMN, max(2.4, 0.13 * len(kept) + 0.8)) as axes:
             shares = {name: float(bits.float().mean()) for name, bits in kept.items()}
             plots.layer_bars(axes, shares, xlabel="fraction of input channels kept")
+
+
+def export_for_apb(path: Path, out: Path, n: int, source: Source, output: Output) -> None:
+    """Write what AdversarialPruningBenchmark loads, and beside it the entry of its leaderboard."""
+    apb.check_suffix(out)
+    checkpoint = source.open(path)
+    try:
+        base = apb.base_network(checkpoint)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    x = next(source.data(checkpoint).batches("test", n)).x
+    difference = largest_difference(bake(checkpoint.model), base, x)
+    apb.save_for_apb(out, base)
+    key, note = apb.model_key(checkpoint), out.with_name(f"{out.name}.entry.md")
+    stage, folder = str(checkpoint.header.get("stage")), path.parent.parent
+    results = RunDirectory.open(folder).results() if RunDirectory.begun(folder) else {}
+    evaluation = results.get(f"evaluate-{stage}", {})
+    write_file(note, apb.entry(key, out.suffix, evaluation))
+    record = {"checkpoint": str(path), "file": str(out), "entry": str(note), "key": key, "max_difference": difference}
+    title = f"{out}: max |difference| {difference:.1e} on {len(x)} test images"
+    output.emit([record], make_table(title, ["key", "entry of the leaderboard"], [[key, str(note)]]))
 
 
 def result_of(run: Path) -> Path:
