@@ -25,9 +25,9 @@ def own_options(name: str, source: StateDict, tensors: Mapping[str, Tensor], dat
     """Collect the options of a network of ours that the file, its format or its path imply."""
     taken = inspect.signature(NETWORKS.find(name)).parameters
     options: dict[str, Any] = {}
-    if "bias" in taken:
-        options["bias"] = any(n.endswith(".bias") and n[:-5] + ".running_mean" not in tensors for n in tensors
-                              if n.startswith("features."))  # fmt: skip
+    convolutions = [n for n in tensors if n.startswith("features.") and n.endswith(".bias")]
+    if "bias" in taken and any(f"{n[:-5]}.running_mean" not in tensors for n in convolutions):
+        options["bias"] = True
     if "mean" not in taken:
         return options
     said = [tensors.get(f"normalize.{part}") for part in ("mean", "std")]

@@ -85,7 +85,7 @@ def run_command(
                     for warning in result.warnings():
                         log.warning("%s: %s", " ".join([str(path), *map(str, which.values())]), warning)
                     about = {"checkpoint": str(path), "epoch": checkpoint.header.get("epoch"), **which}
-                    of_checkpoint.append({**about, **result.summary()})
+                    of_checkpoint.append({**about, **result.summary(), **about})
             records += of_checkpoint + means(of_checkpoint)
     if len(settings) > 1:
         security_curve.warn(records)
