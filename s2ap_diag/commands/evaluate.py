@@ -60,12 +60,10 @@ def run_command(
     parsed = [parse_config({"evaluation": one}, "options").evaluation for one in asked]
     settings = list({one.eps: one for one in parsed}.values())  # 0.5 and 1/2 are one radius
     records: list[dict[str, Any]] = []
-    read: dict[Path, dict[str, Any]] = {}
     with plain_progress(output.quiet) as progress:
         task = progress.add_task("evaluate", total=1)
         for path in expand(checkpoints, "checkpoint"):
             checkpoint = source.open(path, device)
-            read[path] = checkpoint.header
             trained = trained_threat(checkpoint, norm if not eps else None)
             named = corruptions(source.root, corruption or "all", severity or 3) if corrupted else None
             of_checkpoint: list[dict[str, Any]] = []
@@ -84,12 +82,13 @@ def run_command(
                     )
                     for warning in result.warnings():
                         log.warning("%s: %s", " ".join([str(path), *map(str, which.values())]), warning)
-                    about = {"checkpoint": str(path), "epoch": checkpoint.header.get("epoch"), **which}
+                    said = {key: checkpoint.header[key] for key in ("epoch", "read") if key in checkpoint.header}
+                    about = {"checkpoint": str(path), "epoch": None} | said | which
                     of_checkpoint.append({**about, **result.summary(), **about})
             records += of_checkpoint + means(of_checkpoint)
     if len(settings) > 1:
         security_curve.warn(records)
-    output.emit(records, table_of(records), notes=how_read(read.items()))
+    output.emit(records, table_of(records), notes=how_read((Path(r["checkpoint"]), r) for r in records))
     if output.plot is not None:
         (security_curve.draw if len(settings) > 1 else draw)(records, output.plot)
 
