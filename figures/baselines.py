@@ -6,6 +6,7 @@ mean over folds with its 95 % t-interval. Searches are shown on the folds that t
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pandas as pd
 
 from figures.intervals import shown, with_interval
 from figures.matching import PlacedRun, place_run
+from figures.settings import Threat, Training
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
-from s2ap_core.methods import METHODS
+from s2ap_core.methods import METHODS, build_method
 from s2ap_core.runs import course
 from s2ap_diag.commands.options.shared import EXISTING
 from s2ap_diag.comparison.arms import seed_of
@@ -31,6 +33,9 @@ COLUMNS = {
 }
 """By stage and kind of accuracy: the column that shows it."""
 
+ARMS = ("orig", "s2ap", "s2ap-plain")
+"""That stand beside masks without a search; the last is finetuned as these are."""
+
 Row = tuple[str, str, float | None]
 """Method, arm and gamma."""
 
@@ -40,29 +45,52 @@ def searches(placed: PlacedRun) -> bool:
     return course.search_epochs(placed.run.config) > 0
 
 
-def alike(placed: PlacedRun) -> str:
-    """Name what all rows of a table share: data, network, budget, the dense network, attack."""
+@dataclass(frozen=True)
+class Setting:
+    """What all rows of a table share.
+
+    Attributes:
+        epochs: that the dense network was trained for; None of a method that searches in untrained weights.
+    """
+
+    what: str
+    training: Training
+    epochs: int | None
+    threat: Threat
+
+    def __str__(self) -> str:
+        trained = "" if self.epochs is None else f"pretrained for {self.epochs} epochs "
+        return f"{self.what}; {trained}on {self.training}; evaluated under {self.threat}"
+
+
+def alike(placed: PlacedRun) -> Setting:
+    """Name the setting of a run: data, network, budget, the dense network, attack."""
     cell, config = placed.cell, placed.run.config
     network = f"{cell.network} of width {config.network.width}" if config.network.width else cell.network
     budget = (
         f"keep {config.method.keep:g}" if cell.flops_reduction is None else f"{cell.flops_reduction:g}x fewer FLOPs"
     )
-    trained = f"pretrained for {config.pretrain.epochs} epochs on {placed.training}"
-    return f"{cell.data}, {network}, {budget}; {trained}; evaluated under {placed.threat}"
+    epochs = config.pretrain.epochs if build_method(config.method).pretrained else None
+    return Setting(f"{cell.data}, {network}, {budget}", placed.training, epochs, placed.threat)
 
 
-def by_setting(placed: Iterable[PlacedRun]) -> dict[str, dict[Row, dict[Seed, PlacedRun]]]:
+def by_setting(placed: Iterable[PlacedRun]) -> dict[Setting, dict[Row, dict[Seed, PlacedRun]]]:
     """Sort runs by what :func:`alike` names, by row, and by seed and fold.
+
+    A method that searches in untrained weights stands in every setting that differs in the dense network alone.
 
     Raises:
         InputError: if two runs claim the same place.
     """
-    settings: dict[str, dict[Row, dict[Seed, PlacedRun]]] = defaultdict(lambda: defaultdict(dict))
+    settings: dict[Setting, dict[Row, dict[Seed, PlacedRun]]] = defaultdict(lambda: defaultdict(dict))
     for one in placed:
         others = settings[alike(one)][(one.cell.method, one.arm if searches(one) else "none", one.gamma)]
         other = others.setdefault(seed_of(one.run), one)
         if other is not one:
             raise InputError(f"{other.run.path} and {one.run.path}: claim the same row and seed; leave one out")
+    for setting, rows in settings.items():
+        if setting.epochs is not None:
+            rows.update(settings.get(replace(setting, epochs=None), {}))
     return settings
 
 
@@ -72,14 +100,14 @@ def table(placed: Iterable[PlacedRun]) -> pd.DataFrame:
     Raises:
         InputError: if two runs claim the same place.
     """
-    used = [one for one in placed if one.arm in ("orig", "s2ap") and one.cell.method in METHODS]
+    used = [one for one in placed if one.arm in ARMS and one.cell.method in METHODS]
     rows = []
     for setting, by_row in by_setting(used).items():
         folds = {fold for row, runs in by_row.items() if row[1] == "none" for fold in runs}
         for row in sorted(by_row, key=_order):
             runs = {fold: one for fold, one in by_row[row].items() if fold in folds}
             if runs:
-                rows.append({"setting": setting} | _record(row, runs))
+                rows.append({"setting": str(setting)} | _record(row, runs))
     return pd.DataFrame(rows)
 
 

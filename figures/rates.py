@@ -223,7 +223,7 @@ def settings_in(placed: Sequence[PlacedRun]) -> dict[str, dict[Row, dict[Seed, P
     """
     used = [one for one in placed if one.cell.method in RATES and one.cell.network == "vit"]
     settings = {
-        setting: rows
+        str(setting): rows
         for setting, rows in by_setting(used).items()
         if UNIFORM in {row[0] for row in rows} and len({row[0] for row in rows}) > 1
     }

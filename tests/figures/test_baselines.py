@@ -45,6 +45,9 @@ def runs(tmp_path):
         for seed in range(4 if "-" in name else 3):
             make(tmp_path / "runs", name, seed, accuracy + 0.01 * seed**2)
     make(tmp_path / "runs", "hydra-wide", 0, 0.99, network={"width": 32})
+    plain = {"minimizer": {"name": "s2ap", "gamma": 0.5}, "finetune": {"awp": False}}
+    make(tmp_path / "runs", "hydra-plain", 0, 0.75, **plain)
+    make(tmp_path / "runs", "rlth-orig", 1, 0.2, pretrain={"epochs": 7})  # which it has no use for
     return tmp_path / "runs"
 
 
@@ -57,11 +60,12 @@ def test_rows_are_means_over_the_baselines_folds_with_their_interval(runs, tmp_p
     assert result.exit_code == 0, result.output
     rows = pd.read_csv(tmp_path / "baselines.csv", keep_default_na=False)
     assert list(zip(rows["method"], rows["arm"], rows["folds"], strict=True)) == [
-        ("hydra", "orig", 3), ("hydra", "s2ap", 3), ("random", "none", 3), ("snip", "none", 3),
+        ("hydra", "orig", 3), ("hydra", "s2ap", 3), ("hydra", "s2ap-plain", 1), ("rlth", "orig", 1),
+        ("random", "none", 3), ("snip", "none", 3),
     ]  # fmt: skip
     values = 100 * (0.5 + 0.01 * np.arange(3) ** 2)
     low, high = t.interval(0.95, 2, values.mean(), values.std(ddof=1) / 3**0.5)
-    row = rows.iloc[3]
+    row = rows.iloc[5]
     found = [float(row[f"mask, robust %{end}"]) for end in ("", ", low", ", high")]
     assert found == pytest.approx([values.mean(), low, high])
     assert float(row["finetuned, clean %"]) == pytest.approx(values.mean() + 20)
