@@ -22,7 +22,7 @@ def test_a_run_of_a_users_method_that_finetunes_nothing_is_complete(tmp_path, ne
     Stages(new_run(tmp_path / "run", **sections, finetune={"awp": True}), data).all()
     runs, skipped = collect(tmp_path)
     assert skipped == []
-    ((view,), damaged) = summarise(runs, tmp_path, tmp_path / "report.html")
+    ((_, view),), damaged = summarise(runs, tmp_path, tmp_path / "report.html")
     assert damaged == []
     assert (view.arm, view.gamma, set(view.accuracies)) == ("s2ap", 0.5, {"pretrain", "prune"})
 
