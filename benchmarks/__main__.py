@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Row, Setting, machine
+from benchmarks.measure import Row, Setting, code, machine
 from benchmarks.suite import BENCHMARKS, UNUSUAL
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
@@ -44,9 +44,9 @@ def main(
 
 
 def _run(names: Sequence[str], setting: Setting, json_file: Path | None, *, resume: bool) -> None:
-    facts, console = machine(setting), Console()
+    facts, console = machine(setting) | {"code": code()}, Console()
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    records = _measured_before(json_file, facts, setting) if resume and json_file is not None else []
+    records = _measured_before(json_file, facts, setting, names) if resume and json_file is not None else []
     done = {record["benchmark"] for record in records}
     for name in names:
         if name in done:
@@ -63,19 +63,24 @@ def _run(names: Sequence[str], setting: Setting, json_file: Path | None, *, resu
             write_file(json_file, json.dumps(report, indent=2) + "\n")
 
 
-def _measured_before(file: Path, facts: Mapping[str, Any], setting: Setting) -> list[dict[str, Any]]:
-    """Read the rows of an interrupted suite.
+def _measured_before(file: Path, facts: Mapping[str, Any], setting: Setting, names: Sequence[str]) -> list[Any]:
+    """Read the rows of an interrupted suite; none of one that has ended, which begins anew.
 
     Raises:
-        InputError: if it is of another machine or size.
+        InputError: if it is of another machine, size or version of the code, or no suite.
     """
     if not file.exists():
         return []
-    report = load_json(file, dict, "name the file of an interrupted suite, or a new one")
-    steady = {name: value for name, value in facts.items() if name != "load_before"}
-    if report.get("quick") != setting.quick or {**report.get("machine", {}), **steady} != report.get("machine"):
-        raise InputError(f"{file}: of another machine or size; remove it, or name another file")
-    return list(report["rows"])
+    report = load_json(file, dict, "remove it, or name another file")
+    rows = report.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "benchmark" in row for row in rows):
+        raise InputError(f"{file}: no figures of a suite; remove it, or name another file")
+    if set(names) <= {row["benchmark"] for row in rows}:
+        return []
+    steady = [{k: v for k, v in of.items() if k != "load_before"} for of in (facts, report.get("machine") or {})]
+    if report.get("quick") != setting.quick or steady[0] != steady[1]:
+        raise InputError(f"{file}: of another machine, size or code; remove it, or name another file")
+    return rows
 
 
 def _table(name: str, rows: list[Row]) -> Table:

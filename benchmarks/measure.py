@@ -1,10 +1,12 @@
 """What benchmarks are made of: their rows, the setting they run in, interleaved timing."""
 
+import hashlib
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
@@ -134,3 +136,13 @@ def machine(setting: Setting) -> dict[str, Any]:
         facts["gpu"] = torch.cuda.get_device_name(setting.device)
         facts["tf32_convolutions"] = torch.backends.cudnn.allow_tf32
     return facts
+
+
+def code() -> str:
+    """Name the version of what is measured: a digest of the sources of the packages and the benchmarks."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for file in sorted(
+        file for room in ("s2ap_core", "s2ap_diag", "benchmarks") for file in (root / room).rglob("*.py")
+    ):
+        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]

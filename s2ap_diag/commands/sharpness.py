@@ -61,8 +61,7 @@ def run_command(
         for path in paths
         for mode in modes
     ]
-    known = measured_before(file) if resume and file is not None else {}
-    found = {job: Measured(known[key]) for job in jobs if (key := job.key()) in known} if known else {}
+    found = measured_before(file, jobs) if resume and file is not None else {}
     left = [job for job in jobs if job not in found]
     at_once = workers or (1 if distributed.world() > 1 else workers_for(device, len(left)))
     with counting("sharpness", len(left), output.quiet) as advance:

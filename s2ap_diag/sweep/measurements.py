@@ -4,9 +4,9 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from logging.handlers import QueueHandler
 from pathlib import Path
@@ -15,13 +15,16 @@ from typing import Any
 
 import torch
 
+from s2ap_core.errors import InputError
 from s2ap_core.files.record import load_json
 from s2ap_core.masks.layers import score_masks
 from s2ap_diag.curvature.adversary import objective_of
 from s2ap_diag.curvature.density import SpectralDensity
+from s2ap_diag.curvature.hessian import KEPT_GRAPHS
 from s2ap_diag.reading.source import Source
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
 from s2ap_diag.sweep.executors import begin_worker
+from s2ap_diag.sweep.resources import PROCESS, cpu_cores, fitting_workers
 
 Advance = Callable[[float], None]
 
@@ -102,7 +105,13 @@ def measure_all(jobs: Sequence[Job], workers: int, advance: Advance) -> Iterator
         futures = {pool.submit(_measure_apart, job): job for job in jobs}
         try:
             for future in as_completed(futures):
-                measured = future.result()
+                try:
+                    measured = future.result()
+                except BrokenProcessPool as error:
+                    raise InputError(
+                        f"{futures[future].path}: a process that measured was killed, perhaps for its memory; give "
+                        "fewer --workers; with --json FILE --resume goes on"
+                    ) from error
                 for warning in measured.warnings:
                     logging.getLogger(warning.name).handle(warning)
                 advance(1)
@@ -127,17 +136,23 @@ def _measure_apart(job: Job) -> Measured:
 
 
 def workers_for(device: str, jobs: int) -> int:
-    """Choose how many measurements run at once: on a CPU as many as cores that this process may use, else one."""
-    return min(len(os.sched_getaffinity(0)), jobs) if device == "cpu" else 1
+    """Choose how many measurements run at once: on a CPU one for each core, as far as memory goes; elsewhere one."""
+    return min(fitting_workers(PROCESS + KEPT_GRAPHS, cpu_cores()), jobs) if device == "cpu" else 1
 
 
-def measured_before(file: Path) -> Mapping[str, dict[str, Any]]:
-    """Read what ``sharpness --json FILE`` has measured so far, by :meth:`Job.key`; nothing where there is no file.
+def measured_before(file: Path, jobs: Sequence[Job]) -> dict[Job, Measured]:
+    """Find which jobs ``sharpness --json FILE`` holds the results of; none where there is no file.
 
     Raises:
-        InputError: if the file is something else.
+        InputError: if the file is something else, or holds checkpoints that none of the jobs is of.
     """
     if not file.exists():
         return {}
     records = load_json(file, list, "name the file of an earlier `s2ap-diag sharpness --json`, or a new one")
-    return {record["key"]: record for record in records if isinstance(record, dict) and "key" in record}
+    by_key = {r["key"]: r for r in records if isinstance(r, dict) and {"key", "checkpoint"} <= r.keys()}
+    keys, asked = {job: job.key() for job in jobs}, {str(job.path) for job in jobs}
+    for key, record in by_key.items():
+        if record["checkpoint"] not in asked and key not in keys.values():
+            raise InputError(f"--resume: {file} holds {record['checkpoint']} too; name it as well, or another file")
+    # The same bytes may lie in several places: each is named by its own.
+    return {job: Measured(by_key[key] | {"checkpoint": str(job.path)}) for job, key in keys.items() if key in by_key}

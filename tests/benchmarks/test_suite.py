@@ -35,14 +35,27 @@ def test_an_interrupted_suite_goes_on_after_the_last_benchmark_that_ended(calls,
     assert result.exit_code == 0, result.output
     assert calls == ["first", "second", "third"]
     assert [row["benchmark"] for row in json.loads(file.read_text())["rows"]] == ["first", "second", "third"]
+    CliRunner().invoke(suite.main, asked)  # has ended, and so begins anew
+    assert calls == ["first", "second", "third", "first", "third"]
 
 
-@pytest.mark.parametrize("change", [{"quick": True}, {"machine": {"cores": 1000}}])
+@pytest.mark.parametrize(
+    "change", [{"quick": True}, {"machine": {"cores": 1000}}, {"machine": None}, {"rows": [{}]}, {"rows": None}]
+)
 def test_figures_of_another_machine_or_size_are_not_gone_on_with(calls, change, tmp_path):
     file = tmp_path / "bench.json"
     CliRunner().invoke(suite.main, ["--json", str(file)])
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     result = CliRunner().invoke(suite.main, ["--json", str(file), "--resume"])
     assert result.exit_code == 1
-    assert "another machine or size" in result.output
+    assert "remove it, or name another file" in result.output
+    assert calls == ["first", "second"]
+
+
+def test_figures_of_other_code_are_not_gone_on_with(calls, monkeypatch, tmp_path):
+    file = tmp_path / "bench.json"
+    CliRunner().invoke(suite.main, ["--json", str(file)])
+    monkeypatch.setattr(suite, "code", lambda: "other")
+    result = CliRunner().invoke(suite.main, ["--json", str(file), "--resume"])
+    assert "another machine, size or code" in result.output
     assert calls == ["first", "second"]

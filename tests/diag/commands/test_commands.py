@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import re
 import shutil
@@ -111,6 +112,15 @@ def test_several_at_once_measure_what_one_after_the_other_does(run):
     assert len(one) == 4
 
 
+def end_at_once(job):
+    os._exit(9)
+
+
+def test_a_killed_measurement_is_a_line(run, monkeypatch):
+    monkeypatch.setattr(measurements, "_measure_apart", end_at_once)
+    refused(invoke("sharpness", run / "ckpt", *QUICK, "--workers", 2), "was killed", "--workers", "--resume")
+
+
 def test_an_interrupted_measurement_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
     done = []
 
@@ -135,6 +145,13 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(run, tmp_path, monk
     assert invoke(*asked, "--resume", "--images", 17).exit_code == 0
     assert {record["batch_size"] for record in json.loads(file.read_text())} == {17}  # another measurement
     refused(invoke("sharpness", run / "ckpt", *QUICK, "--resume"), "--resume", "--json FILE")
+    best = run / "ckpt" / "prune-best.safetensors"
+    refused(invoke("sharpness", best, *QUICK, "--json", file, "--resume"), f"{file} holds", "prune-epoch-000")
+    copies = [shutil.copy(best, tmp_path / f"{name}.safetensors") for name in "ab"]
+    for more in ([], ["--resume"]):
+        invoke("sharpness", *copies, *QUICK, "--workers", 1, "--json", tmp_path / "copies.json", *more)
+        records = json.loads((tmp_path / "copies.json").read_text())
+        assert [record["checkpoint"] for record in records] == list(map(str, copies))
     file.write_text("{}")
     refused(invoke(*asked, "--resume"), str(file), "no JSON array")
 
