@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from s2ap_core.masks.layers import layer_masks, mask_of, masked_layers, raw_weight, score_masks
+from s2ap_core.masks.choice import own_keep
+from s2ap_core.masks.layers import dense_weights, layer_masks, mask_of, masked_layers, raw_weight, score_masks
 from s2ap_core.masks.masking import dead_channels, masks
 from s2ap_core.masks.parametrization import FixedMask, ScoreMask
 from s2ap_core.masks.taps import blind_taps, count_blind
@@ -48,6 +49,7 @@ def verify(checkpoint: Checkpoint, search: Checkpoint | None = None) -> list[Fin
         *_dead(model, bits),
         *_blind(checkpoint),
         *_ties(model),
+        *_unmasked(model),
         *(_changed(bits, masks(search.model)) if search is not None else ()),
     ]
 
@@ -60,27 +62,51 @@ def _unusable_tensors(model: nn.Module) -> Iterator[Finding]:
 
 
 def wrong_counts(checkpoint: Checkpoint, bits: Mapping[str, Tensor]) -> Iterator[Finding]:
-    """Find masks, by layer name, that keep more or fewer weights than the header's ``keep`` says."""
+    """Find masks, by layer name, that keep more or fewer weights than the header's ``keep`` and ``keep_layers`` say."""
     keep = checkpoint.header.get("keep")
     if keep is None or str(checkpoint.header.get("method")).endswith("-channels"):  # whose budget is in FLOPs
         return
-    kept, entries = sum(int(b.sum()) for b in bits.values()), sum(b.numel() for b in bits.values())
+    own = _own_keeps(checkpoint)
+    for name, of_layer in own.items():
+        yield from _wrong_count(name, bits[name], of_layer)
+    shared = {name: b for name, b in bits.items() if name not in own}
     method = str(checkpoint.header.get("method"))
-    if not getattr(METHODS.find(method) if METHODS.knows(method) else None, "uniform", True):
-        # Only the result of the search has to meet HARP's budget; before that the rates may keep more or less.
-        expected = entries - n_dropped(entries, keep)
-        learned = method.startswith("harp")
-        if kept != expected and not (learned and _on_the_way(checkpoint)):
-            yield Finding("violation", "", f"keeps {kept} of {entries} weights; keep {keep:g} is {expected}")
-        low = keep_floor(keep) if learned else 0.0
-        for name, b in bits.items():
-            if int(b.sum()) < int(low * b.numel()) - 1:
-                yield Finding("violation", name, f"keeps {int(b.sum())} of {b.numel()}, less than HARP's floor {low:g}")
+    if getattr(METHODS.find(method) if METHODS.knows(method) else None, "uniform", True):
+        for name, b in shared.items():
+            yield from _wrong_count(name, b, keep)
         return
-    for name, b in bits.items():
-        expected = b.numel() - n_dropped(b.numel(), keep)
-        if int(b.sum()) != expected:
-            yield Finding("violation", name, f"keeps {int(b.sum())} of {b.numel()}; keep {keep:g} is {expected}")
+    kept, entries = sum(int(b.sum()) for b in shared.values()), sum(b.numel() for b in shared.values())
+    # Only the result of the search has to meet HARP's budget; before that the rates may keep more or less.
+    expected = entries - n_dropped(entries, keep)
+    learned = method.startswith("harp")
+    if kept != expected and not (learned and _on_the_way(checkpoint)):
+        yield Finding("violation", "", f"keeps {kept} of {entries} weights; keep {keep:g} is {expected}")
+    low = keep_floor(keep) if learned else 0.0
+    for name, b in shared.items():
+        if int(b.sum()) < int(low * b.numel()) - 1:
+            yield Finding("violation", name, f"keeps {int(b.sum())} of {b.numel()}, less than HARP's floor {low:g}")
+
+
+def allowed_density(checkpoint: Checkpoint, bits: Mapping[str, Tensor]) -> float:
+    """Compute the share of masked weights that the header's ``keep`` and ``keep_layers`` leave, but for rounding."""
+    own, keep = _own_keeps(checkpoint), float(checkpoint.header["keep"])
+    if not own:
+        return keep
+    return sum(own.get(name, keep) * b.numel() for name, b in bits.items()) / sum(b.numel() for b in bits.values())
+
+
+def _own_keeps(checkpoint: Checkpoint) -> dict[str, float]:
+    """Return the keep rates that the header's ``keep_layers`` gives layers, by weight name."""
+    keeps = checkpoint.header.get("keep_layers") or {}
+    layers = masked_layers(checkpoint.model).items()
+    return {layer.tensor("weight"): keep for name, layer in layers if (keep := own_keep(name, keeps)) is not None}
+
+
+def _wrong_count(name: str, bits: Tensor, keep: float) -> Iterator[Finding]:
+    kept, entries = int(bits.sum()), bits.numel()
+    expected = entries - n_dropped(entries, keep)
+    if kept != expected:
+        yield Finding("violation", name, f"keeps {kept} of {entries}; keep {keep:g} is {expected}")
 
 
 def _on_the_way(checkpoint: Checkpoint) -> bool:
@@ -153,6 +179,13 @@ def _blind(checkpoint: Checkpoint) -> Iterator[Finding]:
         most = max(blind.layers, key=blind.layers.__getitem__)
         which = f"{blind.count} scores ({blind.share:.1%}), most of them in {most}"
         yield Finding("note", "", f"{which}, never get a gradient: their taps see nothing but padding")
+
+
+def _unmasked(model: nn.Module) -> Iterator[Finding]:
+    dense = dense_weights(model)
+    if dense:
+        entries = sum(dense.values()) + sum(raw_weight(layer).numel() for layer in masked_layers(model).values())
+        yield Finding("note", "", f"dense stay {', '.join(dense)}: {sum(dense.values()) / entries:.1%} of all weights")
 
 
 def _ties(model: nn.Module) -> Iterator[Finding]:

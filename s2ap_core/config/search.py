@@ -11,7 +11,12 @@ class MethodSettings(Settings):
     """Settings of a method; those that a method does not read have no effect on it.
 
     Attributes:
-        keep: fraction of the maskable weights that stays.
+        keep: fraction of the masked weights that stays, in all layers or, for methods that share it out, in those
+            together that ``keep_layers`` does not name.
+        keep_layers: keep rates of single layers, by pattern (see :mod:`s2ap_core.masks.choice`), such as
+            ``{layer4 = 0.05}``; of several for one layer the longest counts.
+        only, skip: patterns of the layers that are masked, where empty all, and of those that stay dense.
+        embeddings: whether embeddings are masked too.
         penalty: HARP's c, the factor of its penalty on keeping too much.
         rate_init: where HARP's layer-wise keep rates start: ``uniform`` at the larger of 0.1 and ``keep``
             (the published ``010_uni``), ``target`` at ``keep``, or one keep rate for each layer or unit; none above
@@ -26,6 +31,10 @@ class MethodSettings(Settings):
 
     name: str = "hydra"
     keep: float = Field(default=0.1, gt=0, le=1)
+    keep_layers: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default={})
+    only: list[str] = Field(default=[])
+    skip: list[str] = Field(default=[])
+    embeddings: bool = False
     penalty: float = Field(default=0.01, ge=0)
     rate_init: Literal["uniform", "target"] | list[Annotated[float, Field(gt=0, le=1)]] = "uniform"
     tau: float = Field(default=0.2, gt=0, lt=1)

@@ -16,8 +16,11 @@ def parameters_of(module: nn.Module) -> tuple[str, ...]:
     """Name the parameters of a module itself that can be masked.
 
     The rows of an attention's ``in_proj_weight`` are those of queries, keys and values, one third each; its output
-    projection is a linear layer of its own.
+    projection is a linear layer of its own. An embedding's rows are what it looks up: its input channels. One that
+    changes its rows in place (``max_norm``) or has sparse gradients has no weight that could be masked.
     """
+    if isinstance(module, nn.Embedding):
+        return () if module.sparse or module.max_norm is not None else ("weight",)
     if isinstance(module, nn.MultiheadAttention):
         packed = module.kdim == module.vdim == module.embed_dim
         return ("in_proj_weight",) if packed else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -65,7 +68,7 @@ class Layer:
 
         The other one runs over output channels.
         """
-        return 0 if isinstance(self.module, TRANSPOSED) else 1
+        return 0 if isinstance(self.module, (*TRANSPOSED, nn.Embedding)) else 1
 
     @property
     def fan_in(self) -> int:

@@ -102,15 +102,26 @@ def every_layer(model: nn.Module) -> Iterator[Layer]:
     return (layer for path, module in model.named_modules() for layer in _layers_of(path, module))
 
 
-def maskable_layers(model: nn.Module) -> dict[str, Layer]:
-    """List each layer that can be masked by name, except those that the network declares in ``dense_layers``."""
+def maskable_layers(model: nn.Module, *, embeddings: bool = False) -> dict[str, Layer]:
+    """List each layer that can be masked by name, except those that the network declares in ``dense_layers``.
+
+    Args:
+        embeddings: whether embeddings, which are masked on request alone, are listed too.
+    """
     dense = getattr(model, "dense_layers", ())
-    return {layer.name: layer for layer in every_layer(model) if layer.name not in dense}
+    listed = (layer for layer in every_layer(model) if embeddings or not isinstance(layer.module, nn.Embedding))
+    return {layer.name: layer for layer in listed if layer.name not in dense}
 
 
 def masked_layers(model: nn.Module) -> dict[str, Layer]:
     """List each masked layer by name, in the network's order."""
     return {layer.name: layer for layer in every_layer(model) if is_masked(layer)}
+
+
+def dense_weights(model: nn.Module) -> dict[str, int]:
+    """Count the entries of each parameter of two or more dimensions that no mask of ours is on, by its name."""
+    sizes = {name: p.numel() for name, p in model.named_parameters() if p.dim() > 1}
+    return {name: size for name, size in sizes.items() if "parametrizations" not in name.split(".")}
 
 
 def layer_masks(model: nn.Module) -> dict[str, Mask]:

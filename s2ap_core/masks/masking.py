@@ -12,12 +12,13 @@ the paper). Any ``nn.Module`` of the layers in
 """
 
 import copy
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
+from s2ap_core.masks.choice import chosen_layers, own_keeps, with_own_keeps
 from s2ap_core.masks.kinds import Layer
 from s2ap_core.masks.layers import (
     is_parametrized,
@@ -32,14 +33,13 @@ from s2ap_core.masks.parametrization import FixedMask, Mask, ScoreMask, check_ke
 
 
 def attach_masks(model: nn.Module, make: Callable[[str, Layer], Mask], only: Container[str] | None = None) -> nn.Module:
-    """Mask ``model`` in place: each maskable layer (or those in ``only``) with ``make(name, layer)``.
+    """Mask ``model`` in place: each layer but embeddings, or those named in ``only``, with ``make(name, layer)``.
 
     Raises:
         InputError: if a layer is masked already, or if there is nothing to mask.
     """
-    layers = {n: layer for n, layer in maskable_layers(model).items() if only is None or n in only}
-    if not layers:
-        raise InputError("the network has no layer that can be masked: none is linear or a convolution")
+    every = chosen_layers(model) if only is None else maskable_layers(model, embeddings=True)
+    layers = {name: layer for name, layer in every.items() if only is None or name in only}
     for name, layer in layers.items():
         if is_parametrized(layer):
             raise InputError(f"layer {name or '(root)'} is masked already: bake the masks first")
@@ -49,14 +49,35 @@ def attach_masks(model: nn.Module, make: Callable[[str, Layer], Mask], only: Con
     return model
 
 
-def attach(model: nn.Module, keep: float) -> nn.Module:
+def attach(
+    model: nn.Module,
+    keep: float,
+    *,
+    keep_layers: Mapping[str, float] | None = None,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    embeddings: bool = False,
+) -> nn.Module:
     """Mask ``model`` in place with HYDRA's initial scores, keep rate ``keep`` in every layer.
 
+    Args:
+        keep_layers: keep rates of some layers, by pattern (see :mod:`s2ap_core.masks.choice`); of several for one layer
+            the longest counts.
+        only, skip: patterns of the layers that are masked, by default all, and of those that stay dense.
+        embeddings: whether embeddings are masked too.
+
     Raises:
-        InputError: if ``keep`` is not in (0, 1], or a layer is masked already.
+        InputError: if a keep rate is not in (0, 1], a pattern stands for no layer, or a layer is masked already.
+
+    >>> model = attach(nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10)), 0.5, keep_layers={"1": 0.1})
+    >>> [int(bits.sum()) for bits in masks(model).values()]
+    [50, 10]
     """
     check_keep(keep)
-    return attach_masks(model, lambda name, layer: ScoreMask(scaled_scores(layer), keep))
+    layers = chosen_layers(model, only=only, skip=skip, embeddings=embeddings)
+    own = own_keeps(layers, keep_layers or {})
+    make = with_own_keeps(lambda name, layer: ScoreMask(scaled_scores(layer), keep), own)
+    return attach_masks(model, make, only=layers)
 
 
 def scaled_scores(layer: Layer) -> Tensor:

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.config import MethodSettings
+from s2ap_core.errors import InputError
+from s2ap_core.masks.choice import chosen_layers, own_keeps, with_own_keeps
+from s2ap_core.masks.kinds import Layer
+from s2ap_core.masks.masking import attach_masks
+from s2ap_core.masks.parametrization import Mask
 
 
 class Attacked(NamedTuple):
@@ -26,7 +31,8 @@ class Method(ABC):
     """One way to prune by scores.
 
     Attributes:
-        reads: which of its settings it reads; others are refused where they are not at their default.
+        reads: which of its settings it reads; others are refused where they are not at their default. All read
+            ``only`` and ``skip``, all that read ``keep`` also ``keep_layers`` and ``embeddings``.
         pretrained: whether the search starts from trained weights; if not, from :meth:`initialise`.
         searches: whether scores are optimised; if not, the first mask is the last, and ``prune.epochs`` is not read.
         uniform: whether each layer keeps the same fraction.
@@ -48,6 +54,34 @@ class Method(ABC):
 
     def initialise(self, model: nn.Module, generator: torch.Generator) -> None:
         """Set the untrained weights that a method without pretraining searches in; others keep theirs."""
+
+    def layers(self, model: nn.Module) -> dict[str, Layer]:
+        """List the layers that settings let it mask, by name.
+
+        Raises:
+            InputError: if one of their patterns stands for no layer, or no layer is left.
+        """
+        settings = self.settings
+        return chosen_layers(model, only=settings.only, skip=settings.skip, embeddings=settings.embeddings)
+
+    def own_keeps(self, model: nn.Module) -> dict[str, float]:
+        """Return the keep rates of the layers that ``keep_layers`` names; ``keep`` is of the others together.
+
+        Raises:
+            InputError: if one of its patterns stands for no layer, or it leaves a method that shares ``keep`` out none.
+        """
+        layers = self.layers(model)
+        own = own_keeps(layers, self.settings.keep_layers)
+        if len(own) == len(layers) and not self.uniform:
+            raise InputError(
+                f"keep_layers names every layer: method {self.settings.name} has none to share out keep among; leave "
+                "one out"
+            )
+        return own
+
+    def mask_layers(self, model: nn.Module, make: Callable[[str, Layer], Mask]) -> None:
+        """Mask ``model`` in place, each layer by ``make(name, layer)``, those of ``keep_layers`` at their own rate."""
+        attach_masks(model, with_own_keeps(make, self.own_keeps(model)), only=self.layers(model))
 
     @abstractmethod
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:

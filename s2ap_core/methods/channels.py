@@ -76,7 +76,9 @@ class ChannelMethod(Method):
         if self.image_shape is None:
             raise ValueError("image_shape is not set: FLOPs depend on it")
         self.graph = ChannelGraph(model, self.image_shape)
-        layers = {name: layer for name, layer in self.graph.layers.items() if layer.prunable}
+        layers = {
+            name: layer for name, layer in self.graph.layers.items() if layer.prunable and name in self.layers(model)
+        }
         if not layers:
             raise InputError(f"method {self.settings.name}: no layer of this network has channels that can be removed")
         attach_masks(

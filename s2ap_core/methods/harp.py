@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from s2ap_core.config import MethodSettings
 from s2ap_core.errors import InputError
 from s2ap_core.masks.kinds import Layer
-from s2ap_core.masks.layers import maskable_layers, score_masks
-from s2ap_core.masks.masking import attach_masks, scaled_scores
+from s2ap_core.masks.layers import score_masks
+from s2ap_core.masks.masking import scaled_scores
 from s2ap_core.masks.parametrization import ScoreMask, Unit, UnitMask, check_keep
 from s2ap_core.masks.topk import n_dropped
 from s2ap_core.methods.base import Method
@@ -41,18 +41,20 @@ class Harp(Method):
         del generator
         target = self.settings.keep
         check_keep(target)
-        packed = self.packed(model)
-        rates = {name: max(packed.get(name, (0,))) + 1 for name in maskable_layers(model)}
+        packed, own = self.packed(model), self.own_keeps(model)
+        rates = {name: max(packed.get(name, (0,))) + 1 for name in self.layers(model) if name not in own}
         keeps = iter(self._initial_keeps(sum(rates.values())))
 
         def make(name: str, layer: Layer) -> ScoreMask:
+            if name not in rates:
+                return ScoreMask(scaled_scores(layer), target)
             initial = [rate_of(min(next(keeps), LARGEST_START), self.keep_min) for _ in range(rates[name])]
             start = torch.stack(initial).to(layer.weight)
             if name in packed:
                 return UnitMask(scaled_scores(layer), target, packed[name], nn.Parameter(start), self.keep_min)
             return ScoreMask(scaled_scores(layer), target, nn.Parameter(start[0].clone()), self.keep_min)
 
-        attach_masks(model, make)
+        self.mask_layers(model, make)
 
     def packed(self, model: nn.Module) -> dict[str, tuple[int, ...]]:
         """Name the layers that pack several units: the unit, from 0, of each of their equal parts of rows."""
@@ -77,8 +79,8 @@ class Harp(Method):
         return keep_floor(self.settings.keep)
 
     def excess(self, model: nn.Module) -> Tensor:
-        """Compute ``kept / target - 1`` over all masked layers, differentiable in the rates."""
-        layers = list(score_masks(model).values())
+        """Compute ``kept / target - 1`` over all layers that have a rate, differentiable in the rates."""
+        layers = learned_masks(model)
         kept = torch.stack([k for mask in layers if (k := mask.expected()) is not None]).sum()
         return kept / (self.settings.keep * sum(mask.scores.numel() for mask in layers)) - 1
 
@@ -93,7 +95,7 @@ class Harp(Method):
     @torch.no_grad()
     def cut_to_budget(self, model: nn.Module) -> bool:
         """Scale all k by one factor, none below k_min, so that exactly the budget is kept."""
-        layers = list(score_masks(model).values())
+        layers = learned_masks(model)
         total = sum(mask.scores.numel() for mask in layers)
         if sum(mask.n_keep for mask in layers) == total - n_dropped(total, self.settings.keep):
             return False
@@ -118,6 +120,11 @@ class Harp(Method):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reached = state["reached"]
+
+
+def learned_masks(model: nn.Module) -> list[ScoreMask]:
+    """Collect the masks of the layers that have a learned rate."""
+    return [mask for mask in score_masks(model).values() if mask.rate is not None]
 
 
 def keep_floor(target: float) -> float:

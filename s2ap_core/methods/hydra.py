@@ -5,7 +5,8 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from s2ap_core.masks.masking import attach
+from s2ap_core.masks.masking import scaled_scores
+from s2ap_core.masks.parametrization import ScoreMask, check_keep
 from s2ap_core.methods.base import Method
 
 
@@ -16,4 +17,5 @@ class Hydra(Method):
 
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
         del generator
-        attach(model, self.settings.keep)
+        check_keep(self.settings.keep)
+        self.mask_layers(model, lambda name, layer: ScoreMask(scaled_scores(layer), self.settings.keep))

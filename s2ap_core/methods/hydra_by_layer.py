@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from s2ap_core.masks.layers import maskable_layers
-from s2ap_core.masks.masking import attach_masks, scaled_scores
-from s2ap_core.masks.parametrization import LayerMask, check_keep
+from s2ap_core.masks.kinds import Layer
+from s2ap_core.masks.masking import scaled_scores
+from s2ap_core.masks.parametrization import LayerMask, ScoreMask, check_keep
 from s2ap_core.methods.hydra import Hydra
 from s2ap_core.methods.rates import erk_counts, spectral_counts
 
@@ -25,12 +25,15 @@ class HydraByLayer(Hydra):
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
         del generator
         check_keep(self.settings.keep)
-        weights = {name: layer.by_output(layer.weight.detach()) for name, layer in maskable_layers(model).items()}
-        counts = self.counts(weights)
-        attach_masks(
-            model,
-            lambda name, layer: LayerMask(scaled_scores(layer), counts[name] / weights[name].numel()),
-        )
+        own = self.own_keeps(model)
+        shared = {name: layer for name, layer in self.layers(model).items() if name not in own}
+        counts = self.counts({name: layer.by_output(layer.weight.detach()) for name, layer in shared.items()})
+
+        def make(name: str, layer: Layer) -> ScoreMask:
+            scores = scaled_scores(layer)
+            return LayerMask(scores, counts.get(name, 0) / scores.numel())
+
+        self.mask_layers(model, make)
 
 
 class HydraErk(HydraByLayer):

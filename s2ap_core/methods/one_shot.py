@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.masks.layers import maskable_layers
-from s2ap_core.masks.masking import attach_masks
 from s2ap_core.masks.parametrization import LayerMask, check_keep
 from s2ap_core.masks.topk import n_dropped, topk_mask
 from s2ap_core.methods.base import Attacked, Loss, Method
@@ -46,8 +45,9 @@ class OneShot(Method):
 
     def _attach(self, model: nn.Module, scores: Scores) -> None:
         check_keep(self.settings.keep)
-        counts = self.counts(scores)
-        attach_masks(model, lambda name, layer: LayerMask(scores[name], counts[name] / scores[name].numel()))
+        own = self.own_keeps(model)
+        counts = self.counts({name: scores[name] for name in self.layers(model) if name not in own})
+        self.mask_layers(model, lambda name, _: LayerMask(scores[name], counts.get(name, 0) / scores[name].numel()))
 
 
 class Global(OneShot):
@@ -64,12 +64,12 @@ class Global(OneShot):
 
 def magnitudes(model: nn.Module) -> Scores:
     """Compute ``|w|`` of each maskable layer."""
-    return {name: layer.weight.detach().abs() for name, layer in maskable_layers(model).items()}
+    return {name: layer.weight.detach().abs() for name, layer in maskable_layers(model, embeddings=True).items()}
 
 
 def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
     """Compute the gradient of a loss in the weights of each maskable layer, float64; 0 in weights it does not read."""
-    weights = [layer.weight for layer in maskable_layers(model).values()]
+    weights = [layer.weight for layer in maskable_layers(model, embeddings=True).values()]
     found = torch.autograd.grad(loss, weights, allow_unused=True)
     return [torch.zeros_like(w).double() if g is None else g.double() for w, g in zip(weights, found, strict=True)]
 

@@ -17,7 +17,7 @@ class Random(OneShot):
         self, model: nn.Module, batches: Iterable[Attacked], loss: Loss, generator: torch.Generator
     ) -> Scores:
         del batches, loss
-        weights = {name: layer.weight for name, layer in maskable_layers(model).items()}
+        weights = {name: layer.weight for name, layer in maskable_layers(model, embeddings=True).items()}
         return {
             name: torch.rand(w.shape, generator=generator, dtype=w.dtype).to(w.device) for name, w in weights.items()
         }

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from s2ap_core.masks.kinds import Layer
-from s2ap_core.masks.layers import every_layer, maskable_layers
-from s2ap_core.masks.masking import attach_masks
+from s2ap_core.masks.layers import every_layer
 from s2ap_core.masks.parametrization import ScoreMask, check_keep
 from s2ap_core.methods.base import Method
 
@@ -27,7 +26,7 @@ class Rlth(Method):
 
     @torch.no_grad()
     def initialise(self, model: nn.Module, generator: torch.Generator) -> None:
-        for layer in maskable_layers(model).values():
+        for layer in self.layers(model).values():
             weight = layer.weight
             nn.init.normal_(weight, std=math.sqrt(2) / math.sqrt(layer.fan_in), generator=generator)  # kaiming
             if self.settings.init == "signed-constant":
@@ -48,4 +47,4 @@ class Rlth(Method):
             nn.init.uniform_(scores, -bound, bound, generator=generator)
             return ScoreMask(scores.to(weight.device), self.settings.keep)
 
-        attach_masks(model, make)
+        self.mask_layers(model, make)

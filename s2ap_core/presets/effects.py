@@ -66,7 +66,8 @@ def _unread_choices(config: Config) -> Unread:
         yield "tracking.batch_norm", f"{said} has no BatchNorm, and one reading"
     for field in {*UNREAD.get(config.objective.name, ())} - {"eps", "norm"}:
         yield f"objective.{field}", f"objective.name = {config.objective.name} does not read it"
-    for field in type(config.method).model_fields.keys() - {"name", *method.reads}:
+    choice = {"only", "skip", *(("keep_layers", "embeddings") if "keep" in method.reads else ())}
+    for field in type(config.method).model_fields.keys() - {"name", *choice, *method.reads}:
         yield f"method.{field}", f"method.name = {name} does not read it"
 
 

@@ -36,6 +36,7 @@ _ENTRIES: dict[str, type | tuple[type, ...]] = {
     "method": str,
     "minimizer": str,
     "keep": (int, float),
+    "keep_layers": dict,
     "stage": str,
     "epoch": int,
     "seed": int,
@@ -103,6 +104,7 @@ def describe(config: Config, data: Images, stage: str, epoch: int) -> dict[str, 
         "method": None if dense else config.method.name,
         **({"minimizer": None} if dense else describe_minimizer(config)),
         "keep": 1.0 if dense else config.method.keep,
+        **({"keep_layers": config.method.keep_layers} if config.method.keep_layers and not dense else {}),
         "flops_reduction": None if dense else config.method.flops_reduction,
         "seed": config.seed,
         "stage": stage,
@@ -176,7 +178,10 @@ def check_header(header: Mapping[str, Any]) -> None:
         raise InputError("its header holds NaN or infinity; make the file again") from error
     if header.get("keep") is None:
         raise InputError("its header says no keep rate; give a checkpoint")
-    check_keep(header["keep"])
+    for keep in (header["keep"], *(header.get("keep_layers") or {}).values()):
+        if not isinstance(keep, int | float):
+            raise InputError(f"its header has keep_layers = {header['keep_layers']!a}; make the file again")
+        check_keep(keep)
 
 
 def _check_sizes(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -202,7 +207,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], keep: float) -> None:
     Raises:
         InputError: if names or shapes do not fit, or scores hold NaN.
     """
-    maskable = maskable_layers(model).items()
+    maskable = maskable_layers(model, embeddings=True).items()
     layers = {name for name, layer in maskable if {layer.tensor("scores"), layer.tensor("mask")} & state.keys()}
     tied: dict[int, nn.Parameter] = {}
 

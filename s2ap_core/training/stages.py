@@ -13,7 +13,7 @@ from s2ap_core.data import Dataset
 from s2ap_core.distributed.group import wait
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
-from s2ap_core.masks.layers import to_channels_last
+from s2ap_core.masks.layers import dense_weights, masked_layers, to_channels_last
 from s2ap_core.masks.masking import fix_masks, scores
 from s2ap_core.methods import build_method
 from s2ap_core.methods.base import Attacked
@@ -130,6 +130,8 @@ class Stages:
         model = load_checkpoint(self.run.result("pretrain"), self.device).model
         draws = generator("cpu", self.config.seed, "scores")
         self.method.start(model, draws, self._attacked(model), self.objective.loss)
+        dense = dense_weights(model)
+        log.info("%d layers are masked; dense stay %s", len(masked_layers(model)), ", ".join(dense) or "none")
         loop = self._loop("prune", settings, model, searched_parameters(model, settings))
         loop.method = self.method
         if minimizer.name != "none":

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from s2ap_core.masks.layers import masked_layers, score_masks
+from s2ap_core.masks.layers import dense_weights, masked_layers, score_masks
 from s2ap_core.masks.masking import density, masks
 from s2ap_diag.curvature.reach import LayerReach, perturbation_reach
 from s2ap_diag.output.destinations import Output
@@ -54,6 +54,7 @@ def run_command(
                 "blind_scores": None if blind is None else blind.count,
                 "blind_share": None if blind is None else blind.share,
                 "layers": layers,
+                "dense": dense_weights(checkpoint.model),
             }
         )
     output.emit(records, table_of(records), notes=how_read((Path(r["checkpoint"]), r) for r in records))
@@ -90,7 +91,8 @@ def table_of(records: list[dict[str, Any]]) -> Any:
                 for row, r in zip(rows, one["layers"], strict=False)
             ]
             rows[-1] += [sum(r["flippable"] for r in one["layers"]), ""]
-        return make_table(title, columns, rows)
+        dense = ", ".join(one["dense"])
+        return make_table(f"{title}; dense {dense}" if dense else title, columns, rows)
     columns = ["checkpoint", "stage", "epoch", "method", "minimizer", "density", "kept_weights", "scores"]
     rows = [
         [Path(r["checkpoint"]).name, *(r.get(c) for c in columns[1:]), _known(r["blind_scores"], r["blind_share"])]

@@ -23,7 +23,7 @@ from s2ap_diag.comparison.arms import seed_of
 from s2ap_diag.comparison.cost import Cost, cost
 from s2ap_diag.comparison.metrics import Seed
 from s2ap_diag.reading.results import SHARPNESS, Run, validated
-from s2ap_diag.verification import wrong_counts
+from s2ap_diag.verification import allowed_density, wrong_counts
 
 FREE = (
     *("title", "seed", "data.root", "data.options.fold", "pretrain.checkpoint", "compute", "tracking", "evaluation"),
@@ -162,9 +162,10 @@ def _budget(run: Run) -> Budget | None:
             f"{reduction:g}x fewer FLOPs were asked for" if over else "",
             replace(spent, flops=kept),
         )
-    asked = replace(checkpoint, header={**checkpoint.header, "keep": config.method.keep})
-    wrong = [str(finding) for finding in wrong_counts(asked, masks(checkpoint.model))]
-    return Budget(spent.density, config.method.keep, wrong[0].partition(": ")[2] if wrong else "", spent)
+    said = {"keep": config.method.keep, "keep_layers": config.method.keep_layers}
+    asked, bits = replace(checkpoint, header={**checkpoint.header, **said}), masks(checkpoint.model)
+    wrong = [str(finding).partition(": ")[2] for finding in wrong_counts(asked, bits)]
+    return Budget(spent.density, allowed_density(asked, bits), wrong[0] if wrong else "", spent)
 
 
 def _flops_kept(model: nn.Module, images: tuple[int, int, int]) -> float:

@@ -89,6 +89,9 @@ EFFECTS: dict[str, tuple[str, Any]] = {
     "objective.steps": ("orig", 3),
     "method.name": ("orig", "rlth"),
     "method.keep": ("orig", 0.5),
+    "method.keep_layers": ("orig", {"conv?": 0.5}),
+    "method.only": ("orig", ["conv2"]),
+    "method.skip": ("orig", ["linear"]),
     "method.penalty": ("full", 50.0),
     "method.rate_init": ("full", "target"),
     "method.tau": ("spectral", 0.9),
@@ -142,6 +145,7 @@ ELSEWHERE = {
     "evaluation.batch_size", "distributed.batch_norm",  # cost, and several processes
     "compute.deterministic",  # of a GPU
     "tracking.tensorboard",  # shows metrics.csv elsewhere: tests/diag/execution/test_tensorboard.py
+    "method.embeddings",  # of networks that have some: tests/core/masks/test_choice.py
 }  # fmt: skip
 
 METHOD = "does not read it"
@@ -166,7 +170,8 @@ VOID: list[tuple[str, str, Any, str]] = [
     ("snip", "minimizer.name", "s2ap", "does not search"),
     ("unsearched", "method.penalty", 5.0, "prune.epochs = 0"),
     ("rlth", "method.penalty", 1.0, METHOD),
-    *(("hydra-channels", f"method.{k}", v, METHOD) for k, v in (("keep", 0.5), ("penalty", 1))),
+    *(("hydra-channels", f"method.{k}", v, METHOD) for k, v in (("keep", 0.5), ("penalty", 1), ("embeddings", True))),
+    ("hydra-channels", "method.keep_layers", {"conv2": 0.5}, METHOD),
     *(("harp-channels", f"method.{k}", v, METHOD) for k, v in (("keep", 0.5), ("rate_init", "target"))),
     *(("fast-at", f"objective.{k}", v, METHOD) for k, v in (("beta", 2.0), ("step", "8/255"), ("steps", 3))),
     *(("clean", f"objective.{k}", v, METHOD) for k, v in (("beta", 2.0), ("step", "8/255"), ("steps", 3))),
@@ -242,6 +247,8 @@ def folder(tmp_path_factory, data, tiny_network) -> Path:
 
 def assignment(folder: Path, key: str, value: Any) -> str:
     value = str(folder / GIVEN) if value == GIVEN else value
+    if isinstance(value, dict):  # tomli_w writes a table of its own
+        return f"{key}={{{', '.join(f'{json.dumps(k)} = {v}' for k, v in value.items())}}}"
     return f"{key}={tomli_w.dumps({'v': value}).partition('=')[2].strip()}"
 
 
