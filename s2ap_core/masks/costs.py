@@ -1,7 +1,8 @@
 """What the layers of a network cost, measured on one image."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,48 +11,59 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from s2ap_core.errors import InputError
-from s2ap_core.masks.kinds import MASKABLE, TRANSPOSED, Layer
+from s2ap_core.masks.kinds import MASKABLE, TRANSPOSED, Layer, parameters_of
 from s2ap_core.modes import train_mode, without_fused_attention
 
 
-def measure_costs(model: nn.Module, trace: fx.GraphModule, image_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Run one black image through a traced network, whose nodes learn their shapes, and count what each module costs.
+@contextmanager
+def counted_products(model: nn.Module) -> Iterator[Counter[str]]:
+    """Count, in the block's forward passes, the multiply-accumulates with each layer's weight, by layer name."""
+    products: Counter[str] = Counter()
 
-    Returns:
-        Multiply-accumulates with the weights of each convolution, linear layer and attention, by module name; those
-        that are not called are left out. An attention's output projection is a part of it.
-    """
-    costs: Counter[str] = Counter()
-
-    def look(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        costs[name] += _products(module, inputs, named, output)
+    def look(path: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        products.update(_products(path, module, inputs, named, output))
 
     counted = (*MASKABLE, nn.MultiheadAttention)
     handles = [
-        module.register_forward_hook(partial(look, name), with_kwargs=True)
-        for name, module in model.named_modules()
+        module.register_forward_hook(partial(look, path), with_kwargs=True)
+        for path, module in model.named_modules()
         if isinstance(module, counted)
     ]
-    reference = next(model.parameters())
-    image = torch.zeros(1, *image_shape, device=reference.device, dtype=reference.dtype)
     try:
-        # The fused kernels take the weights of layers and do not call them.
-        with torch.no_grad(), train_mode(model, False), without_fused_attention():
-            ShapeProp(trace).propagate(image)
+        with without_fused_attention():  # the fused kernels take the weights of layers and do not call them
+            yield products
     finally:
         for handle in handles:
             handle.remove()
-    return dict(costs)
 
 
-def _products(module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> int:
+def measure_costs(model: nn.Module, trace: fx.GraphModule, image_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Run one black image through a traced network, whose nodes learn their shapes, and count what each layer costs.
+
+    Returns:
+        Multiply-accumulates with the weight of each layer that is called, by its name.
+    """
+    reference = next(model.parameters())
+    image = torch.zeros(1, *image_shape, device=reference.device, dtype=reference.dtype)
+    with torch.no_grad(), train_mode(model, False), counted_products(model) as products:
+        ShapeProp(trace).propagate(image)
+    return dict(products)
+
+
+def _products(
+    path: str, module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any
+) -> dict[str, int]:
     if isinstance(module, nn.MultiheadAttention):
         given = dict(zip(("query", "key", "value"), inputs, strict=False)) | dict(named)
-        entries = 2 * given["query"].numel() + given["key"].numel() + given["value"].numel()  # the output is as large
-        return int(entries * module.embed_dim)
-    weight = Layer("", module, "weight").weight
+        query, key, value = (given[name].numel() * module.embed_dim for name in ("query", "key", "value"))
+        apart = {"q_proj_weight": query, "k_proj_weight": key, "v_proj_weight": value}
+        own = {p: apart.get(p, query + key + value) for p in parameters_of(module)}
+        # Its output projection is not called; what it reads is as large as the queries.
+        out = Layer(f"{path}.out_proj".removeprefix("."), module.out_proj, "weight").name
+        return {Layer(path, module, parameter).name: count for parameter, count in own.items()} | {out: query}
+    layer = Layer(path, module, "weight")
     mapped: Tensor = inputs[0] if isinstance(module, TRANSPOSED) else output  # what has the channels of dimension 0
-    return mapped.numel() // weight.shape[0] * weight.numel()
+    return {layer.name: mapped.numel() // layer.weight.shape[0] * layer.weight.numel()}
 
 
 def refuse_parameters_used_elsewhere(model: nn.Module, nodes: list[fx.Node]) -> None:

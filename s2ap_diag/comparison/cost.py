@@ -10,8 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2ap_core.export import image_shape
+from s2ap_core.masks.costs import counted_products
+from s2ap_core.masks.layers import masked_layers
 from s2ap_core.masks.masking import masks
-from s2ap_core.modes import without_fused_attention
 from s2ap_core.runs.checkpoints import Checkpoint, build_network
 
 
@@ -37,7 +38,8 @@ def cost(checkpoint: Checkpoint) -> Cost:
     """
     described = checkpoint.header["network"]
     total, by_layer = _flops(json.dumps(described, sort_keys=True))
-    kept = {name.removesuffix(".weight"): mask for name, mask in masks(checkpoint.model).items()}
+    bits = masks(checkpoint.model)
+    kept = {name: bits[layer.tensor("weight")] for name, layer in masked_layers(checkpoint.model).items()}
     entries = sum(mask.numel() for mask in kept.values())
     saved = sum(by_layer.get(name, 0) * (1 - float(mask.double().mean())) for name, mask in kept.items())
     return Cost(sum(int(mask.sum()) for mask in kept.values()) / entries, 1 - saved / total)
@@ -45,11 +47,9 @@ def cost(checkpoint: Checkpoint) -> Cost:
 
 @lru_cache(maxsize=32)
 def _flops(described: str) -> tuple[int, Mapping[str, int]]:
-    """Count the FLOPs of a network for one image: of all of it, and by the name of a module."""
+    """Count the FLOPs of a network for one image: of all of it, and of each layer's weight by the layer's name."""
     network: dict[str, Any] = json.loads(described)
     model = build_network(network).eval()
-    with torch.no_grad(), without_fused_attention(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), counted_products(model) as products, FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *image_shape(network)))
-    counts = counter.get_flop_counts()
-    by_layer = {name.partition(".")[2]: sum(ops.values()) for name, ops in counts.items() if "." in name}
-    return counter.get_total_flops(), by_layer
+    return counter.get_total_flops(), {name: 2 * count for name, count in products.items()}
