@@ -185,7 +185,8 @@ def _unmasked(model: nn.Module) -> Iterator[Finding]:
     dense = dense_weights(model)
     if dense:
         entries = sum(dense.values()) + sum(raw_weight(layer).numel() for layer in masked_layers(model).values())
-        yield Finding("note", "", f"dense stay {', '.join(dense)}: {sum(dense.values()) / entries:.1%} of all weights")
+        share = 100 * sum(dense.values()) / entries
+        yield Finding("note", "", f"dense stay {', '.join(dense)}: {share:.2g} % of all weights")
 
 
 def _ties(model: nn.Module) -> Iterator[Finding]:

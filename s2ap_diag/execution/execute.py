@@ -16,6 +16,7 @@ from s2ap_core.files.atomic import write_file
 from s2ap_core.methods import build_method
 from s2ap_core.models import check_logits
 from s2ap_core.presets.effects import check_effect, without_effect
+from s2ap_core.runs import course
 from s2ap_core.runs.checkpoints import build_network, describe, load_checkpoint
 from s2ap_core.runs.course import Until
 from s2ap_core.runs.directory import RunDirectory, environment
@@ -108,7 +109,7 @@ def prepare(config: Config, data: Dataset | None = None) -> Dataset:
     """
     name_by_user(*config.parts)
     build_objective(config.objective)
-    build_method(config.method)
+    method = build_method(config.method)
     build_trackers(config.tracking)
     if config.tracking.tensorboard:
         check_installed()
@@ -116,7 +117,9 @@ def prepare(config: Config, data: Dataset | None = None) -> Dataset:
         data = load(config.data.name, config.data.root, **config.data.options)
     described = describe(config, data, "pretrain", 0)["network"]
     with torch.device("meta"):
-        build_network(described)
+        model = build_network(described)
+    if "prune" in course.trained(config):
+        method.own_keeps(model)
     if is_code(config.network.name):
         with torch.random.fork_rng([]):
             model = build_network(described)
