@@ -104,7 +104,7 @@ def prepare(config: Config, data: Dataset | None = None) -> Dataset:
         data: the images, where they are loaded already.
 
     Raises:
-        InputError: if there is no such objective, method, metric or network, TensorBoard is asked for and not
+        InputError: if there is no such objective, method, metric, network or layer, TensorBoard is asked for and not
             installed, or the images cannot be used.
     """
     name_by_user(*config.parts)
