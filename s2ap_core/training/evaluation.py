@@ -275,14 +275,17 @@ def _save(file: Path, parts: dict[str, list[np.ndarray]], about: dict[str, Any])
     write_file(file, buffer.getvalue())
 
 
+CHECKSUMS = {"checkpoint": "from another checkpoint", "images": "on other images"}
+"""What a saved evaluation knows by its checksum alone, and how to say that it is another."""
+
+
 def _load(file: Path, about: dict[str, Any], total: int) -> dict[str, list[np.ndarray]]:
     earlier = load_evaluation(file)
     if earlier.about != about:
         differing = next(k for k in {**about, **earlier.about} if about.get(k) != earlier.about.get(k))
-        raise InputError(
-            f"{file}: evaluated with {differing} = {earlier.about.get(differing)}, now {about.get(differing)}; "
-            "move the file away to evaluate anew"
-        )
+        changed = CHECKSUMS.get(differing)
+        what = f"with {differing} = {earlier.about.get(differing)}, now {about.get(differing)}"
+        raise InputError(f"{file}: evaluated {changed or what}; move the file away to evaluate anew")
     return {column: [getattr(earlier, column)[:total]] for column in COLUMNS}
 
 

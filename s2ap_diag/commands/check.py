@@ -38,6 +38,6 @@ def run_command(runs: Path, tables: Path | None, output: Output) -> int:
     holding = f"{len(findings) - len(failures)} conditions on {len(evidence)} runs hold"
     title = f"{holding}, {len(failures)} fail" if failures else holding
     rows = [["holds" if f.passed else "fails", f.condition, f.run, f.value, f.limit, f.remedy] for f in shown]
-    table = make_table(title, ["", "condition", "run", "value", "limit", "remedy"], rows)
+    table = make_table(title, ["", "condition", "run", "value", "limit", "remedy"], rows, gives_way=["limit", "value"])
     output.emit([asdict(finding) for finding in findings], table)
     return 1 if failures else 0

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
 from s2ap_core.errors import InputError
 from s2ap_core.runs import course
@@ -15,7 +14,7 @@ from s2ap_diag.comparison.arms import SettingComparison, adjusted_p, compare_arm
 from s2ap_diag.comparison.metrics import PRINCIPAL, MetricComparison, spanned
 from s2ap_diag.output import forest
 from s2ap_diag.output.destinations import Output
-from s2ap_diag.output.tables import make_table
+from s2ap_diag.output.tables import AT_LEAST, NOT_CONVERGED, Number, Table, make_table, marked, show
 from s2ap_diag.reading.results import Run, collect
 
 log = logging.getLogger(__name__)
@@ -134,6 +133,7 @@ def _metric(metric: MetricComparison, adjusted: float | None) -> dict[str, Any]:
         "second": metric.second,
         "unit": metric.unit,
         "condition": metric.condition,
+        "converged": metric.converged,
         "difference": difference.mean,
         "low": low,
         "high": high,
@@ -169,8 +169,7 @@ def table_of(
                 [
                     *([one.setting] if several else []),
                     " ".join(filter(None, (name, metric.condition))),
-                    metric.first,
-                    metric.second,
+                    *(_marked(metric, mean) for mean in (metric.first, metric.second)),
                     spanned(difference, metric.unit),
                     p_values.get((one.setting, name)),
                     len(difference.by_unit),
@@ -184,4 +183,10 @@ def table_of(
         f"{title}: accuracies in %, λ_max as a ratio; p by Holm over settings".lstrip(": "),
         ["setting", *columns] if several else columns,
         rows,
+        gives_way=["for one point", "seeds needed", "seeds"],
+        notes=(NOT_CONVERGED, AT_LEAST),
     )
+
+
+def _marked(metric: MetricComparison, mean: float) -> Number:
+    return marked(show(mean), converged=metric.converged, at_least=metric.at_least)

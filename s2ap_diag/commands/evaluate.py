@@ -10,7 +10,6 @@ from typing import Any
 import click
 import numpy as np
 import pandas as pd
-from rich.table import Table
 
 from s2ap_core.config import AttackNorm, EvaluationSettings, ObjectiveSettings, parse_config
 from s2ap_core.data import Dataset, load
@@ -24,8 +23,8 @@ from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import plain_progress
 from s2ap_diag.output import plots, security_curve
 from s2ap_diag.output.destinations import Output
-from s2ap_diag.output.tables import make_table
-from s2ap_diag.reading.files import expand, how_read
+from s2ap_diag.output.tables import Table, make_table
+from s2ap_diag.reading.files import expand, how_read, told_apart
 from s2ap_diag.reading.source import Source
 
 log = logging.getLogger(__name__)
@@ -174,7 +173,7 @@ def trained_threat(checkpoint: Checkpoint, asked: AttackNorm | None) -> Objectiv
 def table_of(records: list[dict[str, Any]]) -> Table:
     """Make a row for each checkpoint and corruption, accuracies in percent with their 95 % intervals."""
     first = records[0]
-    cells: dict[str, list[Any]] = {"checkpoint": ["/".join(Path(r["checkpoint"]).parts[-3:]) for r in records]}
+    cells: dict[str, list[Any]] = {"checkpoint": told_apart([Path(r["checkpoint"]) for r in records])}
     if "corruption" in first:
         cells["corruption"] = [r["corruption"] for r in records]
     if len({r["norm"] for r in records}) > 1:
@@ -197,7 +196,8 @@ def table_of(records: list[dict[str, Any]]) -> Table:
     if "severity" in first:
         threat += f", CIFAR-10-C at severity {first['severity']}"
     title = f"{threat}; accuracies in %, 95 % Wilson intervals"
-    return make_table(title, list(cells), list(zip(*cells.values(), strict=True)))
+    gives_way = ["zero gradient", "random noise", "n"]
+    return make_table(title, list(cells), list(zip(*cells.values(), strict=True)), gives_way=gives_way)
 
 
 def kinds(record: dict[str, Any]) -> list[str]:
@@ -219,7 +219,8 @@ def _with_interval(record: dict[str, Any], kind: str) -> str:
 
 def draw(records: list[dict[str, Any]], file: Path) -> None:
     """Tabulate the accuracies of each checkpoint, or corruption, with their intervals."""
-    names = [r.get("corruption", Path(r["checkpoint"]).stem) for r in records]
+    told = told_apart([Path(r["checkpoint"]) for r in records])
+    names = [r.get("corruption", name) for r, name in zip(records, told, strict=True)]
     unknown = (np.nan, np.nan)  # of a mean over corruptions
     columns = {kind: 100 * np.array([r[f"{kind}_accuracy"] for r in records]) for kind in kinds(records[0])}
     intervals = {kind: 100 * np.array([r.get(f"{kind}_interval", unknown) for r in records]) for kind in columns}

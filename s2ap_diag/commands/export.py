@@ -8,7 +8,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
@@ -21,7 +20,7 @@ from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import counting
 from s2ap_diag.output import plots
 from s2ap_diag.output.destinations import Output
-from s2ap_diag.output.tables import make_table
+from s2ap_diag.output.tables import Table, make_table
 from s2ap_diag.reading.source import Source
 
 TOLERANCE = 1e-5

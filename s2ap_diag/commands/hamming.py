@@ -5,13 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from s2ap_core.errors import InputError
 from s2ap_diag.execution.progress import counting
 from s2ap_diag.output.destinations import Output
-from s2ap_diag.output.tables import make_table
-from s2ap_diag.reading.files import epoch_of, expand, how_read
+from s2ap_diag.output.tables import Table, make_table
+from s2ap_diag.reading.files import FOLDERS, epoch_of, expand, how_read, told_apart
 from s2ap_diag.reading.read import read
 from s2ap_diag.stability import Hamming, PackedMasks, hamming
 
@@ -28,10 +26,13 @@ def run_command(
     """Compare masks within each folder or between two, show the distances and draw them."""
     folders = [path for path in masks if os.path.isdir(path)]
     if len(folders) == len(masks):
-        names = [f"{p} ({i})" if masks.index(p) < i else str(p) for i, p in enumerate(masks)]
+        again = [f" ({i})" if masks.index(p) < i else "" for i, p in enumerate(masks)]
+        names = [f"{p}{more}" for p, more in zip(masks, again, strict=True)]
         groups = {name: expand([p], "masks") for name, p in zip(names, masks, strict=True)}
+        runs = told_apart([p.parent if p.name == FOLDERS["masks"] else p for p in map(Path.absolute, masks)])
+        short = {name: f"{run}{more}" for name, run, more in zip(names, runs, again, strict=True)}
     else:
-        groups = {"masks": expand(masks, "masks")}
+        groups, short = {"masks": expand(masks, "masks")}, {"masks": "masks"}
     if against == "other" and len(groups) != 2:
         raise InputError("--against other: give two folders of masks")
     with counting("hamming", sum(map(len, groups.values())), output.quiet) as advance:
@@ -46,23 +47,24 @@ def run_command(
             return file.masks
 
         compared = between(groups, masks_of) if against == "other" else within(groups, masks_of, against)
+    short |= {" vs ".join(groups): " vs ".join(short[name] for name in groups)}
     if not compared:
         raise InputError(f"{masks[0]}: a single mask; give the folder, or another mask to compare it with")
     measure = "h_per_kept" if per_kept else "h"
     said = {name: headers[paths[0]] for name, paths in groups.items() if name in compared}
-    arms = over_seeds(compared, said, measure)
+    arms = over_seeds(compared, said, short, measure)
     differences: list[dict[str, Any]] = []
     if len(arms) == 2:
         first, second = map(mean_of, arms.values())
         differences = [{"epoch": e, "difference": first[e] - second[e]} for e in first if e in second]
     records = [row for rows in compared.values() for row in rows]
-    table = table_of(compared, differences, measure, against)
+    table = table_of(compared, short, differences, measure, against)
     output.emit([*records, *differences], table, notes=[*how_read(headers.items()), *renamed(begins)])
     if output.plot is not None:
         from s2ap_diag.output import mask_changes  # matplotlib takes longer than the rest
 
         if by_layer:
-            layers = [(_short(name), {row["epoch"]: row["layers"] for row in rows}) for name, rows in compared.items()]
+            layers = [(short[name], {row["epoch"]: row["layers"] for row in rows}) for name, rows in compared.items()]
             mask_changes.draw_layers(layers, output.plot)
         else:
             mask_changes.draw(arms, differences, output.plot, "h per kept weight" if per_kept else "h")
@@ -103,8 +105,14 @@ def between(groups: dict[str, list[Path]], read: Callable[[Path], PackedMasks]) 
     return {" vs ".join(groups): rows} if rows else {}
 
 
-def over_seeds(compared: Compared, headers: dict[str, dict[str, Any]], measure: str) -> dict[str, Distances]:
-    """Gather h by arm; folders that differ in their seed alone are one arm."""
+def over_seeds(
+    compared: Compared, headers: dict[str, dict[str, Any]], short: dict[str, str], measure: str
+) -> dict[str, Distances]:
+    """Gather h by arm; folders that differ in their seed alone are one arm.
+
+    Args:
+        short: short names of what is compared.
+    """
     by_arm: dict[Any, dict[int, str]] = {}
     for name in compared:
         arm, seed = _arm_and_seed(headers.get(name, {}))
@@ -113,7 +121,7 @@ def over_seeds(compared: Compared, headers: dict[str, dict[str, Any]], measure: 
         by_arm.setdefault(arm, {})[seed] = name
     distances: dict[str, Distances] = {}
     for arm, names in by_arm.items():
-        label = _short(next(iter(names.values()))) if len(names) == 1 else f"{arm[0]} {arm[1]}"
+        label = short[next(iter(names.values()))] if len(names) == 1 else f"{arm[0]} {arm[1]}"
         distances[f"{label} ({len(distances) + 1})" if label in distances else label] = {
             name: {row["epoch"]: row[measure] for row in compared[name] if row[measure] is not None}
             for name in names.values()
@@ -153,27 +161,31 @@ def record(path: Path, distance: Hamming, position: int) -> dict[str, Any]:
     }
 
 
-def table_of(compared: Compared, differences: list[dict[str, Any]], measure: str, against: str) -> Table:
-    """Lay out epochs down; h (and its ratio to chance) of each group across, and their difference."""
-    by_epoch: dict[int, dict[str, Any]] = {}
+def table_of(
+    compared: Compared, short: dict[str, str], differences: list[dict[str, Any]], measure: str, against: str
+) -> Table:
+    """Lay out files down; h (and its ratio to chance) of each group across, and their difference.
+
+    Files of several groups share a row where their epochs are the same; it has the first one's name.
+    """
+    alone = len(compared) == 1
+    by_place: dict[int, dict[str, Any]] = {}
     for name, rows in compared.items():
-        short = _short(name)
-        for row in rows:
-            cells = by_epoch.setdefault(row["epoch"], {})
-            cells |= {f"{short}": row[measure], "over chance " * (len(compared) == 1): row["h_over_chance"]}
-            cells |= {f"{short} flipped": row["flipped"]}
+        told = told_apart([Path(row["masks"]) for row in rows])
+        for position, (file, row) in enumerate(zip(told, rows, strict=True)):
+            cells = by_place.setdefault(position if alone else row["epoch"], {"masks": file})
+            of_group = "" if alone else f"{short[name]} "
+            cells |= {measure if alone else short[name]: row[measure], f"{of_group}flipped": row["flipped"]}
+            cells |= {"over chance": row["h_over_chance"]} if alone else {}
     for row in differences:
-        by_epoch[row["epoch"]]["difference"] = row["difference"]
-    columns = list(dict.fromkeys(c for cells in by_epoch.values() for c in cells if c))
+        by_place[row["epoch"]]["difference"] = row["difference"]
+    columns = list(dict.fromkeys(c for cells in by_place.values() for c in cells))
     title = f"{measure} against the {against} mask" if against != "other" else f"{measure} between the two"
+    if alone:
+        title = ", ".join([*(short[name] for name in compared if name != "masks"), title])
     return make_table(
         title,
-        ["epoch", *columns],
-        [[e, *(cells.get(c) for c in columns)] for e, cells in sorted(by_epoch.items())],
+        columns,
+        [[cells.get(c) for c in columns] for _, cells in sorted(by_place.items())],
+        gives_way=[c for c in columns if c.endswith("flipped")],
     )
-
-
-def _short(name: str) -> str:
-    """Shorten a folder's name to what tells it from others: RUN of RUN/masks."""
-    path = Path(name)
-    return path.parent.name if path.name == "masks" and path.parent.name else path.name or name

@@ -7,7 +7,7 @@ from s2ap_core.masks.layers import dense_weights, masked_layers, score_masks
 from s2ap_core.masks.masking import density, masks
 from s2ap_diag.curvature.reach import LayerReach, perturbation_reach
 from s2ap_diag.output.destinations import Output
-from s2ap_diag.output.tables import make_table
+from s2ap_diag.output.tables import Table, make_table
 from s2ap_diag.reading.files import expand, how_read
 from s2ap_diag.reading.source import Source
 from s2ap_diag.verification import blind_scores
@@ -66,7 +66,7 @@ def run_command(
             plots.layer_bars(axes, {row["layer"]: row["keep"] for row in last["layers"]}, xlabel="fraction kept")
 
 
-def table_of(records: list[dict[str, Any]]) -> Any:
+def table_of(records: list[dict[str, Any]]) -> Table:
     """List the layers of a single checkpoint, or make a row for each of several.
 
     ``blind`` are scores whose taps see nothing but padding; ? where the file does not say the images' size.
@@ -98,7 +98,8 @@ def table_of(records: list[dict[str, Any]]) -> Any:
         [Path(r["checkpoint"]).name, *(r.get(c) for c in columns[1:]), _known(r["blind_scores"], r["blind_share"])]
         for r in records
     ]
-    return make_table(str(Path(records[0]["checkpoint"]).parent), [*columns, "blind"], rows)
+    gives_way = ["scores", "method", "minimizer", "stage"]
+    return make_table(str(Path(records[0]["checkpoint"]).parent), [*columns, "blind"], rows, gives_way=gives_way)
 
 
 def _reached(reach: LayerReach | None) -> dict[str, Any]:

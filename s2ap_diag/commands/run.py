@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
 from s2ap_core import distributed
 from s2ap_core.config import Config
@@ -17,7 +16,7 @@ from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.execute import execute
 from s2ap_diag.execution.launch import arguments, launch
 from s2ap_diag.execution.signals import resumable
-from s2ap_diag.output.tables import accuracies, make_table, show_table
+from s2ap_diag.output.tables import Table, accuracies, make_table, show_table
 
 
 def run_command(
@@ -82,9 +81,7 @@ def overview() -> Table:
         runs = [*group.combinations(group.axes["arm"]), *group.combinations(group.beside)]
         rows.append(["".join(map(str, group.numbers)), group.pattern, len(runs), group.what])
     title = f"{len(presets())} presets; `s2ap-diag run --list PATTERN` describes those that match"
-    table = make_table(title, ["table", "presets", "runs", "what they are"], rows)
-    table.columns[1].no_wrap = True  # names are there to be copied
-    return table
+    return make_table(title, ["table", "presets", "runs", "what they are"], rows)
 
 
 def matching(pattern: str) -> Table:

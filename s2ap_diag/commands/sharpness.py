@@ -11,15 +11,15 @@ from s2ap_core import distributed
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_diag.curvature.deviations import standard_error
-from s2ap_diag.curvature.eigen import Lanczos, PowerIteration, Solver
+from s2ap_diag.curvature.eigen import UNRELIABLE, Lanczos, PowerIteration, Solver
 from s2ap_diag.curvature.pyhessian import PyHessian
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import counting
 from s2ap_diag.output import plots, sharpness_plot
 from s2ap_diag.output.curves import mode_of, names_of
 from s2ap_diag.output.destinations import Output, as_json
-from s2ap_diag.output.tables import make_table, show
-from s2ap_diag.reading.files import expand, how_read
+from s2ap_diag.output.tables import AT_LEAST, NOT_CONVERGED, Number, Table, make_table, marked, show
+from s2ap_diag.reading.files import expand, how_read, told_apart
 from s2ap_diag.reading.source import Source
 from s2ap_diag.sharpness import SharpnessSettings
 from s2ap_diag.sweep.measurements import Job, Measured, measure_all, measured_before, workers_for
@@ -143,6 +143,8 @@ def over_seeds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "lambda_max_standard_error": whole["standard_error"],
                     "lambda_max_live": live["mean"],
                     "lambda_max_live_standard_error": live["standard_error"],
+                    "converged": all(record["converged"] for record in group),
+                    "converged_live": all(record["converged_live"] for record in group),
                     "loss_difference": {
                         rho: _mean_over_seeds([record["loss_difference"][rho]["mean"] for record in group])
                         for rho in group[0]["loss_difference"]
@@ -156,27 +158,28 @@ def _mean_over_seeds(values: list[float]) -> dict[str, float | None]:
     return {"mean": sum(values) / len(values), "standard_error": standard_error(values)}
 
 
-def table_of(records: list[dict[str, Any]], skipped: int) -> Any:
-    """Build one row for each checkpoint."""
+def table_of(records: list[dict[str, Any]], skipped: int) -> Table:
+    """Build one row for each checkpoint, and for each arm of several seeds."""
     rhos = list(records[0]["loss_difference"])
+    names = _names(records)
     several_modes = len(set(map(mode_of, records))) > 1
     rows = [
         [
-            _path(record),
+            name,
             *([mode_of(record)] * several_modes),
             record["epoch"],
             round(record["keep"], 4),
-            _with_error(record, "lambda_max"),
-            _with_error(record, "lambda_max_live"),
+            _with_error(record, "lambda_max", "converged"),
+            _with_error(record, "lambda_max_live", "converged_live"),
             record.get("dead_channels"),
             record.get("dead_share"),
             record.get("dominant_eigenvalue"),
             record.get("residual"),
             _converged(record),
-            *(record["loss_difference"][rho]["mean"] for rho in rhos),
+            *(marked(show(record["loss_difference"][rho]["mean"]), at_least=True) for rho in rhos),
             record.get("seconds"),
         ]
-        for record in records
+        for name, record in zip(names, records, strict=True)
     ]
     single = [record for record in records if "seeds" not in record]
     first = single[-1]
@@ -191,40 +194,46 @@ def table_of(records: list[dict[str, Any]], skipped: int) -> Any:
     if skipped:
         title += f"; {skipped} files without scores left out"
     columns = ["checkpoint", *["BatchNorm"] * several_modes, "epoch", "keep", "λ_max", "live λ_max", "dead"]
-    columns += ["dead share", "dominant λ", "residual", "converged", *(f"ΔL ≥, ρ={rho}" for rho in rhos), "s"]
-    return make_table(title, columns, rows)
+    differences = [f"ΔL, ρ={rho}" for rho in rhos]
+    columns += ["dead share", "dominant λ", "residual", "converged", *differences, "s"]
+    gives_way = ["s", "dominant λ", "residual", "converged", "dead share", *differences[:-1], "keep", "dead", "epoch"]
+    return make_table(title, columns, rows, gives_way=gives_way, notes=(NOT_CONVERGED, AT_LEAST))
 
 
-def layer_table(records: list[dict[str, Any]]) -> Any:
+def layer_table(records: list[dict[str, Any]]) -> Table:
     """Build one row for each layer or block of each checkpoint, the sharpest first."""
     rows = [
         [
-            _path(record),
+            checkpoint,
             record["batch_norm"],
             name,
-            record["layers"][name],
-            record["layers_live"][name],
+            marked(show(record["layers"][name]), converged=record["layer_residuals"][name] <= UNRELIABLE),
+            marked(show(record["layers_live"][name]), converged=record["layer_residuals_live"][name] <= UNRELIABLE),
             max(record["layer_residuals"][name], record["layer_residuals_live"][name]),
         ]
-        for record in records
+        for checkpoint, record in zip(_names(records), records, strict=True)
         for name in record["layers"]
     ]
     columns = ["checkpoint", "BatchNorm", "layer", "λ_max", "live λ_max", "residual"]
-    return make_table("λ_max of the layers' diagonal blocks", columns, rows)
+    note = f"{NOT_CONVERGED}: a residual above {UNRELIABLE:g}"
+    title = "λ_max of the layers' diagonal blocks"
+    gives_way = ["residual", *(["BatchNorm"] if len(set(map(mode_of, records))) == 1 else [])]
+    return make_table(title, columns, rows, gives_way=gives_way, notes=(note,))
 
 
-def _path(record: dict[str, Any]) -> str:
-    return "/".join(Path(record["checkpoint"]).parts[-3:])
+def _names(records: list[dict[str, Any]]) -> list[str]:
+    """Name the checkpoints, each by as much of its path as tells it apart; what is of several seeds has a name."""
+    names = iter(told_apart([Path(record["checkpoint"]) for record in records if "seeds" not in record]))
+    return [record["checkpoint"] if "seeds" in record else next(names) for record in records]
 
 
-def _with_error(record: dict[str, Any], name: str) -> float | str:
+def _with_error(record: dict[str, Any], name: str, converged: str) -> Number:
     """Show an eigenvalue, with its standard error where it has one."""
     error = record[f"{name}_standard_error"]
-    return record[name] if error is None else f"{show(record[name])} ± {float(f'{error:.2g}'):g}"
+    said = "" if error is None else f" ± {float(f'{error:.2g}'):g}"
+    return marked(f"{marked(show(record[name]), converged=record[converged])}{said}")
 
 
-def _converged(record: dict[str, Any]) -> str | None:
-    if "converged" not in record:
-        return None
+def _converged(record: dict[str, Any]) -> str:
     missing = [what for what, key in (("λ_max", "converged"), ("live", "converged_live")) if not record[key]]
     return f"not {', '.join(missing)}" if missing else "yes"

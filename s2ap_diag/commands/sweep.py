@@ -6,11 +6,10 @@ from typing import Any
 
 import click
 from rich.live import Live
-from rich.table import Table
 
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.execute import check_dense_network
-from s2ap_diag.output.tables import make_table, show_table
+from s2ap_diag.output.tables import Table, make_table, show_table
 from s2ap_diag.sweep.grid import expand, grids, read_grid
 from s2ap_diag.sweep.plan import plan
 from s2ap_diag.sweep.progress import run_schedule

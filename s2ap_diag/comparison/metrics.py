@@ -41,6 +41,8 @@ class MetricComparison:
         difference: second minus first.
         mcnemar: by seed, for accuracies.
         condition: what it was measured under, in words; nothing where the name says all.
+        converged: whether all readings have.
+        at_least: the readings are lower bounds.
     """
 
     name: str
@@ -51,6 +53,8 @@ class MetricComparison:
     difference: PairedDifference
     mcnemar: Mapping[Seed, float]
     condition: str = ""
+    converged: bool = True
+    at_least: bool = False
 
     @property
     def better(self) -> int:
@@ -140,7 +144,9 @@ def _sharpness(name: str, pairs: Pairs) -> MetricComparison | None:
         return None
     values = {seed: (float(a[name]), float(b[name])) for seed, (a, b) in records.items()}
     positive = min(itertools.chain(*values.values())) > 0
-    return _paired(name, values, "log10" if positive else "")
+    flag = name.replace("lambda_max", "converged")
+    converged = all(record.get(flag, True) for pair in records.values() for record in pair)
+    return replace(_paired(name, values, "log10" if positive else ""), converged=converged)
 
 
 def _loss_difference(name: str, pairs: Pairs) -> MetricComparison | None:
@@ -158,7 +164,7 @@ def _loss_difference(name: str, pairs: Pairs) -> MetricComparison | None:
     values = {
         seed: (a["loss_difference"][rho]["mean"], b["loss_difference"][rho]["mean"]) for seed, (a, b) in records.items()
     }
-    return replace(_paired(name, values, ""), condition=f"at rho = {rho}")
+    return replace(_paired(name, values, ""), condition=f"at rho = {rho}", at_least=True)
 
 
 def _h(name: str, pairs: Pairs) -> MetricComparison | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from s2ap_diag.reading.files import FOLDERS, is_best, series_of
+from s2ap_diag.reading.files import FOLDERS, is_best, series_of, told_apart
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,13 @@ def mode_of(record: dict[str, Any]) -> str:
 def _names(keys: Iterable[_Key]) -> dict[_Key, str]:
     """Name curves so that they can be told apart, as short as that allows: by the end of a run's path."""
     keys = list(keys)
-    runs = {key.run for key in keys}
-    depth = 1
-    while len({run.parts[-depth:] for run in runs}) < len(runs):
-        depth += 1
+    runs = list(dict.fromkeys(key.run for key in keys))
+    told = dict(zip(runs, told_apart(runs), strict=True))
     several_series = len({(key.run, key.series) for key in keys}) > len(runs)
     several_modes = len({key.batch_norm for key in keys}) > 1
     return {
         key: ", ".join(
-            ["/".join(key.run.parts[-depth:])]
-            + [key.series] * (several_series and bool(key.series))
-            + [key.batch_norm] * several_modes
+            [told[key.run]] + [key.series] * (several_series and bool(key.series)) + [key.batch_norm] * several_modes
         )
         for key in keys
     }

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import check_place, write_file
-from s2ap_diag.output.tables import show_table, to_csv
+from s2ap_diag.output.tables import Table, show_table, to_csv
 from s2ap_diag.reading.files import FOLDERS, expand
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -40,12 +39,13 @@ OWN_FOLDERS = {"ckpt": ".safetensors", "masks": ".safetensors", "evals": ".npz"}
 
 @dataclass(frozen=True)
 class Output:
-    """Where results go; ``plot`` is for the command to draw."""
+    """Where results go; ``plot`` is for the command to draw, ``wide`` shows all columns of a table."""
 
     json: str | None
     csv: Path | None
     plot: Path | None
     quiet: bool
+    wide: bool = False
 
     def emit(
         self,
@@ -71,7 +71,7 @@ class Output:
                 return
             write_file(Path(self.json), text)
         for table in tables:
-            show_table(table, self.quiet)
+            show_table(table, self.quiet, wide=self.wide)
         for note in () if self.quiet else notes:
             click.echo(note)
 

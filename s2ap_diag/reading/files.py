@@ -79,6 +79,22 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
 
 
+def told_apart(paths: Sequence[Path]) -> list[str]:
+    """Name paths by as much of their ends as tells them apart, without the suffix of checkpoints.
+
+    >>> told_apart([Path("runs/a/ckpt/prune-best.safetensors"), Path("runs/b/ckpt/prune-best.safetensors")])
+    ['a/ckpt/prune-best', 'b/ckpt/prune-best']
+    """
+    whole = [path.absolute() for path in paths]
+    bare = [path.with_suffix("") if path.suffix in _CHECKPOINTS else path for path in whole]
+    if len(set(bare)) == len(set(whole)):
+        whole = bare
+    depth = 1
+    while len({path.parts[-depth:] for path in whole}) < len(set(whole)):
+        depth += 1
+    return ["/".join(path.parts[-depth:]) for path in whole]
+
+
 def epoch_of(path: Path, networks: Iterable[str] = NUMBERED) -> int | None:
     """Return the epoch that a file's name says: the number behind ``epoch``, else one that stands alone or last.
 

@@ -300,7 +300,7 @@ def test_an_evaluation_goes_on_with_its_own_images_alone(tmp_path, narrow, data)
     images, labels = (part.numpy().copy() for part in data._split("test"))
     images[20, 0, 0, 0] ^= 1
     other = InMemory("prototypes", 10, {"test": (images, labels)})
-    said = rf"evals\.npz: evaluated with images = {data.checksum('test')}, now {other.checksum('test')}"
+    said = r"evals\.npz: evaluated on other images; move the file away"
     with pytest.raises(InputError, match=said):
         evaluate(model, other, quick, eps=8 / 255, file=file)
     assert file.read_bytes() == before

@@ -72,11 +72,11 @@ set_option = click.option(
 )
 
 
-def _output(json: str | None, csv: Path | None, quiet: bool, plot: Path | None = None) -> "Output":
+def _output(json: str | None, csv: Path | None, quiet: bool, wide: bool, plot: Path | None = None) -> "Output":
     from s2ap_diag.output.destinations import Output  # slow, and --help needs none of it
 
     check_outputs()
-    return Output(json, csv, plot, quiet) if writes_files() else Output(None, None, None, quiet=True)
+    return Output(json, csv, plot, quiet, wide) if writes_files() else Output(None, None, None, quiet=True)
 
 
 def _source(keep: float | None, network: str | None, dataset: str | None, root: Path | None) -> "Source":
@@ -102,9 +102,11 @@ def _bundle(name: str, make: Callable[..., Any], *options: Decorator) -> Decorat
     return apply
 
 
+wide_option = click.option("--wide", is_flag=True, help="Show all columns of a table, however wide.")
 _table_options = (
     click.option("--json", type=OutputFile(str), help="Write the results as JSON; - is standard output."),
     click.option("--csv", type=OutputFile(), help="Write the results as CSV."),
+    wide_option,
     quiet_option,
 )
 table_options = _bundle("output", _output, *_table_options)

@@ -182,8 +182,8 @@ def test_both_modes_of_batch_norm_by_layer_in_one_call(run, tmp_path):
     of_whole, of_layers = table.split("diagonal blocks")
     assert re.findall(r"prune-(epoch-\d+|best)", of_whole) == ["epoch-000", "epoch-000", "best", "best"]
     blocks = {name: f"{value:.4g}" for name, value in records[-1]["layers"].items()}
-    last = [line.split("│") for line in of_layers.splitlines() if "prune-best" in line and "batch" in line]
-    assert {cells[3].strip(): cells[4].strip() for cells in last} == blocks
+    last = [line.split("│") for line in of_layers.splitlines() if re.search("prune-best.*│ batch ", line)]
+    assert {cells[3].strip(): cells[4].strip().removesuffix("*") for cells in last} == blocks
     # The running statistics of epoch 0 are estimated anew, and the batch's mode does not see it.
     alone = invoke("sharpness", files[0], "--batch-norm", "batch", *small, "--json", "-")
     assert json.loads(alone.stdout)[0]["lambda_max"] == records[1]["lambda_max"]
@@ -206,7 +206,11 @@ def test_what_has_not_converged_is_said_in_the_table_and_warned_of(run):
     small = [best, "--images", 32, "--no-loss-difference"]
     found = invoke("sharpness", *small, "--method", "power", "--iterations", 1)
     assert found.exit_code == 0
-    assert "not λ_max, live" in " ".join(found.stdout.split())
+    wide = invoke("sharpness", *small, "--method", "power", "--iterations", 1, "--wide").stdout
+    assert "not λ_max, live" in " ".join(wide.split())
+    cells = [cell.strip() for cell in next(line for line in found.stdout.splitlines() if "best" in line).split("│")]
+    assert sum(cell.endswith("*") for cell in cells) == 2
+    assert "* not converged" in found.stdout
     (warning,) = [line for line in found.stderr.splitlines() if not line.startswith(REACH)]
     assert warning.startswith("warning: lambda_max")
     assert "raise --iterations" in warning
@@ -216,7 +220,7 @@ def test_what_has_not_converged_is_said_in_the_table_and_warned_of(run):
     assert max(record["residual"], record["residual_live"]) > 0.1
     by_default = invoke("sharpness", *small)
     assert all(line.startswith(REACH) for line in by_default.stderr.splitlines())
-    assert "not λ_max" not in by_default.stdout
+    assert "*" not in by_default.stdout
 
 
 def test_the_predicted_flips_are_of_the_ball_that_was_searched_and_flips_have_errors(run):
@@ -267,6 +271,33 @@ def test_evaluate_agrees_with_the_run(run):
     own = json.loads((run / "results.json").read_text())["evaluate-finetune"]
     assert record["robust_accuracy"] == own["robust_accuracy"]
     assert record["eps"] == "32/255"
+
+
+def test_tables_fit_80_columns_and_name_files(run, tmp_path):
+    """Not their checksums, which a saved evaluation knows them by."""
+    ckpt, masks_of, quick = run / "ckpt", run / "masks", ["--attack", "pgd-50", "--n", 100, "--evals", tmp_path]
+    best, raw = (ckpt / f"{stage}-best.safetensors" for stage in ("finetune", "prune"))
+    calls = [
+        ["evaluate", best, raw, *quick],
+        ["inspect", ckpt],
+        ["verify", ckpt],
+        ["hamming", masks_of],
+        ["hamming", masks_of / "epoch-000.safetensors", raw, best],
+        ["check", run],
+    ]
+    shown = {}
+    for call in calls:
+        shown[call[0]] = invoke(*call).stdout
+        assert max(map(len, shown[call[0]].splitlines())) <= 80, shown[call[0]]
+    assert "finetune-best │" in shown["evaluate"]
+    assert re.search(r"[0-9a-f]{64}", shown["evaluate"]) is None
+    assert re.findall(r"(\S+-best) ", shown["hamming"]) == ["prune-best", "finetune-best"]
+    (record, _) = json.loads(invoke("evaluate", best, raw, *quick, "--json", "-").stdout)
+    assert record["checkpoint"] == str(best)
+    changed = load_checkpoint(raw)
+    next(changed.model.parameters()).data.mul_(2)
+    save_checkpoint(tmp_path / raw.name, changed.model, changed.header)
+    refused(invoke("evaluate", tmp_path / raw.name, *quick), "evaluated from another checkpoint; move the file away")
 
 
 def test_inspect_and_verify_see_what_is_there(run, tmp_path):
