@@ -10,15 +10,19 @@ from typing import Any
 from s2ap_core.errors import InputError
 from s2ap_core.presets.compose import groups
 
-DATA = {"cifar10": "CIFAR-10", "svhn": "SVHN", "imagenet": "ImageNet"}
-NETWORKS = {
-    "resnet18": "ResNet-18",
-    "vgg16_bn": "VGG-16",
-    "wrn_28_4": "WRN-28-4",
-    "resnet50": "ResNet-50",
-    "vit": "ViT",
-}
-METHODS = {"harp": "HARP", "hydra": "HYDRA", "rlth": "RLTH", "harp-channels": "HARP", "hydra-channels": "HYDRA"}
+
+class Names(dict[str, str]):
+    """How the paper writes a name; one that it does not have is written as it is."""
+
+    def __missing__(self, name: str) -> str:
+        return name
+
+
+DATA = Names(cifar10="CIFAR-10", svhn="SVHN", imagenet="ImageNet")
+NETWORKS = Names(resnet18="ResNet-18", vgg16_bn="VGG-16", wrn_28_4="WRN-28-4", resnet50="ResNet-50", vit="ViT")
+METHODS = Names(
+    {"harp": "HARP", "hydra": "HYDRA", "rlth": "RLTH", "harp-channels": "HARP", "hydra-channels": "HYDRA", "dense": ""}
+)
 ARMS = {"orig": "Orig.", "s2ap": "S2AP", "awp": "AWP", "dense": "Dense"}
 
 
@@ -79,6 +83,7 @@ class Entry:
         gap: whether it shows the generalisation gap of Sect. 4.2.
         panels: axes of a cell with a panel for each value.
         substitute: the data set that stands in for the paper's.
+        name: what it is called, where it is none of the paper's and has no number.
     """
 
     id: str
@@ -93,6 +98,7 @@ class Entry:
     severity: int | None = None
     panels: tuple[str, ...] = ()
     substitute: str | None = None
+    name: str = ""
 
     @property
     def is_table(self) -> bool:
@@ -115,8 +121,9 @@ class Entry:
     def heading(self) -> str:
         """``Table 1: ...``, with the data sets named."""
         number = self.id.removeprefix("table").removeprefix("fig")
-        data = " and ".join(dict.fromkeys(DATA.get(cell.data, cell.data) for cell in self.cells))
-        return f"{'Table' if self.is_table else 'Figure'} {number}: {self.title.replace('{data}', data)}"
+        name = self.name or f"{'Table' if self.is_table else 'Figure'} {number}"
+        data = " and ".join(dict.fromkeys(DATA[cell.data] for cell in self.cells))
+        return f"{name}: {self.title.replace('{data}', data)}"
 
     @property
     def request(self) -> "Entry":

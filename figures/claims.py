@@ -152,8 +152,8 @@ def _row(test: Test) -> list[Text]:
     cells = [
         test.claim.statement,
         in_words(cell.network),
-        DATA.get(cell.data, cell.data),
-        METHODS.get(cell.method, cell.method),
+        DATA[cell.data],
+        METHODS[cell.method],
         cell.budget,
         f"{NAMES[test.claim.first]}, {NAMES[test.claim.second]}",
         f"{compared.first:.4g}",

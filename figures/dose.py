@@ -255,7 +255,7 @@ def draw_doses(found: Sequence[Study], files: Sequence[Path]) -> None:
     """Draw each metric's difference from Orig. against the dose, a curve for each direction, a column a setting."""
     metrics = ["loss_difference", "lambda_max_live", "mask_robust", "finetuned_robust"]
     with plots.canvas(files, 1.1 * plots.COLUMN * len(found), 1.55 * len(metrics) + 0.6) as figure:
-        axes = np.array(grid(figure, len(found), len(metrics))).reshape(len(metrics), len(found))
+        axes = np.array(grid(figure, len(found), len(found) * len(metrics))).reshape(len(metrics), len(found))
         for column, study in enumerate(found):
             for row, metric in enumerate(metrics):
                 _draw_metric(axes[row, column], study, metric)

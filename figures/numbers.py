@@ -172,6 +172,8 @@ def loss_difference_at(runs: Mapping[int, Run], rho: float) -> Reading:
 
 def printed(entry: Entry, cell: Cell, metric: str, arm: str | None, rho: float | None = None) -> tuple[float, float]:
     """Read the paper's number and its std, NaN where the paper printed none or its text has lost it."""
+    if entry.name:
+        return math.nan, math.nan
     numbers = _printed(entry.id)
     candidates = (numbers.get((*key, metric, arm)) for key in _keys(entry, cell, rho))
     return next((number for number in candidates if number is not None), (math.nan, math.nan))
@@ -179,7 +181,7 @@ def printed(entry: Entry, cell: Cell, metric: str, arm: str | None, rho: float |
 
 def disagrees(entry: Entry, cell: Cell, metric: str) -> bool:
     """Return whether the paper's number contradicts its others."""
-    return any((*key, metric) in _contradictions(entry.id) for key in _keys(entry, cell, None))
+    return not entry.name and any((*key, metric) in _contradictions(entry.id) for key in _keys(entry, cell, None))
 
 
 def _keys(entry: Entry, cell: Cell, rho: float | None) -> Iterator[Key]:

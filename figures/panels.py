@@ -1,6 +1,8 @@
 """The panels of the figures: each draws into one pair of axes and notes in the drawing what it drew."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -21,9 +23,44 @@ THIN = {"linewidth": 0.5, "marker": ""}
 UNCONVERGED = f"residual above {UNRELIABLE:g}"
 
 
-def grid(figure: Any, columns: int, rows: int) -> list[Axes]:
-    """Add rows and columns of panels, as a list row by row."""
-    return [figure.add_subplot(rows, columns, index + 1) for index in range(rows * columns)]
+LINE = 0.2
+"""Inches of a line that names what was not run."""
+
+LEAST = 2.3
+"""Inches of a figure that has panels, at least: a label of an axis fits beside one."""
+
+
+def grid(figure: Any, columns: int, count: int, absent: Sequence[str] = ()) -> list[Axes]:
+    """Add so many panels, row by row; below them, in grey, a line for what is ``absent``."""
+    rows = -(-count // columns)
+    height = figure.bbox.height / figure.dpi
+    line = LINE / max((height - LINE * len(absent)) / max(rows, 1), LINE)  # in rows of panels
+    cells = figure.add_gridspec(rows + len(absent), columns, height_ratios=[1.0] * rows + [line] * len(absent))
+    for row, text in enumerate(absent, rows):
+        panel = figure.add_subplot(cells[row, :])
+        panel.axis("off")
+        plain = text.replace("$", r"\$")  # which matplotlib takes for mathematics
+        panel.text(0.5, 0.5, plain, transform=panel.transAxes, ha="center", va="center", color="0.5", fontsize=7)
+    return [figure.add_subplot(cells[index // columns, index % columns]) for index in range(count)]
+
+
+def height_of(count: int, columns: int, row: float, others: float, absent: Sequence[str]) -> float:
+    """Give a figure's height in inches: that of its rows, of its labels and legend where there are any, and lines."""
+    rows = -(-count // columns)
+    return (max(rows * row + others, LEAST) if rows else 0) + LINE * len(absent) * (1 if rows else 1.5)
+
+
+def not_run(cells: Iterable[Cell], width: float, name: Callable[[Cell], str] = lambda cell: "") -> list[str]:
+    """Name what was not run in a line, or as many as ``width`` inches ask for; none where all was run.
+
+    Args:
+        name: what cells are called besides their budget; those of one name stand together.
+    """
+    budgets: dict[str, list[str]] = defaultdict(list)
+    for cell in cells:
+        budgets[name(cell)].append(cell.budget)
+    said = [f"{called} {', '.join(of)}".strip() for called, of in budgets.items()]
+    return textwrap.wrap(f"{NOT_RUN}: {'; '.join(said)}", int(18 * width)) if said else []
 
 
 def _integer_epochs(panel: Axes) -> None:
@@ -32,9 +69,6 @@ def _integer_epochs(panel: Axes) -> None:
 
 def eigenvalues(panel: Axes, spectra: Sequence[Spectrum], drawing: Drawing, name: str) -> None:
     """Draw lambda_max of both arms over epochs, at a setting."""
-    if not _drawn(spectra):
-        plots.blank(panel, NOT_RUN)
-        return
     plots.shade_warmup(panel, spectra[0].curves.warmup)
     for spectrum in spectra:
         look, said = ({}, "") if spectrum.live else (THIN, ", all scores")
@@ -61,9 +95,6 @@ def _open_marks(panel: Axes, means: pd.Series, spectrum: Spectrum, look: Mapping
 
 def stability(panel: Axes, curves: Curves, drawing: Drawing, name: str) -> None:
     """Draw h of both arms over epochs, from the last warm-up epoch on."""
-    if not curves.arms:
-        plots.blank(panel, NOT_RUN)
-        return
     for arm, by_seed in curves.arms.items():
         later = by_seed[by_seed.index >= curves.warmup]
         plots.seed_curves(panel, later, label=ARMS[arm], style=SERIES[arm])
@@ -74,9 +105,6 @@ def stability(panel: Axes, curves: Curves, drawing: Drawing, name: str) -> None:
 def differences(panel: Axes, curves_of: Mapping[Cell, Curves], drawing: Drawing, where: str = "") -> None:
     """Draw h of Orig. minus that of S2AP over epochs, a curve for each sparsity; the legend stands below."""
     drawn = {cell: curves.difference for cell, curves in curves_of.items() if not curves.difference.empty}
-    if not drawn:
-        plots.blank(panel, NOT_RUN)
-        return
     for index, cell in enumerate(curves_of):
         if cell in drawn:
             plots.seed_curves(panel, drawn[cell], label=cell.budget, style=plots.look(index))
@@ -93,9 +121,6 @@ def differences(panel: Axes, curves_of: Mapping[Cell, Curves], drawing: Drawing,
 def all_eigenvalues(panel: Axes, spectra_of: Mapping[Cell, Sequence[Spectrum]], drawing: Drawing) -> None:
     """Draw lambda_max of every sparsity in one panel: told apart by colour and marker, the arms by line and filling."""
     spectra = [spectrum for of_cell in spectra_of.values() for spectrum in of_cell]
-    if not _drawn(spectra):
-        plots.blank(panel, NOT_RUN)
-        return
     plots.shade_warmup(panel, max(spectrum.curves.warmup for spectrum in spectra))
     for index, (cell, of_cell) in enumerate(spectra_of.items()):
         first = next((spectrum for spectrum in of_cell if spectrum.curves.arms), None)
@@ -110,6 +135,11 @@ def all_eigenvalues(panel: Axes, spectra_of: Mapping[Cell, Sequence[Spectrum]], 
     _decades(panel, _drawn(spectra))
     _integer_epochs(panel)
     legend_below(panel)
+
+
+def was_drawn(spectra: Iterable[Spectrum]) -> bool:
+    """Return whether an arm was tracked."""
+    return bool(_drawn(spectra))
 
 
 def _drawn(spectra: Iterable[Spectrum]) -> list[pd.DataFrame]:
@@ -131,13 +161,11 @@ def bars(
     numbers: str,
     numbers_size: float = 6,
 ) -> None:
-    """Draw a group for each sparsity, a bar for each arm; where there are no runs, a word says so."""
-    measured = {
+    """Draw a group for each sparsity that has runs, a bar for each arm."""
+    by_cell = {
         cell: {arm: reading for arm, reading in arms.items() if reading.by_seed} for cell, arms in readings.items()
     }
-    if not any(measured.values()):
-        plots.blank(panel, NOT_RUN)
-        return
+    measured = {cell: by_arm for cell, by_arm in by_cell.items() if by_arm}
     arms = ("orig", "s2ap")
     means = [[by_arm[arm].mean if arm in by_arm else np.nan for arm in arms] for by_arm in measured.values()]
     table = pd.DataFrame(means, [cell.budget for cell in measured], [ARMS[arm] for arm in arms], dtype=float)
@@ -148,10 +176,7 @@ def bars(
     }
     plots.bars(panel, table, ylabel=ylabel, errors=errors, numbers=numbers, numbers_size=numbers_size)
     panel.legend().remove()
-    for position, (cell, by_arm) in enumerate(measured.items()):
-        if not by_arm:
-            panel.text(position, 0, NOT_RUN, rotation=90, ha="center", va="bottom", color="0.4",
-                       transform=panel.get_xaxis_transform())  # fmt: skip
+    for cell, by_arm in measured.items():
         for arm, reading in by_arm.items():
             drawing.add_reading(name, arm, metric, cell.budget, reading)
 

@@ -16,13 +16,21 @@ LATEX = {
     "±": r"$\pm$",
     "−": r"$-$",
     "×": r"$\times$",
+    "≠": r"$\neq$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "∞": r"$\infty$",
     "Δ": r"$\Delta$",
+    "λ": r"$\lambda$",
     "ρ": r"$\rho$",
     "γ": r"$\gamma$",
     "†": r"$^\dagger$",
     "‡": r"$^\ddagger$",
     "\n": " ",
 }
+TYPEFACE = "–—" + "".join(map(chr, range(0xC0, 0x100)))
+"""Characters beyond ASCII that LaTeX sets as they are."""
+
 PAGE = 60
 """Rows that fit a page."""
 
@@ -102,7 +110,7 @@ def to_latex(table: RenderedTable) -> str:
         " & ".join(escape_latex(column) for column in table.columns) + r" \\",
         r"\midrule",
     ]
-    body = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in table.rows]
+    body = [_latex_row(row) for row in table.rows]
     sentences = (f"{table.heading.partition(': ')[2]}.", *table.caption)
     caption = rf"\caption{{{' '.join(escape_latex(sentence) for sentence in sentences)}}}\label{{tab:{table.id}}}"
     if len(table.rows) > PAGE:
@@ -136,8 +144,20 @@ def _joined(*lines: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Escape text so that LaTeX sets it as it is."""
-    return "".join(LATEX.get(character, character) for character in text)
+    """Escape text so that LaTeX sets it as it is, and says the number of a character that its fonts lack."""
+    return "".join(_latex_character(character) for character in text)
+
+
+def _latex_character(character: str) -> str:
+    if character in LATEX:
+        return LATEX[character]
+    return character if " " <= character <= "~" or character in TYPEFACE else f"[U+{ord(character):04X}]"
+
+
+def _latex_row(row: Sequence[Text]) -> str:
+    r"""Write a row; ``\\`` would take a bracket or star at the beginning of the next for its own."""
+    cells = " & ".join(_latex_cell(cell) for cell in row)
+    return ("{}" if cells.startswith(("[", "*")) else "") + cells + r" \\"
 
 
 def _latex_cell(cell: Text) -> str:

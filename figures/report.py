@@ -61,7 +61,7 @@ def render(
     rendered = render_claims(claims_of(library), out) if claims else []
     rendered += [_render(entry, library, out) for entry in entries]
     if claims:  # all was rendered
-        rendered.append(Rendered("", unused(library)))
+        rendered.append(Rendered("", unused(library, entries)))
     write_file(out / "results.csv", to_csv(results(library)))
     write_file(out / "README.md", page(rendered, library, command))
     return rendered
@@ -92,14 +92,36 @@ def render_claims(claims: Claims, out: Path) -> list[Rendered]:
     return rendered
 
 
-def unused(library: Library) -> list[str]:
-    """Name the runs that are in no table or figure, by setting and arm."""
-    left: dict[str, list[PlacedRun]] = defaultdict(list)
+def unused(library: Library, entries: Sequence[Entry]) -> list[str]:
+    """Name the runs that are in no table or figure, by setting and arm, and say why."""
+    left: dict[tuple[str, str], list[PlacedRun]] = defaultdict(list)
+    disputed = {path for paths in library.conflicts for path in paths}
     for placed in library.placed_runs:
-        if placed.run.path not in library.used:
-            left[f"{placed.cell.name}, {placed.arm}"].append(placed)
-    return [f"{what}: {len(group)} runs are in no table or figure, such as {group[0].run.path}"
-            for what, group in left.items()]  # fmt: skip
+        if placed.run.path not in library.used and placed.run.path not in disputed:
+            left[f"{placed.cell.name}, {placed.arm}", why_unused(placed, library, entries)].append(placed)
+    return [f"{what}: {len(group)} runs are in no table or figure, such as {group[0].run.path}: {why}"
+            for (what, why), group in left.items()]  # fmt: skip
+
+
+def why_unused(placed: PlacedRun, library: Library, entries: Sequence[Entry]) -> str:
+    """Say what of a run's setting no entry has, or what the entries of its setting ask for instead."""
+    cell, cells = placed.cell, {cell for entry in entries for cell in entry.cells}
+    if cell in cells:
+        arms = dict.fromkeys(arm for entry in entries if cell in entry.cells for arm in entry.arms)
+        if placed.arm not in arms:
+            return f"arms shown are {', '.join(arms)}"
+        shown = library.gamma(cell)
+        if placed.gamma not in (None, shown):
+            return f"its gamma is {placed.gamma:g}, the setting is shown at {shown:g}"
+        return "what they show was not measured of it"
+    alike = cells
+    for name in ("data", "network", "method", "training", "budget"):
+        values = sorted({str(getattr(one, name)) for one in alike})
+        alike = {one for one in alike if getattr(one, name) == getattr(cell, name)}
+        if not alike:
+            remedy = f", or --dataset {cell.data} puts it in the place of the paper's" if name == "data" else ""
+            return f"{name} {getattr(cell, name)} is none of {', '.join(values)}: --free draws such{remedy}"
+    raise AssertionError(f"{cell.name} is among the settings shown")
 
 
 def warnings(rendered: Sequence[Rendered], library: Library) -> list[str]:
@@ -110,18 +132,21 @@ def warnings(rendered: Sequence[Rendered], library: Library) -> list[str]:
     return list(dict.fromkeys([*skipped, *left_out, *conflicts, *(note for part in rendered for note in part.notes)]))
 
 
-def listing(entries: Sequence[Entry], library: Library) -> list[list[Any]]:
-    """Say of each entry what it needs, and how many of its runs are there."""
+def listing(entries: Sequence[Entry], library: Library | None) -> list[list[Any]]:
+    """Say of each entry what it needs, and how many of its runs are there, where there are runs to look at."""
     again = repeated(entries)
     rows: list[list[Any]] = []
     for entry in entries:
+        about = [entry.id, entry.heading.partition(": ")[2], ", ".join(entry.needs)]
+        if library is None:
+            rows.append(about)
+            continue
         counts = [_seeds(entry, library, cell, arm) for cell in entry.cells for arm in entry.arms]
         there = [seeds for seeds in counts if seeds]
         span = sorted({min(there), max(there)}) if there else []
         note = f"as {again[entry.id]}" if entry.id in again else ""
         shown = "–".join(map(str, span))
-        count, title = f"{len(there)} of {len(counts)}", entry.heading.partition(": ")[2]
-        rows.append([entry.id, title, ", ".join(entry.needs), count, shown, note])
+        rows.append([*about, f"{len(there)} of {len(counts)}", shown, note])
     return rows
 
 

@@ -46,22 +46,25 @@ def compare_arms(entry: Entry, library: Library) -> RenderedTable:
 
 
 def _labels(entry: Entry, lines: Sequence[Line]) -> dict[str, Callable[[Line], str]]:
-    """Name the columns that name a row, without those in which all rows are the same."""
+    """Name the columns that name a row; what the paper's title says is left out where all rows have it in common."""
     labels: dict[str, Callable[[Line], str]] = {
         "Network": lambda line: NETWORKS[line.cell.network],
-        "Data": lambda line: DATA.get(line.cell.data, line.cell.data),
-        "Method": lambda line: METHODS.get(line.cell.method, ""),
+        "Data": lambda line: DATA[line.cell.data],
+        "Method": lambda line: METHODS[line.cell.method],
         "FLOPs" if lines[0].cell.flops_reduction else "Sparsity": lambda line: line.cell.budget,
         "ρ": lambda line: "" if line.rho is None else f"{line.rho:g}",
     }
-    return {name: text for name, text in labels.items() if name == "Network" or len({text(ln) for ln in lines}) > 1}
+    varied = {name: len({text(line) for line in lines}) > 1 for name, text in labels.items()}
+    kept = ("Network", "Data", "Method", "FLOPs", "Sparsity") if entry.name else ("Network",)
+    return {name: text for name, text in labels.items() if varied[name] or name in kept}
 
 
 Part = Callable[[Entry, Line, Verdict], list[Text]]
 
 
 def _parts(entry: Entry, lines: Sequence[Line]) -> list[Part]:
-    return [_measured_part, _paper_part, *([_difference_part] if _comparable(lines) else [])]
+    paper = [] if entry.name else [_paper_part, *([_difference_part] if _comparable(lines) else [])]
+    return [_measured_part, *paper]
 
 
 def _comparable(lines: Iterable[Line]) -> bool:
@@ -71,7 +74,10 @@ def _comparable(lines: Iterable[Line]) -> bool:
 def _heads(entry: Entry, lines: Sequence[Line]) -> list[tuple[str, list[str]]]:
     arms = [*(ARMS[arm] for arm in entry.arms), *(["Gap Δ"] if entry.gap else [])]
     second = [f"{ARMS[entry.arms[1]]} − {ARMS[entry.arms[0]]} [95 %]"] if len(entry.arms) > 1 else []
-    heads = [("measured", [*arms, *second, "Seeds"]), ("paper", arms)]
+    measured = ("measured", [*arms, *second, "Seeds"])
+    if entry.name:
+        return [measured]
+    heads = [measured, ("paper", arms)]
     return [*heads, ("measured − paper", arms)] if _comparable(lines) else heads
 
 

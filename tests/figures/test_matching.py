@@ -132,7 +132,7 @@ def test_another_data_set_stands_in(runs, tmp_path):
     assert "0.005 (ResNet-18 HYDRA)" in said
     assert "CIFAR-10-C is of CIFAR-10 alone" in (tmp_path / "out" / "table11.md").read_text()
     assert (tmp_path / "out" / "table2.csv").is_file()  # as it was named
-    listed = invoke("--runs", runs, "--list", "--dataset", "rings")
+    listed = invoke("--runs", runs, "--list", "--dataset", "rings", "--wide")
     assert re.search(r"table2 .*as table1", listed.stdout)
     assert re.search(r"table1 .* 3 of 48", listed.stdout)  # HYDRA with both arms, HARP with S2AP
 

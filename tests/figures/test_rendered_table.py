@@ -3,10 +3,14 @@
 import io
 import math
 import re
+import shutil
+import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import ttest_rel
 
 from figures.catalogue import choose, load_catalogue
@@ -91,6 +95,34 @@ def test_markdown_rows_keep_their_columns(table):
     assert "0.5†" in first
     assert r"\[x\](y)" in first
     assert r"\<i\>" in first
+
+
+def set_in_latex(texts, folder):
+    """Compile tables as a document where there is a LaTeX, else parse them."""
+    packages = r"\usepackage[T1]{fontenc}\usepackage{booktabs,longtable,graphicx}"
+    body = "\n".join([rf"\documentclass{{article}}{packages}\begin{{document}}", *texts, r"\end{document}"])
+    if latex := shutil.which("pdflatex"):
+        (folder / "all.tex").write_text(body)
+        call = [latex, "-halt-on-error", "-interaction=nonstopmode", "all.tex"]
+        done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-2000:]
+        return
+    known = set("–—") | {chr(code) for code in range(0xC0, 0x100)}  # the others pdflatex has no letter for
+    assert {character for character in body if not character.isascii()} <= known
+    nodes, _, _ = LatexWalker(body, tolerant_parsing=False).get_latex_nodes()
+    (document,) = [node for node in nodes if node.isNodeType(LatexEnvironmentNode)]
+    environments = [node for node in document.nodelist if node.isNodeType(LatexEnvironmentNode)]
+    assert environments or "longtable" in body
+
+
+def test_latex_compiles(table, rendered, tmp_path):
+    """All tables of runs, one over pages, and names that mean something to LaTeX or that it has no letters for."""
+    evil = [["[x] 1", "*y", "≠ ≥ λ"], ["ß–é", "漢字 \u200b", "a\tb"], [r"\input{x}", "%", "#1 ^^M"]]
+    hostile = replace(table, rows=[*table.rows, *([Text(cell) for cell in row] for row in evil)])
+    many = replace(table, id="many", rows=list(table.rows) * 40)
+    written = [file.read_text() for file in sorted(rendered.glob("*.tex"))]
+    set_in_latex([*written, to_latex(hostile), to_latex(many)], tmp_path)
+    assert "\n{}[x] 1 & *y & " in to_latex(hostile)
 
 
 def test_latex_is_balanced_and_escaped(table):
