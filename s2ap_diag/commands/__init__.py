@@ -35,6 +35,7 @@ COMMANDS = (
     "inspect",
     "verify",
     "check",
+    "watch",
     "sharpness",
     "hamming",
     "compare",

@@ -76,10 +76,12 @@ def _of_evaluation(
 
 def flips(run: Evidence) -> Iterator[Finding]:
     """Check that S2AP's z flips mask bits once it is on: what flips none leaves the loss as it was."""
-    if run.config.minimizer.name != "s2ap" or run.budget is None:
+    if run.config.minimizer.name != "s2ap":
         return
     perturbed = course.perturbed(run.config)
     seen = [value for epoch, value in run.tracked("perturbation_flips").items() if epoch in perturbed]
+    if run.budget is None and not seen:  # it has not searched
+        return
     gamma = run.config.minimizer.gamma
     wider = 0.01 if isinstance(gamma, str) else 10 * gamma
     if seen:

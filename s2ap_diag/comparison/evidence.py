@@ -62,7 +62,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A finished run, and of its files what conditions look at.
+    """A run, and of its files what conditions look at, as far as they are there.
 
     Attributes:
         evaluations: by stage, of the networks that were trained.
@@ -108,7 +108,7 @@ class Evidence:
         Raises:
             InputError: if ``metrics.csv`` is missing or damaged.
         """
-        return self.run.curve(metric) if "prune" in self.run.results else {}
+        return self.run.curve(metric) if (self.run.path / "metrics.csv").is_file() else {}
 
     def result(self, stage: Stage) -> Path:
         """Return where the network lies that a stage handed on."""
@@ -116,7 +116,7 @@ class Evidence:
 
 
 def gather(run: Run) -> Evidence:
-    """Read all that conditions look at.
+    """Read all that conditions look at; of a run that goes on, what it has so far.
 
     Raises:
         InputError: if a file is missing or damaged.
@@ -125,7 +125,7 @@ def gather(run: Run) -> Evidence:
     for stage in course.evaluated(run.config):
         if stage == "pretrain" and not course.epochs(run.config, "pretrain") and not run.config.pretrain.checkpoint:
             continue  # untrained weights, which a method prunes as they are
-        evaluation = run.evaluation(stage)
+        evaluation = run.evaluation(stage) if f"evaluate-{stage}" in run.results else None
         if evaluation is not None:
             evaluations[stage] = evaluation
     if "prune" in run.results:

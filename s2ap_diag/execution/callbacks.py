@@ -1,10 +1,15 @@
 """Callbacks of a run: a progress bar for each stage, and a check for signals."""
 
-from rich.progress import Progress
+from contextlib import suppress
+from pathlib import Path
 
+from s2ap_core.errors import InputError
 from s2ap_core.training.iteration import Step
 from s2ap_core.training.loop import Callback, Loop
+from s2ap_diag.execution.progress import LinedProgress
 from s2ap_diag.execution.signals import raise_pending_signal
+from s2ap_diag.output.live import compact
+from s2ap_diag.reading.snapshot import Watcher
 
 
 class SignalCheck(Callback):
@@ -18,11 +23,12 @@ class SignalCheck(Callback):
 
 
 class StageProgress(Callback):
-    """Show a bar for each stage of a run."""
+    """Show a bar for each stage of a run, and below it the last epoch's readings."""
 
-    def __init__(self, progress: Progress, name: str = "") -> None:
-        self.progress, self.name = progress, name
+    def __init__(self, progress: LinedProgress, run: Path, name: str = "") -> None:
+        self.progress, self.name, self.watcher, self.line = progress, name, Watcher(run, near=False), ""
         self.task = progress.add_task(name, visible=False)
+        progress.lines = lambda: [self.line] if self.line else []
 
     def on_stage(self, loop: Loop) -> None:
         self.progress.reset(
@@ -35,6 +41,9 @@ class StageProgress(Callback):
 
     def on_iteration(self, loop: Loop, step: Step) -> None:
         self.progress.advance(self.task)
+        if loop.iteration == 0 and not self.progress.disable:
+            with suppress(InputError):  # whatever a file is like, the run goes on
+                self.line = compact(self.watcher.look())
 
     def on_evaluated(self, done: int, total: int) -> None:
         self.progress.update(

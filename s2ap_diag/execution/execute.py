@@ -73,7 +73,7 @@ def execute(
         run = distributed.from_first(lambda: _begin_or_open(config, out, resume, device, force))
         with run_log(run.path), plain_progress(quiet) as progress:
             log.info("%s: %s", run.path, environment(run.config.seed, device))
-            callbacks: list[Callback] = [SignalCheck(), StageProgress(progress, name)]
+            callbacks: list[Callback] = [SignalCheck(), StageProgress(progress, run.path, name)]
             callbacks += build_trackers(run.config.tracking)
             if run.config.tracking.tensorboard:
                 callbacks.append(TensorBoard(run))

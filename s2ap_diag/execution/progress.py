@@ -1,10 +1,10 @@
 """Progress on standard error, silent unless that is a terminal."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -14,20 +14,37 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 
-def plain_progress(quiet: bool) -> Progress:
+class LinedProgress(Progress):
+    """Bars, and lines of text below them.
+
+    Attributes:
+        lines: asked for the lines whenever they are drawn, in another thread than the work's.
+    """
+
+    lines: Callable[[], Sequence[str]] = staticmethod(lambda: ())
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the table of bars, and the lines."""
+        yield from super().get_renderables()
+        for line in self.lines():
+            yield Text(line, style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def plain_progress(quiet: bool) -> LinedProgress:
     """Make a bar of steps done, with the time left."""
     return _progress(quiet, TextColumn("{task.completed:.0f}/{task.total:.0f}"))
 
 
-def download_progress(quiet: bool) -> Progress:
+def download_progress(quiet: bool) -> LinedProgress:
     """Make a bar of bytes, with speed and time left."""
     return _progress(quiet, DownloadColumn(), TransferSpeedColumn())
 
 
-def _progress(quiet: bool, *columns: ProgressColumn) -> Progress:
-    return Progress(
+def _progress(quiet: bool, *columns: ProgressColumn) -> LinedProgress:
+    return LinedProgress(
         TextColumn("{task.description}"),
         BarColumn(),
         *columns,

@@ -166,8 +166,11 @@ def collect(folder: Path) -> tuple[list[Run], list[Skipped]]:
     return runs, skipped
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path, *, unfinished: bool = False) -> Run:
     """Open a finished run.
+
+    Args:
+        unfinished: open one that is half done, too.
 
     Raises:
         InputError: if it is half done, damaged, or of another format.
@@ -178,7 +181,7 @@ def open_run(path: Path) -> Run:
         raise InputError(f"{path}: of format {environment.get('format')}, this version reads {FORMAT}; run it anew")
     results = run.results()
     missing = [entry for entry in course.expected(run.config) if entry not in results]
-    if missing:
+    if missing and not unfinished:
         raise InputError(f"{path}: half done, without {missing[0]}; go on with `s2ap-diag run --resume --out {path}`")
     return Run(path, run.config, results, environment)
 

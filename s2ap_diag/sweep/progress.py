@@ -1,13 +1,24 @@
 """A schedule run under a progress bar."""
 
 import sys
+import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
+from pathlib import Path
 
 import click
+import fsspec
 
+from s2ap_core.errors import InputError
 from s2ap_diag.execution.progress import plain_progress
 from s2ap_diag.execution.signals import resumable
+from s2ap_diag.output.live import compact
+from s2ap_diag.reading.snapshot import Watcher
 from s2ap_diag.sweep.schedule import Schedule, TaskStatus
+
+EVERY = 2.0
+"""Seconds between two looks at a run."""
 
 
 def run_schedule(schedule: Schedule, executor: Executor, command: str, *, quiet: bool) -> None:
@@ -28,4 +39,27 @@ def run_schedule(schedule: Schedule, executor: Executor, command: str, *, quiet:
                 click.echo(f"{counts['done']}/{len(statuses)} done; {status.name}: {status.state}", err=True)
 
         schedule.on_change = on_change
+        progress.lines = RunningTasks(schedule).lines
         schedule.run(executor)
+
+
+class RunningTasks:
+    """Says in a line how each running task stands; of runs behind a URL nothing can be read."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        filesystem, path = fsspec.core.url_to_fs(schedule.workplace.root)
+        self.schedule, self.root = schedule, Path(path) if "file" in filesystem.protocol else None
+        self.watchers: dict[str, Watcher] = {}
+        self.said: Sequence[str] = ()
+        self.looked = 0.0
+
+    def lines(self) -> Sequence[str]:
+        """Look at the runs again, where the last time was long enough ago."""
+        if self.root is not None and time.monotonic() - self.looked > EVERY:
+            said = []
+            for name in [name for name, status in self.schedule.statuses.items() if status.state == "running"]:
+                watcher = self.watchers.setdefault(name, Watcher(self.root / name, near=False))
+                with suppress(InputError):  # it has not begun yet
+                    said.append(compact(watcher.look(), name))
+            self.said, self.looked = said, time.monotonic()
+        return self.said
