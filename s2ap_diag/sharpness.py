@@ -144,7 +144,9 @@ def measure_sharpness(
         raise InputError(f"{checkpoint.path}: has no scores; give a checkpoint of the search, as RUN/ckpt/prune-best")
     adversary = Adversary(build_objective(objective), settings.seed)
     model = checkpoint.model
-    batches, batch_norm = _batches(checkpoint, adversary, data, settings)
+    batches, batch_norm = batches_of(
+        checkpoint, adversary, data, settings.images, settings.batch_size, settings.batch_norm
+    )
     loss = batch_loss(adversary.objective)
     measured = curvature(
         model,
@@ -188,16 +190,24 @@ def _out_of_reach(checkpoint: Checkpoint) -> tuple[str, ...] | None:
     return layers
 
 
-def _batches(
-    checkpoint: Checkpoint, adversary: Adversary, data: Dataset, settings: SharpnessSettings
+def batches_of(
+    checkpoint: Checkpoint,
+    adversary: Adversary,
+    data: Dataset,
+    images: int,
+    batch_size: int,
+    batch_norm: BatchNormMode,
 ) -> tuple[list[AdversarialBatch], str]:
-    """Make the batches to measure on, and say which statistics BatchNorm then has."""
+    """Make the batches to measure on, and say which statistics BatchNorm then has.
+
+    Statistics that are still the dense network's, as before the search, are estimated anew where they count.
+    """
     model = checkpoint.model
-    batches = adversary.batches(model, data, settings.images, settings.batch_size)
-    if not needs_reestimation(checkpoint, settings.batch_norm):
-        return batches, statistics(model, settings.batch_norm)
+    batches = adversary.batches(model, data, images, batch_size)
+    if not needs_reestimation(checkpoint, batch_norm):
+        return batches, statistics(model, batch_norm)
     reestimate_statistics(model, [batch[0] for batch in batches])
-    batches = adversary.batches(model, data, settings.images, settings.batch_size)
+    batches = adversary.batches(model, data, images, batch_size)
     return batches, "running (re-estimated under the mask)"
 
 

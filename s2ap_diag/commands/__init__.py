@@ -37,6 +37,7 @@ COMMANDS = (
     "check",
     "watch",
     "sharpness",
+    "landscape",
     "hamming",
     "compare",
     "report",
