@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from figures.catalogue import ARMS, DATA, METHODS, NETWORKS, Entry
+from figures.catalogue import ARMS, DATA, METHODS, Entry, in_words
 from figures.matching import Library
 from figures.numbers import Line
 from figures.settings import paper_gamma, training_of
@@ -95,7 +95,7 @@ def gammas(entry: Entry, library: Library) -> list[str]:
         gamma = library.gamma(cell)
         if gamma is not None and paper_gamma(cell) is None and cell.method != "dense":
             names = by_gamma.setdefault(gamma, [])
-            name = f"{NETWORKS[cell.network]} {METHODS[cell.method]}"
+            name = f"{in_words(cell.network)} {METHODS[cell.method]}"
             if name not in names:
                 names.append(name)
     said = [f"{gamma:g} ({', '.join(names)})" for gamma, names in sorted(by_gamma.items())]

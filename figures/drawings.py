@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from figures import panels
 from figures.captions import attacks, gammas
-from figures.catalogue import DATA, METHODS, NETWORKS, Cell, Entry
+from figures.catalogue import DATA, METHODS, Cell, Entry, in_words
 from figures.curves import Curves, Drawing, spectra_of, stability_of
 from figures.matching import Library
 from figures.numbers import Line, Reading, accuracy, evaluations_of, loss_difference_at
@@ -82,8 +82,8 @@ def draw_hamming_difference(entry: Entry, library: Library, files: Sequence[Path
     """Draw h(Orig.) - h(S2AP) over epochs, a panel for each network, a curve for each sparsity."""
     drawing = _drawing(entry, library, "Positive where S2AP is more stable.")
     curves = {cell: stability_of(entry, library, cell, drawing) for cell in entry.cells}
-    names = list(dict.fromkeys(NETWORKS[cell.network] for cell in curves))
-    networks = {name: {cell: of for cell, of in curves.items() if NETWORKS[cell.network] == name} for name in names}
+    names = list(dict.fromkeys(in_words(cell.network) for cell in curves))
+    networks = {name: {cell: of for cell, of in curves.items() if in_words(cell.network) == name} for name in names}
     compared, absent = _split(curves, lambda of_cell: _has_difference([of_cell]), TEXT_WIDTH / 2, _network)
     shown = {name: of_network for name, of_network in networks.items() if any(cell in compared for cell in of_network)}
     width = TEXT_WIDTH if len(shown) > 1 else TEXT_WIDTH / 2
@@ -181,7 +181,7 @@ def draw_gammas(entry: Entry, library: Library, files: Sequence[Path]) -> Drawin
             lines.append(Line(cell, {}, {}, {arm: evaluations}))
             if evaluations:
                 by_gamma[gamma] = accuracy(evaluations, metric)
-    names = {cell: NETWORKS[cell.network] for cell in curves}
+    names = {cell: in_words(cell.network) for cell in curves}
     if len(set(names.values())) < len(names):
         names = {cell: f"{_pair(cell)}, {cell.budget}" for cell in curves}
     shown, absent = _split(curves, bool, plots.COLUMN, _pair)
@@ -238,7 +238,7 @@ def _has_difference(curves: Iterable[Curves]) -> bool:
 
 
 def _network(cell: Cell) -> str:
-    return NETWORKS[cell.network]
+    return in_words(cell.network)
 
 
 def _where(cell: Cell) -> str:
@@ -254,7 +254,7 @@ def _budget(cell: Cell) -> str:
 
 
 def _pair(cell: Cell) -> str:
-    return f"{NETWORKS[cell.network]}, {METHODS[cell.method]}"
+    return f"{in_words(cell.network)}, {METHODS[cell.method]}"
 
 
 def _label(figure: Figure, axes: Sequence[Axes], ylabel: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from figures.afterwards import loss_differences
-from figures.catalogue import METHODS, NETWORKS, Cell, Entry
+from figures.catalogue import METHODS, Cell, Entry, in_words
 from figures.matching import Library, PlacedRun
 from s2ap_core.errors import InputError
 from s2ap_core.runs import course
@@ -53,7 +53,7 @@ def free_entries(library: Library, catalogue: Sequence[Entry]) -> list[Entry]:
         slug = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(filter(None, (data, network, method, training)))).strip("-.")
         names[slug] += 1
         slug = slug if names[slug] == 1 else f"{slug}-{names[slug]}"
-        of = ", ".join(filter(None, (NETWORKS[network], METHODS[method] or method, training)))
+        of = ", ".join(filter(None, (in_words(network), METHODS[method] or method, training)))
         for kind, (title, said) in KINDS.items():
             shown = holding(group, lambda placed: bool(course.epochs(placed.run.config, "prune")))
             if kind == "eigenvalue":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from figures.captions import gammas, substituted
-from figures.catalogue import DATA, METHODS, NETWORKS, Cell, Entry
+from figures.catalogue import DATA, METHODS, Cell, Entry, in_words
 from figures.matching import Library
 from figures.numbers import disagrees, printed
 from figures.records import about, frame_of
@@ -108,7 +108,7 @@ def _setting(entry: Entry, library: Library, cells: Sequence[Cell]) -> _Setting:
 def _row(setting: _Setting, comparable: bool) -> list[Text]:
     cell, measured, paper = setting.cells[0], setting.measured, setting.paper
     budgets = [c.budget for c, by_seed in zip(setting.cells, setting.pairs, strict=True) if by_seed]
-    names = (NETWORKS[cell.network], DATA[cell.data], METHODS[cell.method], ", ".join(budgets))
+    names = (in_words(cell.network), DATA[cell.data], METHODS[cell.method], ", ".join(budgets))
     return [
         *map(Text, names),
         *(Text(measured[name].text(_hours) or NOT_RUN) for name in ("orig", "s2ap")),

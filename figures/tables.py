@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from figures.captions import caption_of
-from figures.catalogue import ARMS, DATA, METHODS, NETWORKS, Entry
+from figures.catalogue import ARMS, DATA, METHODS, Entry, in_words
 from figures.matching import Library
 from figures.numbers import Line, disagrees, lines_of, measured_gap, printed
 from figures.records import difference, frame_of, printed_arm, records_of
@@ -48,7 +48,7 @@ def compare_arms(entry: Entry, library: Library) -> RenderedTable:
 def _labels(entry: Entry, lines: Sequence[Line]) -> dict[str, Callable[[Line], str]]:
     """Name the columns that name a row; what the paper's title says is left out where all rows have it in common."""
     labels: dict[str, Callable[[Line], str]] = {
-        "Network": lambda line: NETWORKS[line.cell.network],
+        "Network": lambda line: in_words(line.cell.network),
         "Data": lambda line: DATA[line.cell.data],
         "Method": lambda line: METHODS[line.cell.method],
         "FLOPs" if lines[0].cell.flops_reduction else "Sparsity": lambda line: line.cell.budget,

@@ -19,7 +19,7 @@ from s2ap_core.files.atomic import write_file
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.training.objectives import build_objective
-from s2ap_diag.adversary import Adversary, describe_adversary, objective_of
+from s2ap_diag.curvature.adversary import Adversary, describe_adversary, objective_of
 from s2ap_diag.curvature.eigen import Lanczos
 from s2ap_diag.curvature.hessian import BatchNormMode
 from s2ap_diag.curvature.slices import Axis, Directions, Slice, measure, targets

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from s2ap_core.modes import gpu_arithmetic
 from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.perturbation import ascend_and_project
+from s2ap_diag.curvature.dead import dead_scores
 from s2ap_diag.curvature.eigen import Solver, lambda_max
 from s2ap_diag.curvature.hessian import (
     BatchNormMode,
     Loss,
     ScoreHessian,
     batch_norm_mode,
-    dead_scores,
     flatten,
     samples_in,
     unflatten,
@@ -59,7 +59,7 @@ class Axis:
 
     Attributes:
         steps: multiples of the direction, NaN where no step flips so many mask bits.
-        flips: mask bits that a step flips, negative on the opposite side.
+        flips: mask bits that a step flips, negative on the opposite side; where there is no step, those wanted.
         rho: length of a step over that of the scores, with the same sign. Along z it is gamma.
     """
 
@@ -98,7 +98,9 @@ class Slice:
                 gradient += weight * self.landscape.place(batch, self.landscape.origin).gradient
         layers = score_layers(self.model)
         ascent = unflatten(gradient, [layer.tensor.detach() for layer in layers])
-        z = ascend_and_project([torch.zeros_like(a) for a in ascent], ascent, Relative(1.0)(layers, ascent), math.inf)
+        z = ascend_and_project(
+            [torch.zeros_like(a) for a in ascent], ascent, Relative(1.0)(layers, ascent, seed), math.inf
+        )
         uphill = -1.0 if float(gradient @ eigenvector) < 0 else 1.0
         return Directions(
             eigenvector=uphill * eigenvector / eigenvector.norm(),
@@ -130,7 +132,7 @@ class Slice:
                 low, high = high, 2 * high
             reached = self.flips(high * direction)
             if reached < count:
-                found.append((math.nan, reached))
+                found.append((math.nan, count))
                 continue
             while high - low > CLOSE * high:
                 middle = (low + high) / 2

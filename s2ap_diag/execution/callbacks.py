@@ -8,7 +8,6 @@ from s2ap_core.training.iteration import Step
 from s2ap_core.training.loop import Callback, Loop
 from s2ap_diag.execution.progress import LinedProgress
 from s2ap_diag.execution.signals import raise_pending_signal
-from s2ap_diag.output.live import compact
 from s2ap_diag.reading.snapshot import Watcher
 
 
@@ -43,7 +42,7 @@ class StageProgress(Callback):
         self.progress.advance(self.task)
         if loop.iteration == 0 and not self.progress.disable:
             with suppress(InputError):  # whatever a file is like, the run goes on
-                self.line = compact(self.watcher.look())
+                self.line = self.watcher.look().line()
 
     def on_evaluated(self, done: int, total: int) -> None:
         self.progress.update(

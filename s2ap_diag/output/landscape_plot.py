@@ -25,6 +25,10 @@ def draw(records: Sequence[dict[str, Any]], names: Sequence[str], file: Path) ->
     """
     losses = [np.array(one["losses"], dtype=float) for one in records]
     scale = _scale(min(map(np.nanmin, losses)), max(map(np.nanmax, losses)))
+    reach = {
+        name: (1 + 0.5 / (len(losses[0]) // 2)) * max(max(map(abs, one["axes"][name]["flips"])) for one in records)
+        for name in ("eigenvector", "z")
+    }
     across = min(len(records), 3)
     down = -(-len(records) // across)
     width, height = across * plots.COLUMN + 0.5, down * (plots.COLUMN + 0.1)
@@ -32,6 +36,8 @@ def draw(records: Sequence[dict[str, Any]], names: Sequence[str], file: Path) ->
         panels = drawn if len(records) > 1 else [drawn]
         for panel, one, name, of_one in zip(panels, records, names, losses, strict=True):
             image = _panel(panel, one, of_one, scale)
+            panel.set_xlim(-reach["eigenvector"], reach["eigenvector"])
+            panel.set_ylim(-reach["z"], reach["z"])
             panel.set_title(name.replace("$", r"\$"))
         bar = panels[0].figure.colorbar(image, ax=panels, shrink=0.8)
         bar.set_label(f"loss (BatchNorm: {records[0]['batch_norm']})")
@@ -46,7 +52,11 @@ def _scale(low: float, high: float) -> Normalize:
 
 def _panel(panel: Axes, one: dict[str, Any], loss: np.ndarray, scale: Normalize) -> Any:
     """Draw one slice: cells, lines of equal loss, both scales on each axis."""
-    across, up = (np.array(one["axes"][name]["flips"], dtype=float) for name in ("eigenvector", "z"))
+    # Two steps may flip the same bits, where more than was asked for flip at once.
+    (across, columns), (up, rows) = (
+        np.unique(one["axes"][n]["flips"], return_index=True) for n in ("eigenvector", "z")
+    )
+    loss = loss[np.ix_(rows, columns)]
     panel.set_facecolor("0.9")  # what no step reaches
     panel.grid(visible=False)
     image = panel.pcolormesh(across, up, loss, cmap="cividis", norm=scale, shading="nearest")
@@ -54,12 +64,13 @@ def _panel(panel: Axes, one: dict[str, Any], loss: np.ndarray, scale: Normalize)
     if np.nanmin(loss) < levels[-1] and np.nanmax(loss) > levels[0]:
         panel.contour(across, up, loss, levels=levels, colors="white", linewidths=0.6)
     panel.plot(0, 0, marker="+", color="white", markersize=7)
-    panel.set_xlabel("mask bits flipped along −v and v, the top live eigenvector")
-    panel.set_ylabel("mask bits flipped along −z and z")
-    for axis, name, places in ((panel.xaxis, "eigenvector", across), (panel.yaxis, "z", up)):
-        shown = sorted({0, len(places) // 2, len(places) - 1})
+    panel.set_xlabel("mask bits flipped, top live eigenvector")
+    panel.set_ylabel("mask bits flipped, z")
+    for axis, name in ((panel.xaxis, "eigenvector"), (panel.yaxis, "z")):
+        places, rho = (np.array(one["axes"][name][what], dtype=float) for what in ("flips", "rho"))
+        shown = [0, len(places) // 2, len(places) - 1]
         axis.set_ticks(places[shown], [f"{abs(places[i]):g}" for i in shown])
-        _lengths(panel, name, places, np.array(one["axes"][name]["rho"], dtype=float), shown)
+        _lengths(panel, name, places, rho, shown)
     return image
 
 
@@ -73,4 +84,4 @@ def _lengths(panel: Axes, name: str, places: np.ndarray, rho: np.ndarray, shown:
     else:
         other = panel.secondary_yaxis("right")
         other.set_yticks(places[shown], labels)
-        other.set_ylabel("ρ", fontsize=7, rotation=0)
+        other.set_ylabel("ρ", fontsize=7)

@@ -1,4 +1,4 @@
-"""How runs stand, on the terminal: a line of text for each, and a run's curves as sparklines."""
+"""How runs stand, on the terminal: a row of a table for each, or a run's curves as sparklines."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +15,6 @@ WIDTH = 32
 """Characters of a sparkline."""
 
 
-def compact(snapshot: Snapshot, name: str = "") -> str:
-    """Say in a line how a run stands: stage, time left, and the last of each reading."""
-    readings = [f"{label} {value}" for label, value in _last(snapshot).items()]
-    return " · ".join(filter(None, [name, _stage(snapshot), time_left(snapshot), *readings]))
-
-
 def table_of(snapshots: Sequence[Snapshot], names: Sequence[str], title: str) -> Table:
     """Make a row of each run that is not complete, or of all where all are."""
     unfinished = [one for one in zip(names, snapshots, strict=True) if one[1].state != "done"]
@@ -28,8 +22,8 @@ def table_of(snapshots: Sequence[Snapshot], names: Sequence[str], title: str) ->
     columns = ["run", "stage", "left", "loss", "live λ", "flips", "h"]
     rows = []
     for name, one in shown:
-        last = _last(one)
-        rows.append([name, _stage(one), time_left(one), *(last.get(column, "–") for column in columns[3:])])
+        last = one.last
+        rows.append([name, one.stands, one.time_left, *(last.get(column, "–") for column in columns[3:])])
     return make_table(title, columns, rows, gives_way=["h", "flips", "loss"])
 
 
@@ -49,7 +43,7 @@ def panel(snapshot: Snapshot, warnings: Sequence[str]) -> Group:
     ]
     rows = [[name, said(list(c.values())[-1]), sparkline(list(c.values()))] for name, c, said in curves if c]
     table = [make_table("", ["", "last", "by epoch"], rows)] if rows else []
-    stands = " · ".join(filter(None, (_stage(snapshot), time_left(snapshot))))
+    stands = " · ".join(filter(None, (snapshot.stands, snapshot.time_left)))
     return Group(Text(head), Text(stands), *table, *(Text(f"warning: {text}") for text in warnings))
 
 
@@ -63,31 +57,3 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     low, high = min(shown), max(shown)
     span = (high - low) or 1.0
     return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in shown)
-
-
-def time_left(snapshot: Snapshot) -> str:
-    """Say how long a run still takes; nothing of one that nobody works on, or that has just begun."""
-    if snapshot.state != "running" or snapshot.left is None:
-        return ""
-    minutes = snapshot.left / 60
-    if minutes < 1:
-        return "under a minute left"
-    return f"{minutes:.0f} min left" if minutes < 100 else f"{minutes / 60:.1f} h left"
-
-
-def _stage(snapshot: Snapshot) -> str:
-    """Name the stage with its epochs; a complete run is done, and one that nobody works on has stopped."""
-    if snapshot.state == "done":
-        return "done"
-    said = f"{snapshot.stage} {snapshot.done}/{snapshot.total}" if snapshot.total else snapshot.stage
-    return said if snapshot.state == "running" else f"stopped at {said}"
-
-
-def _last(snapshot: Snapshot) -> dict[str, str]:
-    """Give the last of each reading that there is."""
-    last = {"loss": snapshot.loss, "live λ": snapshot.curves["lambda_max_live"], "h": snapshot.curves["h"]}
-    found = {name: f"{list(curve.values())[-1]:.3g}" for name, curve in last.items() if curve}
-    if snapshot.curves["flips"] and snapshot.entries:
-        share = 100 * list(snapshot.curves["flips"].values())[-1] / snapshot.entries
-        found = {**found, "flips": f"{share:.2g} %"}
-    return {name: found[name] for name in ("loss", "live λ", "flips", "h") if name in found}

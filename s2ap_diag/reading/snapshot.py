@@ -55,6 +55,38 @@ class Snapshot:
     mode: str
     entries: int
 
+    def line(self, name: str = "") -> str:
+        """Say in a line how the run stands: stage, time left, and the last of each reading."""
+        readings = [f"{label} {value}" for label, value in self.last.items()]
+        return " · ".join(filter(None, [name, self.stands, self.time_left, *readings]))
+
+    @property
+    def stands(self) -> str:
+        """The stage and how much of it is done; that the run is done, or that nobody works on it."""
+        if self.state == "done":
+            return "done"
+        said = f"{self.stage} {self.done}/{self.total}" if self.total else self.stage
+        return said if self.state == "running" else f"stopped at {said}"
+
+    @property
+    def time_left(self) -> str:
+        """How long the run still takes, in words; nothing of one that nobody works on, or that has just begun."""
+        if self.state != "running" or self.left is None:
+            return ""
+        minutes = self.left / 60
+        if minutes < 1:
+            return "under a minute left"
+        return f"{minutes:.0f} min left" if minutes < 100 else f"{minutes / 60:.1f} h left"
+
+    @property
+    def last(self) -> dict[str, str]:
+        """The last of each reading that there is, in words."""
+        shown = {"loss": self.loss, "live λ": self.curves["lambda_max_live"], "h": self.curves["h"]}
+        found = {name: f"{list(curve.values())[-1]:.3g}" for name, curve in shown.items() if curve}
+        if self.curves["flips"] and self.entries:
+            found["flips"] = f"{100 * list(self.curves['flips'].values())[-1] / self.entries:.2g} %"
+        return {name: found[name] for name in ("loss", "live λ", "flips", "h") if name in found}
+
 
 @dataclass
 class Watcher:

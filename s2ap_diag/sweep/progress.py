@@ -13,7 +13,6 @@ import fsspec
 from s2ap_core.errors import InputError
 from s2ap_diag.execution.progress import plain_progress
 from s2ap_diag.execution.signals import resumable
-from s2ap_diag.output.live import compact
 from s2ap_diag.reading.snapshot import Watcher
 from s2ap_diag.sweep.schedule import Schedule, TaskStatus
 
@@ -60,6 +59,6 @@ class RunningTasks:
             for name in [name for name, status in self.schedule.statuses.items() if status.state == "running"]:
                 watcher = self.watchers.setdefault(name, Watcher(self.root / name, near=False))
                 with suppress(InputError):  # it has not begun yet
-                    said.append(compact(watcher.look(), name))
+                    said.append(watcher.look().line(name))
             self.said, self.looked = said, time.monotonic()
         return self.said

@@ -18,10 +18,10 @@ from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.perturbation import Perturbation
 from s2ap_core.training.stages import Stages
-from s2ap_diag.adversary import Adversary
 from s2ap_diag.commands import landscape
+from s2ap_diag.curvature.adversary import Adversary
+from s2ap_diag.curvature.dead import dead_scores
 from s2ap_diag.curvature.eigen import Lanczos
-from s2ap_diag.curvature.hessian import dead_scores
 from s2ap_diag.curvature.slices import Slice, targets
 from s2ap_diag.curvature.tracking import batch_loss
 from tests.diag.commands.running import invoke

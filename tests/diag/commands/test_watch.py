@@ -22,7 +22,7 @@ from s2ap_core.training.stages import Stages
 from s2ap_diag.curvature.tracking import build_trackers
 from s2ap_diag.execution.callbacks import StageProgress
 from s2ap_diag.execution.progress import LinedProgress
-from s2ap_diag.output.live import compact, sparkline
+from s2ap_diag.output.live import sparkline
 from s2ap_diag.reading.snapshot import NEAR, Watcher
 from s2ap_diag.sweep.progress import RunningTasks
 from tests.diag.commands.running import invoke
@@ -177,7 +177,7 @@ def test_a_sweep_says_how_its_tasks_stand(copy):
     stub = Stub()
     stub.statuses = {"run": Status(), "not-begun": Status()}
     (line,) = RunningTasks(stub).lines()
-    assert line == compact(Watcher(copy, near=False).look(), "run")
+    assert line == Watcher(copy, near=False).look().line("run")
     assert line.startswith("run · stopped at finetune 2/2 · loss ")
 
 
