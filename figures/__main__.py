@@ -17,6 +17,9 @@ from s2ap_diag.curvature.hessian import BatchNormMode
 from s2ap_diag.execution.exits import refuse
 from s2ap_diag.output.tables import make_table, show_table
 
+GIVES_WAY = ("Seeds needed", "First", "Second", "Data", "Seeds", "Network", "Arms")
+"""Columns of the claims that are left out first on a narrow terminal."""
+
 
 class Only(click.Command):
     """Lets ``--only`` take several ids, and turns bad input into one line and exit status 2."""
@@ -101,7 +104,7 @@ def command(
         judged = claims_of(library)
         for table in judged.tables:
             cells = [[cell.text for cell in row] for row in table.rows]
-            show_table(make_table(table.heading, table.columns, cells), wide=wide)
+            show_table(make_table(table.heading, table.columns, cells, gives_way=GIVES_WAY), wide=wide)
             for sentence in table.caption:
                 click.echo(sentence)
         rendered = [] if out is None else render_claims(judged, out)

@@ -20,8 +20,10 @@ from s2ap_core.training.perturbation import Perturbation
 from s2ap_core.training.stages import Stages
 from s2ap_diag.commands import landscape
 from s2ap_diag.curvature.adversary import Adversary
+from s2ap_diag.curvature.curvature import curvature
 from s2ap_diag.curvature.dead import dead_scores
 from s2ap_diag.curvature.eigen import Lanczos
+from s2ap_diag.curvature.hessian import ScoreHessian
 from s2ap_diag.curvature.slices import Slice, targets
 from s2ap_diag.curvature.tracking import batch_loss
 from tests.diag.commands.running import invoke
@@ -66,12 +68,17 @@ def plane(run, data):
     return Slice(checkpoint.model, batch_loss(adversary.objective), batches, "running"), adversary, batches
 
 
-def test_the_plane_is_that_of_the_dense_hessian_and_of_the_search(plane):
-    """The eigenvector by finite differences of the gradient, z by the class that the search perturbs with."""
+def test_the_plane_is_that_of_sharpness_and_of_the_search(plane):
+    """The eigenvalue is that of `sharpness`, the vector its own; z by the class that the search perturbs with."""
     slice_, adversary, batches = plane
     model = slice_.model
     found = slice_.directions(Lanczos(iterations=200, tolerance=1e-7))
     assert found.converged
+    expected = curvature(model, slice_.loss, batches, solver=Lanczos(iterations=200, tolerance=1e-7))
+    assert found.lambda_max_live == pytest.approx(expected.lambda_max_live, rel=1e-4)
+    with ScoreHessian(model, slice_.loss, batches) as hessian:
+        product = hessian.matvec(found.eigenvector)
+    assert float(found.eigenvector @ product) == pytest.approx(found.lambda_max_live, rel=1e-4)
     live = ~dead_scores(model).where
     assert found.eigenvector[~live].abs().max() == 0 if (~live).any() else True
     assert float(found.eigenvector.norm()) == pytest.approx(1)
