@@ -85,9 +85,9 @@ def run_command(
         for file in files:
             file.complete(source.data(file.checkpoint).to(device), advance)
     records = [file.record() for file in files]
+    output.emit(records, table_of(records), rows=rows_of(records))
     if output.plot is not None:
         landscape_plot.draw(records, told_apart([file.checkpoint.path for file in files]), output.plot)
-    output.emit(records, table_of(records), rows=rows_of(records))
 
 
 def cost(files: Sequence["Measured"], asked: Asked) -> str:

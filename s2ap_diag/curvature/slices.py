@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from s2ap_core.modes import gpu_arithmetic
 from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.perturbation import ascend_and_project
+from s2ap_diag.curvature.batches import samples_in
 from s2ap_diag.curvature.dead import dead_scores
 from s2ap_diag.curvature.eigen import Solver, lambda_max
 from s2ap_diag.curvature.hessian import (
@@ -20,7 +21,6 @@ from s2ap_diag.curvature.hessian import (
     ScoreHessian,
     batch_norm_mode,
     flatten,
-    samples_in,
     unflatten,
 )
 from s2ap_diag.curvature.landscape import Landscape
