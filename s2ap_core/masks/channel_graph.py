@@ -26,19 +26,36 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 CHANNELWISE_MODULES = (
-    *(nn.Identity, nn.Dropout, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.GELU, nn.SiLU, nn.Hardswish),
-    *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-    *(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
+    nn.Identity,
+    nn.Dropout,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Hardswish,
 )
 
 
 CHANNELWISE = {
     *("relu", "relu_", "contiguous"),
     *(F.relu, torch.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.hardswish, F.dropout),
-    *(F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_max_pool1d),
-    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
-    *(F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d, F.adaptive_max_pool3d),
+}
+
+
+POOLS = {
+    1: (nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
+    2: (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    3: (nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
+}
+"""By how many dimensions they pool: the last ones, so that of a tensor of one dimension less they pool channels."""
+
+
+POOL_FUNCTIONS = {
+    1: (F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_max_pool1d),
+    2: (F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
+    3: (F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d, F.adaptive_max_pool3d),
 }
 
 
@@ -80,8 +97,8 @@ class ChannelGraph:
         image_shape: (C, H, W) of the images it takes.
 
     Raises:
-        InputError: if the network cannot be traced, as where its forward pass depends on its input's values; if a
-            layer's weight is used elsewhere, where nothing counts what it costs.
+        InputError: if the network cannot be traced, as where its forward pass depends on its input's values, or takes
+            no such images; if a layer's weight is used elsewhere, where nothing counts what it costs.
 
     Attributes:
         trace: the traced network, whose modules are those of ``model``.
@@ -212,11 +229,11 @@ class ChannelGraph:
                 return "norm" if once else "opaque"
             if isinstance(module, nn.GroupNorm):
                 return "group norm" if once else "opaque"
-            if isinstance(module, CHANNELWISE_MODULES):
+            if isinstance(module, (*CHANNELWISE_MODULES, *POOLS.get(_pixel_dims(node), ()))):
                 return "channelwise"
             if isinstance(module, nn.Flatten) and _makes_rows(node):
                 return "flatten"
-        elif node.target in CHANNELWISE and len(sources) == 1:
+        elif node.target in {*CHANNELWISE, *POOL_FUNCTIONS.get(_pixel_dims(node), ())} and len(sources) == 1:
             return "channelwise"
         elif node.target in SUMS and all(shape(source) == shape(node) for source in node.all_input_nodes):
             return "sum"
@@ -240,6 +257,11 @@ def channels(node: fx.Node) -> int | None:
     """Return the size of a traced tensor's dimension 1; None for what is no tensor or has no such dimension."""
     meta = node.meta.get("tensor_meta")
     return meta.shape[1] if isinstance(meta, TensorMetadata) and len(meta.shape) > 1 else None
+
+
+def _pixel_dims(node: fx.Node) -> int:
+    """Return how many dimensions beside images and channels the first tensor has that a node reads."""
+    return len(shape(node.all_input_nodes[0])) - 2
 
 
 def _is_tensor(node: fx.Node) -> bool:

@@ -1,8 +1,9 @@
 """What the layers of a network cost, measured on one image."""
 
+import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from s2ap_core.errors import InputError
-from s2ap_core.masks.kinds import MASKABLE, TRANSPOSED, Layer, parameters_of
+from s2ap_core.masks.kinds import MASKABLE, TRANSPOSED, Layer, input_of, parameters_of
+from s2ap_core.masks.layers import every_layer
 from s2ap_core.modes import train_mode, without_fused_attention
 
 
@@ -42,11 +44,22 @@ def measure_costs(model: nn.Module, trace: fx.GraphModule, image_shape: tuple[in
 
     Returns:
         Multiply-accumulates with the weight of each layer that is called, by its name.
+
+    Raises:
+        InputError: if the network cannot compute with such an image.
     """
     reference = next(model.parameters())
     image = torch.zeros(1, *image_shape, device=reference.device, dtype=reference.dtype)
-    with torch.no_grad(), train_mode(model, False), counted_products(model) as products:
-        ShapeProp(trace).propagate(image)
+    try:
+        # What is written to standard error is the traceback of what ShapeProp raises.
+        muted = redirect_stderr(io.StringIO())
+        with torch.no_grad(), train_mode(model, False), counted_products(model) as products, muted:
+            ShapeProp(trace).propagate(image)
+    except RuntimeError as error:
+        said = " ".join(str(error.__cause__ or error).split())
+        raise InputError(
+            f"the network does not take images of shape {list(image_shape)} ({said}); give others"
+        ) from error
     return dict(products)
 
 
@@ -62,21 +75,22 @@ def _products(
         out = Layer(f"{path}.out_proj".removeprefix("."), module.out_proj, "weight").name
         return {Layer(path, module, parameter).name: count for parameter, count in own.items()} | {out: query}
     layer = Layer(path, module, "weight")
-    mapped: Tensor = inputs[0] if isinstance(module, TRANSPOSED) else output  # what has the channels of dimension 0
+    # What has the channels of dimension 0.
+    mapped: Tensor = input_of(inputs, named) if isinstance(module, TRANSPOSED) else output
     return {layer.name: mapped.numel() // layer.weight.shape[0] * layer.weight.numel()}
 
 
 def refuse_parameters_used_elsewhere(model: nn.Module, nodes: list[fx.Node]) -> None:
     """Raise InputError if a layer's parameter is used outside its own call, where no hook counts the cost."""
-    targets = {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
+    targets = [str(node.target) for node in nodes if node.op in ("call_module", "get_attr")]
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
-    for name, layer in model.named_modules():
-        if not isinstance(layer, MASKABLE):
-            continue
-        own = [p for n, p in layer.named_parameters() if n.startswith(("weight", "parametrizations.weight.original"))]
-        read = any(target.startswith(f"{name}.") for target in targets)
+    for layer in every_layer(model):
+        raw = (layer.parameter, f"parametrizations.{layer.parameter}.original")
+        own = [p for name, p in layer.module.named_parameters() if name.startswith(raw)]
+        # Also of an attention's output projection, which its own call does not call.
+        read = any(target.startswith(f"{layer.path}.") for target in targets)
         if read or any(owners[id(weight)] > 1 for weight in own):
             raise InputError(
-                f"a parameter of {name} is used outside that layer, where FLOPs are not counted: "
+                f"a parameter of {layer.path} is used outside that layer, where FLOPs are not counted: "
                 "channel pruning takes networks that call their layers and share no weights; give another"
             )

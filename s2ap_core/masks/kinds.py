@@ -1,6 +1,8 @@
 """The kinds of layers that can be masked, and which dimensions of their weights are channels."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,6 +27,12 @@ def parameters_of(module: nn.Module) -> tuple[str, ...]:
         packed = module.kdim == module.vdim == module.embed_dim
         return ("in_proj_weight",) if packed else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
     return ("weight",) if isinstance(module, MASKABLE) else ()
+
+
+def input_of(arguments: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
+    """Return the tensor that a module of :data:`MASKABLE` is called with, by its place or as ``input``."""
+    given: Tensor = arguments[0] if arguments else named["input"]
+    return given
 
 
 @dataclass(frozen=True)

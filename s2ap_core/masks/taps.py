@@ -1,12 +1,14 @@
 """Taps of padded convolutions that see nothing but padding: their weights and scores never get a gradient."""
 
+from collections.abc import Mapping
 from functools import partial, reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2ap_core.masks.kinds import CONVOLUTIONS, TRANSPOSED
+from s2ap_core.masks.kinds import CONVOLUTIONS, TRANSPOSED, input_of
 from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.parametrization import Mask, ScoreMask
 
@@ -28,12 +30,12 @@ def blind_taps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     layers = {n: layer.module for n, layer in maskable_layers(model).items() if isinstance(layer.module, CONVOLUTIONS)}
     blind = {name: torch.ones(layer.kernel_size, dtype=torch.bool) for name, layer in layers.items()}
 
-    def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        axes = len(layers[name].kernel_size)
-        seen = [_seen(layer, axis, inputs[0].shape[axis - axes]) for axis in range(axes)]
+    def look(name: str, layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Tensor) -> None:
+        axes, given = len(layers[name].kernel_size), input_of(inputs, named)
+        seen = [_seen(layer, axis, given.shape[axis - axes], output.shape[axis - axes]) for axis in range(axes)]
         blind[name] &= ~reduce(lambda before, axis: before[..., None] & axis, seen)
 
-    hooks = [layer.register_forward_pre_hook(partial(look, name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_hook(partial(look, name), with_kwargs=True) for name, layer in layers.items()]
     try:
         with torch.no_grad():
             model(image)
@@ -43,8 +45,8 @@ def blind_taps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     return blind
 
 
-def _seen(layer: nn.Module, axis: int, size: int) -> Tensor:
-    """Find which taps of one axis of a kernel see data on a map of this size, boolean [kernel size]."""
+def _seen(layer: nn.Module, axis: int, size: int, made: int) -> Tensor:
+    """Find which taps of one axis of a kernel see data where it makes ``made`` pixels of ``size``, [kernel size]."""
     assert isinstance(layer, CONVOLUTIONS)
     if layer.padding_mode != "zeros":
         return torch.ones(layer.kernel_size[axis], dtype=torch.bool)
@@ -55,9 +57,9 @@ def _seen(layer: nn.Module, axis: int, size: int) -> Tensor:
         pixels, step, gap = torch.ones(1, 1, size), layer.stride[axis], layer.dilation[axis]
         if isinstance(layer, TRANSPOSED):
             assert isinstance(padding, int)  # torch has no other
-            outputs = F.conv_transpose1d(
-                pixels, taps, stride=step, padding=padding, output_padding=layer.output_padding[axis], dilation=gap
-            )
+            # A call may ask for a size of its own, by more or fewer pixels at the end than the layer adds.
+            added = made - ((size - 1) * step - 2 * padding + gap * (taps.numel() - 1) + 1)
+            outputs = F.conv_transpose1d(pixels, taps, stride=step, padding=padding, output_padding=added, dilation=gap)
         else:
             outputs = F.conv1d(pixels, taps, stride=step, padding=padding, dilation=gap)
         (products,) = torch.autograd.grad(outputs.sum(), taps)

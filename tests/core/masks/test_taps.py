@@ -107,6 +107,28 @@ def test_transposed_ones_and_other_dimensions_as_gradients_show(length: int) -> 
     assert any(taps.any() and not taps.all() for taps in found.values())
 
 
+class Sized(nn.Module):
+    """A transposed convolution that is asked for its output's size, and layers that are called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 2, 3, padding=1)
+        self.up = nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1)
+        self.small = nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1, output_padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(input=self.first(input=x), output_size=(2, 1))
+        return self.small(x, output_size=[2 * size - 1 for size in x.shape[2:]]).flatten(1)
+
+
+def test_a_size_that_the_call_asks_for_decides() -> None:
+    torch.manual_seed(0)
+    model = Sized().double()
+    found = blind_taps(model, torch.rand(1, 1, 1, 1, dtype=torch.float64))
+    assert {n: t.tolist() for n, t in found.items()} == {n: (~t).tolist() for n, t in seen(model, (1, 1, 1)).items()}
+    assert found["up"].tolist() == [[True, True, True], [True, False, True], [True, False, True]]
+
+
 def test_scores_are_counted_one_for_each_weight_or_channel() -> None:
     taps = torch.ones(3, 3, dtype=torch.bool)
     taps[1, 1] = False

@@ -14,7 +14,7 @@ from s2ap_core.export import kept_channels, shrink
 from s2ap_core.files.tensors import load_tensors
 from s2ap_core.foreign.network import masks_without_weights
 from s2ap_core.masks.channel_graph import ChannelGraph
-from s2ap_core.masks.masking import attach_masks, masks, scores
+from s2ap_core.masks.masking import attach, attach_masks, masks, scores
 from s2ap_core.masks.parametrization import ChannelMask
 from s2ap_core.methods import MethodSettings, build_method
 from s2ap_core.methods.channels import channel_masks, channel_scores
@@ -26,6 +26,7 @@ from s2ap_core.training.stages import Stages
 from tests.reading import masks_in
 
 IMAGE = (1, 8, 8)
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 SHORTCUTS = {f"layer{n}.0.shortcut.0": f"layer{n}.0.conv1" for n in (2, 3, 4)}
 
 
@@ -143,6 +144,38 @@ def test_an_operation_that_may_mix_channels_needs_them_all(between):
     assert graph.flops({"2": kept(4, 3)}).item() == 4 + mixing + 1 * 2
 
 
+POOLED = [
+    ((4, 4), nn.MaxPool1d(3, 1, 1)),
+    ((4, 4), nn.AdaptiveAvgPool1d(4)),
+    ((4, 4), lambda x: nn.functional.avg_pool1d(x, 3, 1, 1)),
+    ((4, 4), lambda x: nn.functional.max_pool1d(x, 3, 1, 1)),
+    ((4, 4, 3), nn.AvgPool2d(3, 1, 1)),
+    ((4, 4, 3), lambda x: nn.functional.adaptive_max_pool2d(x, (4, 3))),
+    ((4, 4, 3, 2), nn.MaxPool3d(3, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("shape", "pool"), POOLED)
+def test_a_pool_of_as_many_dimensions_as_follow_the_images_mixes_channels(shape, pool):
+    """torch takes what lacks the dimension of channels for a single image."""
+    pool = pool if isinstance(pool, nn.Module) else Calls(pool)
+    dims = len(shape) - 2
+    layers = (
+        [nn.Linear(5, 4), nn.Linear(4, 2)] if not dims else [CONVOLUTIONS[dims](c, o, 1) for c, o in ((5, 4), (4, 2))]
+    )
+    model = nn.Sequential(layers[0], pool, layers[1])
+    graph = ChannelGraph(model, (5, *shape[2:]))
+    pixels = int(np.prod(shape[2:]))
+    assert graph.flops({"2": kept(4, 3)}).item() == pixels * (5 * 4 + 1 * 2)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    smaller = shrink(model, (5, *shape[2:]), {"2": kept(4, 0, 3).bool()})
+    x = torch.rand(1, 5, *shape[2:])
+    with torch.no_grad():
+        model[2].weight.data[:, 1:3] = 0
+        torch.testing.assert_close(smaller(x), model(x))
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vgg16_bn"])
 def test_dense_flops_are_those_that_torch_counts(narrow, name):
     model = narrow(name).eval()
@@ -258,6 +291,60 @@ class SharesAWeight(Between):
 def test_a_weight_that_is_used_outside_its_layer_is_refused_by_name(make, name):
     with pytest.raises(InputError, match=rf"a parameter of {name} is used outside that layer"):
         ChannelGraph(make(), (1, 2, 2))
+
+
+class ReadsAttention(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.attn, self.function = nn.MultiheadAttention(4, 2, batch_first=True), function
+
+    def forward(self, x):
+        return self.attn(x, x, x)[0] + self.function(self.attn, x)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda attn, x: nn.functional.linear(x, attn.in_proj_weight)[..., :4], "attn"),
+        (lambda attn, x: nn.functional.linear(x, attn.out_proj.weight), "attn"),
+        (lambda attn, x: attn.out_proj(x), "attn"),
+    ],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_attention_whose_weights_are_used_outside_it_is_refused_too(function, name, masked):
+    model = ReadsAttention(function)
+    if masked:
+        attach(model, 0.5)
+    with pytest.raises(InputError, match=f"a parameter of {name} is used outside that layer"):
+        ChannelGraph(model, (3, 4))
+
+
+class ByKeyword(nn.Module):
+    """The layers of Between, called by keyword, one of them transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 1), nn.ConvTranspose2d(4, 3, 1)
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, image):
+        return self.head(input=self.second(input=self.first(input=image)).flatten(1))
+
+
+def test_layers_that_are_called_by_keyword_count_too():
+    graph = ChannelGraph(ByKeyword(), (1, 2, 2))
+    assert graph.dense_flops == measured_flops(ByKeyword(), (1, 2, 2))
+    chosen = {"second": kept(4, 1, 3), "head": kept(12, 0, 3, 9)}
+    assert graph.flops(chosen).item() == 4 * 1 * 2 + 4 * 2 * 2 + 3 * 2
+
+
+def test_images_that_the_network_does_not_take_are_refused_in_one_line(capsys):
+    with pytest.raises(
+        InputError, match=r"does not take images of shape \[1, 3, 3\] \(.*27.*\); give others"
+    ) as refused:
+        ChannelGraph(Between(), (1, 3, 3))
+    assert "\n" not in str(refused.value)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_masked_weight_that_is_used_outside_its_layer_is_refused_too():
