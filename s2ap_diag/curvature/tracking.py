@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from s2ap_diag.curvature.dead import DeadScores, dead_scores
 from s2ap_diag.curvature.eigen import LambdaMax, PowerIteration
 from s2ap_diag.curvature.hessian import Loss, ScoreHessian
 from s2ap_diag.curvature.operators import Projected
-from s2ap_diag.curvature.reach import LayerReach, perturbation_reach, unreachable
+from s2ap_diag.curvature.reach import out_of_reach, perturbation_reach
 from s2ap_diag.curvature.secant import probe
 
 log = logging.getLogger(__name__)
@@ -79,8 +79,7 @@ class CurvatureTracker(Callback):
             self._read_curvature(loop, (x[:n], x_adv[:n], y[:n]), n / images)
         if due and loop.perturbation is None and self.settings.along_z is not None:
             self._probe(loop, x, x_adv, y, self.settings.along_z)
-            if self.settings.by_layer:
-                self._add_reach(loop, perturbation_reach(loop.model, self.settings.along_z))
+            self._add_reach(loop, self.settings.along_z)
         if loop.perturbation is not None:
             loop.perturbation.on_perturbed = self._watch_flips(loop) if due else None
             loop.perturbation.reads_curvature = loop.stage == "prune"
@@ -154,17 +153,17 @@ class CurvatureTracker(Callback):
             )
 
     def _read_reach(self, loop: Loop, gamma: float) -> None:
-        reach = perturbation_reach(loop.model, gamma)
-        self._add_reach(loop, reach)
-        layers = unreachable(reach)
+        self._add_reach(loop, gamma)
+        layers = out_of_reach(loop.model, gamma)
         self._add(loop, perturbation_layers_out_of_reach=len(layers))
         if layers and not self.warned:
             log.warning("no z within minimizer.gamma = %g changes the mask of %s", gamma, ", ".join(layers))
             self.warned = True
 
-    def _add_reach(self, loop: Loop, reach: Mapping[str, LayerReach]) -> None:
+    def _add_reach(self, loop: Loop, gamma: float) -> None:
         """With ``by_layer``, note the share of each layer in reach, and the least gamma that flips an entry of it."""
         if self.settings.by_layer:
+            reach = perturbation_reach(loop.model, gamma)
             shares = {f"switchable/{name}": layer.flippable / layer.entries for name, layer in reach.items()}
             margins = {f"margin/{n}": layer.needed for n, layer in reach.items() if layer.needed is not None}
             self._add(loop, **shares, **margins)

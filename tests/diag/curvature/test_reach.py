@@ -6,13 +6,16 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from torch import nn
 
 from s2ap_core.config import MethodSettings
 from s2ap_core.errors import InputError
-from s2ap_core.masks.masking import attach, masks, scores
+from s2ap_core.masks.masking import attach, attach_masks, masks, scores
+from s2ap_core.masks.parametrization import UnitMask
 from s2ap_core.methods import build_method
+from s2ap_core.methods.harp import rate_of
+from s2ap_diag.curvature import reach
 from s2ap_diag.curvature.reach import out_of_reach, perturbation_reach
 from tests.tiny import linear_with_scores
 
@@ -56,11 +59,57 @@ def test_the_reach_of_a_radius_is_the_most_of_all_masks_within_it(keep: float, h
         assert (out_of_reach(model, 0.99 * layer.needed), out_of_reach(model, 1.01 * layer.needed)) == ([""], [])
 
 
+def tabulated(parts: list[tuple[np.ndarray, np.ndarray]], radius: float) -> int:
+    """The most swaps of all parts together: every number in each, tau by a general solver, all sums tried."""
+    least = {0: 0.0}
+    for kept, dropped in parts:
+        a, b = np.sort(kept), np.sort(dropped)[::-1]
+        costs = [0.0]
+        for m in range(1, min(len(a), len(b)) + 1):
+
+            def cost(tau: float, a: np.ndarray = a[:m], b: np.ndarray = b[:m]) -> float:
+                return float((np.maximum(a - tau, 0) ** 2 + np.maximum(tau - b, 0) ** 2).sum())
+
+            costs.append(float(minimize_scalar(cost, bounds=(b[m - 1], a[m - 1]), options={"xatol": 1e-12}).fun))
+        sums: dict[int, float] = {}
+        for (n, spent), (m, more) in itertools.product(least.items(), enumerate(costs)):
+            sums[n + m] = min(sums.get(n + m, np.inf), spent + more)
+        least = sums
+    return max(n for n, spent in least.items() if spent <= radius**2)
+
+
+@pytest.mark.parametrize("steps", [False, True], ids=["smooth", "steps"])
+@pytest.mark.parametrize("gamma", [0.01, 0.03, 0.1, 0.2, 0.4, 5.0])
+def test_parts_share_a_ball_out_as_if_all_ways_were_tried(steps: bool, gamma: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    made = torch.randn(6, 24, generator=rng)
+    if steps:  # a dropped entry just below the weakest kept, all others far below: the second swap costs the most
+        made = torch.where(made > 0.4, 1.0, 0.1) + 0.001 * torch.rand(6, 24, generator=rng)
+        made[:, 0] = 0.99
+    rates = nn.Parameter(torch.stack([rate_of(keep, 0.0) for keep in (0.2, 0.35, 0.6)]))
+    model = attach_masks(
+        nn.Linear(24, 6, bias=False), lambda *_: UnitMask(made.clone(), 0.5, (0, 0, 1, 1, 2, 2), rates, 0.0)
+    )
+    kept, magnitude = masks(model)["weight"].numpy(), made.abs().double().numpy()
+    parts = [(row[k], row[~k]) for row, k in zip(magnitude, kept, strict=True)]
+    expected = tabulated(parts, gamma * float(np.linalg.norm(magnitude)))
+    assert perturbation_reach(model, gamma)[""].flippable == 2 * expected
+
+
+def test_what_is_out_of_reach_needs_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = attach(nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 10)), keep=0.2)
+    needed = {name: layer.needed for name, layer in perturbation_reach(model, 0.1).items()}
+    monkeypatch.delattr(reach, "_SwapCost")
+    assert needed["0"] < needed["1"]
+    assert out_of_reach(model, (needed["0"] + needed["1"]) / 2) == ["1"]
+
+
 def test_no_perturbation_flips_more_than_is_in_reach() -> None:
     torch.manual_seed(0)
     model = attach(nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 10)), keep=0.2)
     for gamma in (0.003, 0.01, 0.03, 0.1, 0.5):
-        reach = perturbation_reach(model, gamma)
+        within = perturbation_reach(model, gamma)
         before = masks(model)
         for _ in range(20):
             ascent = [torch.randn_like(s) ** 3 for s in scores(model).values()]
@@ -69,8 +118,8 @@ def test_no_perturbation_flips_more_than_is_in_reach() -> None:
                 for s, a in zip(scores(moved).values(), ascent, strict=True):
                     s.add_(gamma * s.norm() * a / a.norm())
             for name, mask in masks(moved).items():
-                assert int((mask ^ before[name]).sum()) <= reach[name.removesuffix(".weight")].flippable
-    assert reach["0"].flippable == 2 * 240  # all that are kept
+                assert int((mask ^ before[name]).sum()) <= within[name.removesuffix(".weight")].flippable
+    assert within["0"].flippable == 2 * 240  # all that are kept
     dense = perturbation_reach(attach(nn.Linear(4, 2), keep=1.0), 0.5)[""]
     assert (dense.flippable, dense.needed) == (0, None)
     for gamma in (0.0, float("inf")):
