@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo gallery test soak lint format bench clean
+.PHONY: help demo gallery test docs soak lint format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -35,6 +35,13 @@ test: .venv/.developer  ## every test, two at a time
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 		echo "the report is not tested in a browser; install one: apt-get install chromium chromium-driver"
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+.venv/.writer: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: .venv/.writer  ## pages to read, with both notebooks run: build/site/index.html; a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 soak: .venv/.developer  ## the tests of faults alone, with fifty kills at other moments each time
 	S2AP_SOAK=1 $(BIN)/python -m pytest tests/robustness

@@ -35,7 +35,12 @@ __all__ = [
 
 
 class Config(Settings):
-    """Everything that a run depends on, but for the device."""
+    """Everything that a run depends on, but for the device.
+
+    Attributes:
+        title: what the run is called where runs are shown.
+        seed: what all that depends on chance is a function of, with the stage, epoch and iteration.
+    """
 
     title: str = ""
     seed: int = Field(default=0, ge=0, lt=1 << 63)

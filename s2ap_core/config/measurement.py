@@ -16,6 +16,7 @@ class EvaluationSettings(Settings):
         attack: ``autoattack`` (standard), ``apgd`` (its APGD-CE and targeted APGD), ``pgd-50``, or ``none``.
         norm, eps: None is the training's.
         n: number of test images, the first ones; None is all.
+        batch_size: images that are attacked at once.
     """
 
     stages: list[Literal["pretrain", "prune", "finetune"]] = Field(default=["pretrain", "prune", "finetune"])
@@ -34,6 +35,7 @@ class TrackingSettings(Settings):
         every: iterations from one reading to the next; 0 reads nothing.
         recipe: ``paper`` starts each reading anew; ``warm`` starts from the last eigenvector and stops at a residual
             of ``tolerance``.
+        tolerance: the residual that a warm reading stops at.
         iterations: of power iteration in a reading, with ``warm`` at most; one product each, and one more.
         images: the first so many of the batch; None is all of it.
         batch_norm: the statistics that BatchNorm normalises with, a reading in each; one of them is half the cost.

@@ -11,6 +11,7 @@ class MethodSettings(Settings):
     """Settings of a method; those that a method does not read have no effect on it.
 
     Attributes:
+        name: of :data:`s2ap_core.methods.METHODS`, or a factory, ``FILE.py:FACTORY``.
         keep: fraction of the masked weights that stays, in all layers or, for methods that share it out, in those
             together that ``keep_layers`` does not name.
         keep_layers: keep rates of single layers, by pattern (see :mod:`s2ap_core.masks.choice`), such as

@@ -9,11 +9,14 @@ from s2ap_core.config.base import AttackNorm, NetworkNorm, Options, Radius, Sett
 
 
 class DataSettings(Settings):
-    """Which images: a name of :data:`s2ap_core.data.DATASETS`, the folder they lie in, its own options.
+    """Which images.
 
-    The name may also be an .npz file, a folder of class folders or a factory, ``FILE.py:FACTORY``.
-
-    Those that are trained on have an option ``augment``, true or false, in the place of what is usual for them.
+    Attributes:
+        name: of :data:`s2ap_core.data.DATASETS`, or an .npz file, a folder of class folders, or a factory,
+            ``FILE.py:FACTORY``.
+        root: the folder that the published files lie in.
+        options: the data set's own; those that are trained on have ``augment``, true or false, in the place of what is
+            usual for them.
     """
 
     name: str = "digits"
@@ -22,9 +25,10 @@ class DataSettings(Settings):
 
 
 class NetworkSettings(Settings):
-    """A name of :data:`s2ap_core.models.NETWORKS`; image size and channels follow from the data.
+    """The network; image size and channels follow from the data.
 
     Attributes:
+        name: of :data:`s2ap_core.models.NETWORKS`, or a factory, ``FILE.py:FACTORY``.
         width: of the first stage; None is the published width.
         norm_affine: whether the normalisation layers have affine parameters.
         norm: ``group`` has GroupNorm in the place of BatchNorm, in networks that have a choice.
@@ -42,8 +46,11 @@ class ObjectiveSettings(Settings):
     """The robust loss and the adversary that it is trained against.
 
     Attributes:
+        name: of :data:`s2ap_core.training.objectives.OBJECTIVES`, or a factory, ``FILE.py:FACTORY``.
+        beta: factor of the robust part, in objectives that have two.
         norm: of the ball that the adversary stays in.
         eps, step: its radius and a step's length in this norm, images in [0, 1]; the defaults are Linf's.
+        steps: of the attack in training.
         options: of an objective of one's own, ``FILE.py:FACTORY``.
     """
 

@@ -12,6 +12,11 @@ class StageSettings(Settings):
     """How a stage steps: by default SGD with momentum, its learning rate a half cosine from ``lr`` to 0, by epoch.
 
     Attributes:
+        epochs: over the training split.
+        lr: the largest learning rate.
+        momentum: of SGD, or the first beta of AdamW.
+        weight_decay: of the trained parameters.
+        batch_size: images of a batch, of all processes together.
         optimizer: ``sgd``, or ``adamw``, whose first beta is ``momentum`` and whose decay is apart from the gradient.
         lr_warmup: epochs over which the learning rate first rises linearly to ``lr``; the cosine has the others.
         lr_step: whether the learning rate changes with each epoch or with each iteration.
@@ -35,15 +40,21 @@ class StageSettings(Settings):
 
 
 class PretrainSettings(StageSettings):
-    """The dense network; a ``checkpoint`` of ours takes the place of the training."""
+    """The dense network.
+
+    Attributes:
+        checkpoint: a file of ours that takes the place of the training.
+    """
 
     checkpoint: Path | None = None
 
 
 class PruneSettings(StageSettings):
-    """The mask search; ``freeze_norm`` keeps the normalisation layers' affine parameters as they were.
+    """The mask search.
 
-    With 0 epochs the mask that a search would start from is the result.
+    Attributes:
+        epochs: with 0 the mask that a search would start from is the result.
+        freeze_norm: keep the normalisation layers' affine parameters as they were.
     """
 
     epochs: int = Field(default=20, ge=0)
@@ -51,7 +62,12 @@ class PruneSettings(StageSettings):
 
 
 class FinetuneSettings(StageSettings):
-    """Training under the final mask; with ``awp`` by Algorithm 2, at the search's gamma unless given."""
+    """Training under the final mask.
+
+    Attributes:
+        awp: train by Algorithm 2, which perturbs the masked weights.
+        gamma: with ``awp``, the radius relative to each layer's norm; None is the search's.
+    """
 
     lr: float = Field(default=0.01, gt=0)
     awp: bool = False
