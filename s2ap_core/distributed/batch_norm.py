@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from s2ap_core.distributed.group import add_up, world
+from s2ap_core.errors import InputError
 
 Statistics = Literal["sync", "local"]
 
@@ -22,7 +23,16 @@ def batch_statistics(model: nn.Module, mode: Statistics) -> Iterator[None]:
     Args:
         mode: ``sync`` takes mean and variance over all of them; ``local`` over each one's own images, and at
             the end of the block the running statistics become the mean of all processes'.
+
+    Raises:
+        InputError: if several processes work, and a BatchNorm is of a class of its own.
     """
+    for name, module in model.named_modules() if world() > 1 else ():
+        if isinstance(module, _BatchNorm) and not isinstance(module, (_Synced, _Local)) and type(module) not in _SYNCED:
+            raise InputError(
+                f"{name}: {type(module).__name__} is no BatchNorm that several processes can compute together; give "
+                "nn.BatchNorm1d, 2d or 3d, or run one process"
+            )
     norms = [m for m in model.modules() if type(m) in _SYNCED] if world() > 1 else []
     classes = _SYNCED if mode == "sync" else _LOCAL
     for norm in norms:
@@ -116,6 +126,10 @@ class _SyncedBatchNorm2d(_Synced, nn.BatchNorm2d):
     pass
 
 
+class _SyncedBatchNorm3d(_Synced, nn.BatchNorm3d):
+    pass
+
+
 class _LocalBatchNorm1d(_Local, nn.BatchNorm1d):
     pass
 
@@ -124,8 +138,20 @@ class _LocalBatchNorm2d(_Local, nn.BatchNorm2d):
     pass
 
 
+class _LocalBatchNorm3d(_Local, nn.BatchNorm3d):
+    pass
+
+
 # The classes that a network's BatchNorm has while several processes train it; its own class is the second base.
-_SYNCED: dict[type, type] = {nn.BatchNorm1d: _SyncedBatchNorm1d, nn.BatchNorm2d: _SyncedBatchNorm2d}
+_SYNCED: dict[type, type] = {
+    nn.BatchNorm1d: _SyncedBatchNorm1d,
+    nn.BatchNorm2d: _SyncedBatchNorm2d,
+    nn.BatchNorm3d: _SyncedBatchNorm3d,
+}
 
 
-_LOCAL: dict[type, type] = {nn.BatchNorm1d: _LocalBatchNorm1d, nn.BatchNorm2d: _LocalBatchNorm2d}
+_LOCAL: dict[type, type] = {
+    nn.BatchNorm1d: _LocalBatchNorm1d,
+    nn.BatchNorm2d: _LocalBatchNorm2d,
+    nn.BatchNorm3d: _LocalBatchNorm3d,
+}

@@ -64,6 +64,14 @@ class Method(ABC):
         settings = self.settings
         return chosen_layers(model, only=settings.only, skip=settings.skip, embeddings=settings.embeddings)
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a network, plain and perhaps on the meta device, that the method cannot mask as settings ask.
+
+        Raises:
+            InputError: naming the setting and the remedy.
+        """
+        self.own_keeps(model)
+
     def own_keeps(self, model: nn.Module) -> dict[str, float]:
         """Return the keep rates of the layers that ``keep_layers`` names; ``keep`` is of the others together.
 

@@ -72,13 +72,17 @@ def tail_exponent(eigenvalues: Tensor) -> float:
     """Estimate the exponent alpha of a density that falls as ``x^-alpha`` from the largest half (Hill 1975).
 
     Of n eigenvalues ``x_1 >= ... >= x_n`` and k = n // 2, it is ``1 + k / sum over i <= k of log(x_i / x_(k + 1))``.
+    Those that are 0 but for rounding, at most ``n eps x_1``, are left out and not counted.
 
     Args:
-        eigenvalues: [n], at least 0, descending.
+        eigenvalues: [n], at least 0, descending; of a floating point type of that eps.
 
     Returns:
         NaN or infinity where there is no tail: of fewer than two eigenvalues, or where half of them are equal.
     """
+    if len(eigenvalues):
+        rounding = len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * eigenvalues[0]
+        eigenvalues = eigenvalues[eigenvalues > rounding]
     k = len(eigenvalues) // 2
     logs = eigenvalues[: k + 1].log()
     return 1 + float(k / (logs[:k] - logs[k]).sum()) if k else float("nan")

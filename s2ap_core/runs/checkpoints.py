@@ -252,7 +252,13 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], keep: float) -> None:
 def _unit_mask(called: Mapping[str, str], scores: Tensor, state: Mapping[str, Tensor], keep: float) -> UnitMask:
     """Build the mask of a layer whose units have a learned keep rate each."""
     unit, rates = called["unit"], called["rate"]
-    of_part = state[unit].flatten().tolist()
+    found = state[unit]
+    if found.dtype != torch.int64 or found.dim() != 1 or not len(found):
+        raise InputError(
+            f"{unit} is {found.dtype} of shape {list(found.shape)}: it names the unit of each run of rows, one or more "
+            "numbers in int64; restore the file"
+        )
+    of_part = found.tolist()
     units = len(set(of_part))
     if set(of_part) != set(range(units)) or len(scores) % len(of_part):
         raise InputError(f"{unit} does not share the layer's {len(scores)} rows out; restore the file")

@@ -110,7 +110,8 @@ class Flips(_Fixed):
     share: float
 
     def __call__(self, layers: Sequence[PerturbedLayer], ascent: Sequence[Tensor], seed: int) -> list[Tensor]:
-        draws = torch.rand(len(layers), generator=generator("cpu", seed, "swaps")).to(ascent[0].device)
+        # Numbers of Python, which a GPU's arithmetic takes without a copy to wait for.
+        draws = torch.rand(len(layers), generator=generator("cpu", seed, "swaps")).tolist()
         wished = [(self.share * layer.kept().sum() + draw).floor() for layer, draw in zip(layers, draws, strict=True)]
         return [radius_of_swaps(*each) for each in zip(layers, ascent, wished, strict=True)]
 

@@ -119,7 +119,7 @@ def prepare(config: Config, data: Dataset | None = None) -> Dataset:
     with torch.device("meta"):
         model = build_network(described)
     if "prune" in course.trained(config):
-        method.own_keeps(model)
+        method.check(model)
     if is_code(config.network.name):
         with torch.random.fork_rng([]):
             model = build_network(described)

@@ -20,7 +20,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from s2ap_core.config import parse_config
 from s2ap_core.data import InMemory
+from s2ap_core.distributed import batch_norm
 from s2ap_core.distributed.share import Share, draw, rows
+from s2ap_core.errors import InputError
 from s2ap_core.files import lock
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.seeds import generator
@@ -128,6 +130,40 @@ def test_a_part_of_each_batch_is_augmented_as_in_the_whole():
 
 
 # --- BatchNorm ---
+
+CLASSES = {(): nn.BatchNorm1d, (4,): nn.BatchNorm1d, (4, 3): nn.BatchNorm2d, (4, 3, 2): nn.BatchNorm3d}
+
+
+@pytest.mark.parametrize("pixels", CLASSES)
+def test_batch_norm_of_every_dimension_is_synced(pixels, monkeypatch):
+    monkeypatch.setattr(batch_norm, "world", lambda: 2)
+    monkeypatch.setattr(batch_norm.dist, "all_reduce", lambda tensor: tensor.mul_(2))  # the other has the same images
+    norm, plain = CLASSES[pixels](3).double(), CLASSES[pixels](3).double()
+    x = torch.randn(5, 3, *pixels, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with batch_norm.batch_statistics(nn.Sequential(norm), "sync"):
+        torch.testing.assert_close(norm(x), plain(torch.cat([x, x]))[:5])
+    torch.testing.assert_close(norm.running_var, plain.running_var)
+    assert type(norm) is type(plain)
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_norm, "add_up", lambda tensors: [2 * t for t in tensors])
+        with batch_norm.batch_statistics(nn.Sequential(norm), "local"):
+            assert type(norm) is not type(plain)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    pass
+
+
+def test_batch_norm_of_a_class_of_its_own_needs_one_process(monkeypatch):
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), OwnNorm(2))
+    with batch_norm.batch_statistics(model, "sync"):
+        pass
+    monkeypatch.setattr(batch_norm, "world", lambda: 2)
+    with (
+        pytest.raises(InputError, match=r"^1: OwnNorm is .* or run one process"),
+        batch_norm.batch_statistics(model, "sync"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("count", [7, 1])

@@ -26,6 +26,7 @@ from s2ap_core.seeds import generator
 from s2ap_core.training.ball import PerturbedLayer, radius_of_swaps
 from s2ap_core.training.stages import Stages
 from s2ap_diag.curvature.reach import perturbation_reach
+from s2ap_diag.execution.execute import prepare
 from s2ap_diag.stability.margins import score_margins
 from s2ap_diag.verification import verify
 
@@ -107,11 +108,51 @@ def test_the_module_stays_as_it_is_and_other_layers_have_a_rate_each(narrow):
     assert set(shapes.values()) == {(), (2,)}
 
 
-def test_networks_without_attention_have_harps_rates(narrow):
-    for name in ("harp", "harp-units", "harp-heads"):
-        model = narrow()
-        build_method(MethodSettings(name=name, keep=0.3)).attach(model, generator("cpu", 0))
-        assert all(mask.rate.shape == () for mask in score_masks(model).values())
+class Apart(nn.Module):
+    """Attention whose keys are of another width, so that its projections are layers, and one that packs them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.apart, self.attn = nn.MultiheadAttention(8, 2, kdim=6), nn.MultiheadAttention(8, 2)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("make", "name", "settings", "said"),
+    [
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "harp-units", {}, "harp-units is harp here"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "harp-heads", {}, "harp-heads is harp here"),
+        (lambda: nn.MultiheadAttention(8, 2), "harp-units", {"skip": ["in_proj"]}, "is harp here: .* = harp$"),
+        (lambda: nn.MultiheadAttention(8, 2), "harp-units", {"keep_layers": {"in_proj": 0.5}}, "is harp here"),
+        (lambda: nn.MultiheadAttention(8, 1), "harp-heads", {}, "is harp-units here: .* = harp-units, "),
+        (Apart, "harp-units", {}, r"one rate, but apart\.q_proj is a layer of its own, .* = harp, or skip it"),
+        (Apart, "harp-heads", {"skip": ["apart.q_proj"]}, r"one rate, but apart\.k_proj"),
+    ],
+)
+def test_a_network_of_which_no_layer_has_units_is_refused(make, name, settings, said, device):
+    with torch.device(device):
+        model = make()
+    method = build_method(MethodSettings(name=name, keep=0.3, **settings))
+    for act in (method.check, lambda model: method.attach(model, generator("cpu", 0))):
+        with pytest.raises(InputError, match=said) as refused:
+            act(model)
+        assert str(refused.value).startswith(f"method.name = {name} ")
+    assert not score_masks(model)
+
+
+def test_queries_and_keys_apart_may_be_left_out():
+    model = Apart()
+    method = build_method(MethodSettings(name="harp-heads", keep=0.3, skip=["apart.?_proj"]))
+    method.attach(model, generator("cpu", 0))
+    found = score_masks(model)
+    assert list(found) == ["apart.out_proj", "attn.in_proj", "attn.out_proj"]
+    assert isinstance(found["attn.in_proj"], UnitMask)
+
+
+def test_a_run_says_so_before_it_trains(tmp_path, new_run, data):
+    config = new_run(tmp_path / "run", network={"name": "resnet18", "width": 4}, method={"name": "harp-units"}).config
+    with pytest.raises(InputError, match=r"^method\.name = harp-units is harp here"):
+        prepare(config, data)
 
 
 def test_a_list_of_rates_is_of_units(narrow):
@@ -212,6 +253,12 @@ def test_rates_of_units_survive_checkpoint_and_copy(saved):
     [
         ("unit", torch.tensor([0, 2, 0]), "does not share the layer's 36 rows out"),
         ("unit", torch.tensor([0, 0, 1, 1, 2]), "does not share the layer's 36 rows out"),
+        ("unit", torch.zeros(0, dtype=torch.int64), r"unit is torch.int64 of shape \[0\]: .*; restore the file"),
+        ("unit", torch.tensor(0), r"unit is torch.int64 of shape \[\]"),
+        ("unit", torch.tensor([[0, 0, 1]]), r"unit is torch.int64 of shape \[1, 3\]"),
+        ("unit", torch.tensor([0.0, 0.0, 1.0]), r"unit is torch.float32 of shape \[3\]"),
+        ("unit", torch.tensor([False, False, True]), r"unit is torch.bool of shape \[3\]"),
+        ("unit", torch.tensor([0, 0, 1], dtype=torch.int32), r"unit is torch.int32 of shape \[3\]"),
         ("unit", torch.tensor([0, 1, 2]), r"rate has shape \[2\], not \[3\]"),
         ("rate", torch.tensor(0.5), r"rate has shape \[\], not \[2\]"),
         ("rate", torch.tensor([0.5, torch.nan]), "is NaN or infinite"),

@@ -41,6 +41,20 @@ def test_the_tail_exponent_of_four_by_hand():
     assert math.isnan(tail_exponent(torch.ones(1)))
 
 
+def test_a_rank_that_is_not_full_is_no_heavy_tail():
+    """A layer with rows of zeros has the exponent of the rows that are left; one of rank 1 counts as the mean."""
+    rng = torch.Generator().manual_seed(4)
+    full = {name: torch.randn(32, 32, generator=rng) for name in "abc"}
+    rank = {**full, "c": full["c"].clone()}
+    rank["c"][:20] = 0
+    assert tail_exponent(spectrum(rank["c"])) == pytest.approx(tail_exponent(spectrum(full["c"][20:])), rel=1e-9)
+    rank["c"] = full["c"][:, :1] * full["a"][:1]  # of rank 1, but for rounding to float32
+    assert math.isnan(tail_exponent(spectrum(rank["c"])))
+    assert math.isnan(tail_exponent(torch.zeros(6)))
+    counts = spectral_counts(rank, 0.5, 0.2)
+    assert min(counts["a"], counts["b"]) < counts["c"] < max(counts["a"], counts["b"])
+
+
 def test_the_spectrum_is_of_the_correlation_of_rows():
     weight = torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(2))
     matrix = weight.double().numpy().reshape(5, 12)

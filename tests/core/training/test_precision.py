@@ -12,7 +12,7 @@ from s2ap_core.masks.layers import score_masks
 from s2ap_core.methods import build_method
 from s2ap_core.modes import gpu_arithmetic
 from s2ap_core.training import replay
-from s2ap_core.training.ball import Relative, score_layers
+from s2ap_core.training.ball import Flips, Relative, Rise, score_layers
 from s2ap_core.training.iteration import iterate
 from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.optimization import searched_parameters
@@ -61,16 +61,28 @@ def test_a_run_in_bfloat16_keeps_float32_scores_and_finds_nearly_the_same_mask(t
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
-@pytest.mark.parametrize("method", ["hydra", "harp"])
+@pytest.mark.parametrize(
+    ("method", "network", "radius"),
+    [
+        ("hydra", "resnet18", Relative(0.01)),
+        ("harp", "resnet18", Relative(0.01)),
+        ("hydra", "resnet18", Flips(0.01)),
+        ("hydra", "resnet18", Rise(0.05)),
+        ("hydra-erk", "resnet18", Flips(0.01)),
+        ("harp-units", "vit", Flips(0.01)),
+        ("harp-units", "vit", Rise(0.05)),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_an_iteration_never_waits_for_the_gpu(method, precision, narrow, batch):
+def test_an_iteration_never_waits_for_the_gpu(method, network, radius, precision, narrow, batch):
     x, y = (part.cuda() for part in batch)
-    model = narrow("resnet18").cuda().to(memory_format=torch.channels_last).train()
+    model = narrow(network).cuda().to(memory_format=torch.channels_last).train()
     settings = build_method(MethodSettings(name=method, keep=0.3))
     settings.attach(model, torch.Generator())
     optimizer = torch.optim.SGD(searched_parameters(model, PruneSettings()), lr=0.1, momentum=0.9)
     objective = build_objective(ObjectiveSettings()).autocast(precision)
-    perturbation = Perturbation(model, score_layers(model), radius=Relative(0.01))
+    perturbation = Perturbation(model, score_layers(model), radius=copy.copy(radius))
 
     def once() -> None:
         iterate(
