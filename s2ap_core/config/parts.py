@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
 
 from s2ap_core.errors import InputError
 
@@ -158,6 +158,8 @@ def _typed(what: str, value: Any, parameter: inspect.Parameter) -> Any:
         expected = {"bool": bool, "int": int, "float": float, "str": str}.get(expected, Any)
     try:
         return TypeAdapter(expected).validate_python(value, strict=expected in (bool, int, str))
+    except (PydanticUserError, PydanticUndefinedAnnotation):  # a type that it cannot check
+        return value
     except ValidationError as error:
         raise InputError(f"{what} = {value!r}: {error.errors()[0]['msg']}") from error
 

@@ -14,12 +14,22 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+    default_convert,
+)
 
 from s2ap_core.data.base import Dataset, Split, hold_out, reason
-from s2ap_core.data.imagenet import class_names, list_images
+from s2ap_core.data.imagenet import FORMATS, class_names, list_images
 from s2ap_core.data.memory import InMemory
 from s2ap_core.errors import InputError
 from s2ap_core.files.arrays import load_arrays
+from s2ap_core.files.kinds import check_input
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
@@ -66,10 +76,10 @@ def adapt(name: str, made: Any) -> Dataset:
 
     That is one of ours; or a torch Dataset, a DataLoader, an iterable of batches or a pair of arrays (x, y); or a
     mapping of them by split (``train``, ``val``, ``test``), or a tuple of train and test. Of a DataLoader the Dataset
-    is read, in its own order. Everything is read once: what draws at random draws once.
+    is read, in its own order, through its ``collate_fn``. Everything is read once: what draws at random draws once.
 
     Raises:
-        InputError: if it is none of these, has no labels, or images that are not in [0, 1].
+        InputError: if it is none of these, chooses images by a sampler, has no labels, or images beyond [0, 1].
     """
     if all(hasattr(made, attribute) for attribute in ("batches", "checksum", "classes", "count")):
         ours: Dataset = made
@@ -163,8 +173,11 @@ def _folder(path: Path, size: int | None) -> dict[str, Arrays]:
 
 def _image(file: Path, size: int | None) -> np.ndarray:
     try:
-        with Image.open(file) as image:
-            grey = image.mode in ("1", "L", "I;16")
+        check_input(file)
+        with Image.open(file, formats=FORMATS) as image:
+            if image.mode.startswith(("I", "F")):
+                raise InputError(f"{file}: more than 8 bits a pixel ({image.mode}); scale it to 8 bits")
+            grey = image.mode in ("1", "L")
             small = image.convert("L" if grey else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{file}: not an image that can be read ({reason(error)}); copy it again") from error
@@ -183,8 +196,7 @@ def _read(part: Any, split: str) -> Arrays:
     if isinstance(part, tuple | list) and len(part) == 2 and _is_pair(part):
         x, y = (np.asarray(entry) for entry in part)
         return _channels_first(x), y
-    source = getattr(part, "dataset", part)  # of a DataLoader
-    items = list(_items(source))
+    items = list(_items(_loaded(part) if isinstance(part, DataLoader) else part))
     if not items:
         raise InputError(f"{split} has no images")
     batched = items[0][1].ndim > 0
@@ -195,8 +207,32 @@ def _read(part: Any, split: str) -> Arrays:
     return _channels_first(join([x for x, _ in items])), join([y for _, y in items])
 
 
+def _loaded(loader: DataLoader[Any]) -> Any:
+    """Return what a DataLoader reads, in its data set's order; batches where it collates them by code of the user's.
+
+    Raises:
+        InputError: if its sampler leaves images out or repeats them.
+    """
+    data = loader.dataset
+    if not isinstance(data, IterableDataset):
+        batches = loader.batch_sampler
+        sampler = batches.sampler if type(batches) is BatchSampler else loader.sampler if batches is None else batches
+        whole = type(sampler) is SequentialSampler or (
+            type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == len(data)  # type: ignore[arg-type]
+        )
+        if not whole:
+            raise InputError(
+                f"a DataLoader with a {type(sampler).__name__}, which chooses images; give its data set, or a "
+                "torch.utils.data.Subset of it"
+            )
+    if loader.collate_fn in (default_collate, default_convert):
+        return data
+    return DataLoader(data, batch_size=loader.batch_size, collate_fn=loader.collate_fn)
+
+
 def _items(source: Any) -> Iterator[Arrays]:
-    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+    drawn = isinstance(source, IterableDataset)  # which may have a length, and inherits the other
+    if not drawn and hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         held = source
         source = (held[i] for i in range(len(held)))
     elif not isinstance(source, Iterable):

@@ -267,18 +267,17 @@ def _size(
     return mode(votes) if votes else default
 
 
-def _head(model: nn.Module) -> str:
-    """Find the last Linear layer, which gives the logits."""
-    names: list[str] = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    return names[-1]
+def _head(model: nn.Module) -> str | None:
+    """Find the last Linear layer, which gives the logits; None in a network that ends in something else."""
+    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    return names[-1] if names else None
 
 
 def _with_linear_head(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Turn the 1x1 convolution ``fc`` without bias, in which RLTH's code ends its networks, into a Linear layer."""
-    weight = tensors.get("fc.weight")
-    if weight is None or weight.shape[2:] != (1, 1) or "fc.weight" in model.state_dict():
+    weight, head = tensors.get("fc.weight"), _head(model)
+    if weight is None or head is None or weight.shape[2:] != (1, 1) or "fc.weight" in model.state_dict():
         return dict(tensors)
-    head = _head(model)
     renamed = {re.sub(r"^fc\.", f"{head}.", key): tensor for key, tensor in tensors.items()}
     kinds = [
         kind for kind in ("weight", "scores", "mask") if f"fc.{kind}" in tensors and tensors[f"fc.{kind}"].dim() > 1
