@@ -42,7 +42,7 @@ def read_source(source: str | Path) -> tuple[Config, Iterable[str]]:
     """
     path, known = Path(source), presets()
     if path.is_file():
-        config = parse_config(_read_toml(path), str(source))
+        config = parse_file(path)
         name_by_user(*config.parts)
         return config, without_effect(config)
     if str(source) in known:
@@ -50,6 +50,15 @@ def read_source(source: str | Path) -> tuple[Config, Iterable[str]]:
     close = difflib.get_close_matches(str(source), known, cutoff=0.8)
     hint = f"did you mean {', '.join(close)}" if close else "`s2ap-diag run --list` shows the presets"
     raise InputError(f"{source}: neither a file nor a preset; {hint}")
+
+
+def parse_file(path: Path) -> Config:
+    """Read the settings of a TOML file as they stand there; the code that it names stays unnamed and does not run.
+
+    Raises:
+        InputError: if it cannot be read, is not TOML, or a key or value does not fit.
+    """
+    return parse_config(_read_toml(path), str(path))
 
 
 def override(config: Config, overrides: tuple[str, ...], source: str, own: Iterable[str] = ()) -> Config:

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from s2ap_core.config.parts import is_code
 from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import check_place, write_file
 from s2ap_diag.output.tables import Table, show_table, to_csv
@@ -18,6 +19,10 @@ from s2ap_diag.reading.files import FOLDERS, expand
 
 PICTURES = (".png", ".pdf", ".svg")
 """Endings of a picture's name."""
+
+
+IMAGES = (".jpeg", ".jpg", ".png")
+"""Endings of the images of a folder that is a data set."""
 
 
 ROOM = 1 << 20
@@ -33,8 +38,8 @@ OWN_FILES = (
     "results.json",
     "run.log",
 )
-OWN_FOLDERS = {"ckpt": ".safetensors", "masks": ".safetensors", "evals": ".npz"}
-"""What a run's folder holds that no other command may write over."""
+OWN_FOLDERS = {"ckpt": ".safetensors", "masks": ".safetensors", "evals": ".npz", "code": "", "tensorboard": ""}
+"""What a run's folder holds that no other command may write over, folders with the ending of their files."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +86,22 @@ def as_json(records: Sequence[dict[str, Any]]) -> str:
     return json.dumps(list(records), indent=2, default=str) + "\n"
 
 
-def check_destinations(outputs: Mapping[str, Path], inputs: Sequence[Path], pictures: Sequence[str] = ()) -> None:
+def check_destinations(
+    outputs: Mapping[str, Path], inputs: Sequence[Path], pictures: Sequence[str] = (), named: Iterable[str] = ()
+) -> None:
     """Check the files that a command is to write, by the options that name them, before it begins.
 
     Args:
         inputs: files and folders that it reads.
         pictures: the options that name pictures.
+        named: what other options name: parts that may be code, or images of the user's own.
 
     Raises:
         InputError: naming the option, if a name is no place for a file or has no picture's ending; if the folder cannot
             be written to or is full; if it is an input, a file of a run, or what another option names.
     """
     places: dict[str, str] = {}
+    parts = [*map(_part, named)]
     for option, path in outputs.items():
         if option in pictures and path.suffix.lower() not in PICTURES:
             raise InputError(f"{option} {path}: end the name in .png, .pdf or .svg")
@@ -104,7 +113,7 @@ def check_destinations(outputs: Mapping[str, Path], inputs: Sequence[Path], pict
             raise InputError(f"{option} {path}: cannot be written ({error.strerror}); name another file") from error
         except InputError as error:
             raise InputError(f"{option} {error}") from error
-        if any(_reads(given, path) for given in inputs):
+        if any(_reads(given, path) for given in inputs) or any(_holds(part, path) for part in parts):
             raise InputError(f"{option} {path}: it is read by this command; name another file")
         if _of_a_run(path):
             raise InputError(f"{option} {path}: it is a file of the run there; name another file")
@@ -137,6 +146,23 @@ def _reads(given: Path, path: Path) -> bool:
     return any(os.path.samefile(file, path) for file in files)
 
 
+def _part(name: str) -> Path:
+    """Return the file or folder that the name of a part stands for; it need not be there."""
+    if not is_code(name):
+        return Path(name)
+    where = name.rpartition(":")[0]
+    return Path(where if where.endswith(".py") else f"{where.replace('.', '/')}.py")
+
+
+def _holds(part: Path, path: Path) -> bool:
+    """Return whether a file is that of a part, or an image in the folders of classes of one."""
+    real, own = os.path.realpath(path), os.path.realpath(part)
+    if not os.path.exists(real):
+        return False
+    deep = real.removeprefix(f"{own.rstrip('/')}/")
+    return real == own or (deep != real and "/" in deep and Path(real).suffix.lower() in IMAGES)
+
+
 def _of_a_run(path: Path) -> bool:
     """Return whether it is a file that a run has written in its folder, or one in the run's folders."""
     real = Path(os.path.realpath(path))
@@ -144,5 +170,5 @@ def _of_a_run(path: Path) -> bool:
         return False
     if (real.parent / "config.toml").is_file():
         return real.name in OWN_FILES
-    own = OWN_FOLDERS.get(real.parent.name) == real.suffix
+    own = real.name.endswith(OWN_FOLDERS.get(real.parent.name, "/"))
     return own and (real.parent.parent / "config.toml").is_file()

@@ -11,7 +11,7 @@ import torch
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
 from s2ap_core.files.record import load_json
-from s2ap_core.presets.read import read_config
+from s2ap_core.presets.read import parse_file
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.training.evaluation import Evaluation, load_evaluation
 from s2ap_diag.reading.files import Kind, expand
@@ -57,7 +57,7 @@ def load(
         return _folder(path, known, device)
     suffix = path.suffix.lower()
     if suffix == ".toml":
-        return read_config(str(path))
+        return parse_file(path)
     if suffix == ".json":
         return _json(path)
     if suffix == ".csv":

@@ -1,14 +1,16 @@
 """What a user adds about checkpoints of other tools, whose files do not say it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from s2ap_core.config import DataSettings
-from s2ap_core.config.parts import name_by_user
+from s2ap_core.config.parts import is_code, name_by_user
 from s2ap_core.data import Dataset, load
 from s2ap_core.errors import InputError
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.runs.directory import RunDirectory
+from s2ap_core.runs.identity import CODE
 from s2ap_diag.reading.read import read
 
 
@@ -42,6 +44,18 @@ class Source:
         name = self.dataset or checkpoint.header.get("dataset")
         if name is None:
             raise InputError(f"{checkpoint.path}: does not say its data set; give --dataset")
-        if name != settings.name:
+        if not _same(name, settings.name, run):
             return load(name, self.root)
         return load(name, self.root or settings.root, **settings.options)
+
+
+def _same(name: str, of_run: str, run: Path) -> bool:
+    """Return whether two names of data sets stand for one: by any path to it, or to the run's copy of its code."""
+    if name == of_run or is_code(name) != is_code(of_run):
+        return name == of_run
+    (file, _, factory), (own, _, own_factory) = (
+        n.rpartition(":") if is_code(n) else (n, "", "") for n in (name, of_run)
+    )
+    path = Path(os.path.realpath(file))
+    copied = path.parent == Path(os.path.realpath(run / CODE)) and path.name.rpartition("-")[0] == Path(own).stem
+    return factory == own_factory and (copied or str(path) == os.path.realpath(own))

@@ -37,6 +37,7 @@ def check_outputs() -> None:
     context = click.get_current_context()
     outputs: dict[str, Path] = {}
     inputs: list[Path] = []
+    named: list[str] = []
     pictures: list[str] = []
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
@@ -46,7 +47,9 @@ def check_outputs() -> None:
                 pictures += parameter.opts[:1] * parameter.type.picture
         elif isinstance(parameter.type, click.Path) or isinstance(parameter, click.Argument):
             inputs += map(Path, value if isinstance(value, tuple) else filter(None, [value]))
-    check_destinations(outputs, inputs, pictures)
+        if not isinstance(parameter.type, click.Path):
+            named += [one for one in (value if isinstance(value, tuple) else [value]) if isinstance(one, str)]
+    check_destinations(outputs, inputs, pictures, named)
 
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
