@@ -118,12 +118,12 @@ def prepare(config: Config, data: Dataset | None = None) -> Dataset:
     described = describe(config, data, "pretrain", 0)["network"]
     with torch.device("meta"):
         model = build_network(described)
-    if "prune" in course.trained(config):
-        method.check(model)
     if is_code(config.network.name):
         with torch.random.fork_rng([]):
-            model = build_network(described)
-        check_logits(config.network.name, model, (data.channels, data.size, data.size), data.classes)
+            whole = build_network(described)
+        check_logits(config.network.name, whole, (data.channels, data.size, data.size), data.classes)
+    if "prune" in course.trained(config):
+        method.check(model)
     return data
 
 
