@@ -67,7 +67,7 @@ class Table:
         cells, whole = list(zip(self.columns, *self.rows, strict=True)), self._whole()
         pieces = [max(cell_len(piece.rstrip()) for text in texts for piece in _ENDS.split(text)) for texts in cells]
         least = [
-            max(piece, *map(cell_len, texts[1:])) if numeric else piece
+            max([piece, *map(cell_len, texts[1:])]) if numeric else piece
             for piece, texts, numeric in zip(pieces, cells, self.numeric, strict=True)
         ]
         comfortable = [

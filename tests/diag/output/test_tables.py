@@ -85,6 +85,12 @@ def test_wide_shows_all_in_one_line_each(capsys, monkeypatch):
     assert any(NAMES[0] in line and line.count("1.234") == 30 for line in wide.splitlines())
 
 
+def test_a_table_without_rows_has_its_heads():
+    lines = printed(make_table("0 findings", ["finding", "what"], []), 80)
+    assert lines[0] == "0 findings"
+    assert "finding" in lines[2]
+
+
 def test_marks_are_explained_where_they_occur():
     def notes(*cells):
         lines = printed(make_table("", ["x"], [[cell] for cell in cells], notes=(NOT_CONVERGED, AT_LEAST)), 80)
