@@ -61,8 +61,14 @@ def _unusable_tensors(model: nn.Module) -> Iterator[Finding]:
             yield Finding("violation", name, f"{bad} values are NaN or infinite; restore an earlier epoch")
 
 
-def wrong_counts(checkpoint: Checkpoint, bits: Mapping[str, Tensor]) -> Iterator[Finding]:
-    """Find masks, by layer name, that keep more or fewer weights than the header's ``keep`` and ``keep_layers`` say."""
+def wrong_counts(
+    checkpoint: Checkpoint, bits: Mapping[str, Tensor], *, uniform: bool | None = None
+) -> Iterator[Finding]:
+    """Find masks, by layer name, that keep more or fewer weights than the header's ``keep`` and ``keep_layers`` say.
+
+    Args:
+        uniform: whether the method keeps the same fraction of each layer; None to ask the method that the header names.
+    """
     keep = checkpoint.header.get("keep")
     if keep is None or str(checkpoint.header.get("method")).endswith("-channels"):  # whose budget is in FLOPs
         return
@@ -71,7 +77,9 @@ def wrong_counts(checkpoint: Checkpoint, bits: Mapping[str, Tensor]) -> Iterator
         yield from _wrong_count(name, bits[name], of_layer)
     shared = {name: b for name, b in bits.items() if name not in own}
     method = str(checkpoint.header.get("method"))
-    if getattr(METHODS.find(method) if METHODS.knows(method) else None, "uniform", True):
+    if uniform is None:
+        uniform = getattr(METHODS.find(method) if METHODS.knows(method) else None, "uniform", True)
+    if uniform:
         for name, b in shared.items():
             yield from _wrong_count(name, b, keep)
         return

@@ -1,5 +1,6 @@
 """What the user's own code and images are held to: nothing is overwritten, run unasked, or read as something else."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -28,9 +29,21 @@ from s2ap_core.config import parts
 from s2ap_core.data import Dataset, load
 from s2ap_core.data.own import adapt
 from s2ap_core.errors import InputError
+from s2ap_core.files.tensors import load_tensors, save_tensors
 from s2ap_core.foreign.network import _head, _with_linear_head
+from s2ap_core.masks.layers import masked_layers
+from s2ap_core.masks.masking import attach_masks, masks
+from s2ap_core.masks.parametrization import ScoreMask
+from s2ap_core.masks.state import plain_state_dict, selects
+from s2ap_core.presets.read import parse_file
+from s2ap_core.runs import course
+from s2ap_core.runs.checkpoints import fill
+from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.commands import main
+from s2ap_diag.comparison.cost import _layers
+from s2ap_diag.comparison.evidence import gather
 from s2ap_diag.output.destinations import check_destinations
+from s2ap_diag.reading.results import collect
 from s2ap_diag.reading.source import Source
 
 PAGE = (Path(__file__).parents[1] / "docs" / "own.md").read_text()
@@ -186,3 +199,75 @@ def test_a_network_without_a_linear_layer_has_no_head() -> None:
     assert _head(model) is None
     tensors = {"fc.weight": torch.zeros(2, 4, 1, 1)}
     assert _with_linear_head(tensors, model) == tensors
+
+
+READERS = (
+    ["check", "run", "--quiet", "--json", "found.json"],
+    ["report", "run", "--quiet"],
+    ["hamming", "run", "--quiet"],
+)
+
+
+def test_a_run_is_read_without_its_code(run: Path) -> None:
+    """The density is that of the masks, the budget is checked, and no command asks for an option that it lacks."""
+    (run.parent / "mine.py").unlink()
+    for command in READERS:
+        ended = CliRunner().invoke(main, command)
+        assert ended.exit_code in (0, 1), ended.output
+        assert "--network" not in ended.output
+    found = {one["condition"]: one for one in json.loads(Path("found.json").read_text())}
+    assert found["budget"]["passed"]
+    assert found["budget"]["value"] == 44 / 88  # of 8x9 + 2x8 weights
+    (evidence,) = map(gather, collect(run)[0])
+    assert evidence.budget is not None
+    assert (evidence.budget.cost.density, evidence.budget.cost.flops) == (0.5, None)
+    state, header = load_tensors(run / "ckpt" / "finetune-best.safetensors")
+    state["conv.mask"] = torch.zeros_like(state["conv.mask"])
+    save_tensors(run / "ckpt" / "finetune-best.safetensors", state, header)
+    assert "conv.weight" in gather(collect(run)[0][0]).budget.violation  # type: ignore[union-attr]
+
+
+def test_masked_layers_without_their_network_are_those_of_the_network() -> None:
+    """Of convolutions, linear layers and an attention with what lies in it, at all dimensions."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Conv3d(1, 2, 2), nn.Conv2d(4, 4, 3, groups=2))
+            self.attention = nn.MultiheadAttention(4, 2)
+            self.fc = nn.Linear(4, 3)
+
+    model = Net()
+    attach_masks(model, lambda name, layer: ScoreMask(torch.randn(layer.weight.shape), 0.3))
+    state = plain_state_dict(model)
+    bare = _layers(state)
+    assert masked_layers(bare).keys() == set()
+    own = {name: t for name, t in state.items() if name in bare.state_dict() or selects(name)}
+    fill(bare, own, 0.3)
+    expected, found = masks(model), masks(bare)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_run_notes_what_its_own_method_makes_of_its_course(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method without a search, whose layers keep different fractions: finished, and read without its code."""
+    Path("once.py").write_text("from s2ap_core.methods.magnitude_global import MagnitudeGlobal as Once\n")
+    Path("once.toml").write_text(re.sub(r"method = .*", 'method = { name = "once.py:Once", keep = 0.5 }', CONFIG))
+    changes = [word for change in SHORT if "prune" not in change for word in ("--set", change)]
+    changes += ["--set", "minimizer.name=none"]
+    config = Path("once.toml").read_text().replace("prune = { epochs = 2, lr = 0.01, batch_size = 20 }\n", "")
+    Path("once.toml").write_text(re.sub(r"minimizer = .*\n", "", config))
+    ended = CliRunner().invoke(main, ["run", "once.toml", "--out", "run", "--quiet", *changes[:-2]])
+    assert ended.exit_code == 0, ended.output
+    noted = json.loads(Path("run/environment.json").read_text())["method"]
+    assert noted == {"pretrained": True, "searches": False, "uniform": False, "finetuned": True, "counts_flops": False}
+    monkeypatch.setattr(parts, "_named", set())
+    config = RunDirectory.open(Path("run")).config
+    assert course.search_epochs(config) == 0
+    assert config == parse_file(Path("run/config.toml"))
+    assert "noted" not in config.method.model_dump()
+    for command in READERS[:2]:
+        ended = CliRunner().invoke(main, command)
+        assert ended.exit_code in (0, 1), ended.output
+    found = {one["condition"]: one for one in json.loads(Path("found.json").read_text())}
+    assert found["budget"]["passed"]

@@ -1,5 +1,7 @@
 """Settings of the mask search: the method, and what the search minimises."""
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -43,6 +45,11 @@ class MethodSettings(Settings):
     flops_reduction: float | None = Field(default=None, gt=1, allow_inf_nan=False)
     batches: int = Field(default=4, ge=1)
     options: Options = Field(default={})
+
+    @cached_property
+    def noted(self) -> Mapping[str, bool]:
+        """What a run noted of a method that is not one of ours; it is no setting, and set where the run is opened."""
+        return {}
 
 
 class MinimizerSettings(Settings):

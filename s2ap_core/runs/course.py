@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from s2ap_core.config import Config
@@ -159,9 +160,29 @@ def has_batch_norm(config: Config) -> bool:
     return config.network.norm == "batch" and config.network.name != "vit"
 
 
-def _method(config: Config) -> Method | type[Method]:
-    """Build the method; where none of that name is registered, as for runs read later, return the base class."""
-    return build_method(config.method) if METHODS.knows(config.method.name) else Method
+def uniform(config: Config) -> bool:
+    """Return whether the method keeps the same fraction of each layer."""
+    return bool(_method(config).uniform)
+
+
+TRAITS = ("pretrained", "searches", "uniform", "finetuned", "counts_flops")
+"""What of a method the course of a run depends on, and whoever reads the run."""
+
+
+def traits(config: Config) -> dict[str, bool]:
+    """Collect :data:`TRAITS` of a method that is not one of ours, for who reads the run without it."""
+    if config.method.name in METHODS:
+        return {}
+    method = build_method(config.method)
+    return {trait: bool(getattr(method, trait)) for trait in TRAITS}
+
+
+def _method(config: Config) -> Any:
+    """Build the method; where its code is not named, as for runs read later, return what the run noted of it."""
+    if METHODS.knows(config.method.name):
+        return build_method(config.method)
+    noted = config.method.noted
+    return SimpleNamespace(**{trait: noted.get(trait, getattr(Method, trait)) for trait in TRAITS})
 
 
 def beginning(config: Config, until: Until, *, defaults: bool = True) -> dict[str, Any]:

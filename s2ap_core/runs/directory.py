@@ -25,6 +25,8 @@ from s2ap_core.files.atomic import leftovers, write_file
 from s2ap_core.files.kinds import check_input
 from s2ap_core.files.record import load_json
 from s2ap_core.files.writer import writes_files
+from s2ap_core.methods import METHODS
+from s2ap_core.runs.course import traits
 
 FORMAT = 1
 """Version of the run directory's files; raised when a change makes older directories unreadable."""
@@ -63,7 +65,9 @@ class RunDirectory:
         """
         if path.exists() and (not path.is_dir() or _settled(path) - UNBEGUN):
             raise InputError(f"{path}: exists already; give --resume to continue it, or another --out")
-        write_file(path / "environment.json", json.dumps(environment(config.seed, device), indent=2))
+        write_file(
+            path / "environment.json", json.dumps(environment(config.seed, device) | _of_method(config), indent=2)
+        )
         write_file(path / "config.toml", config.to_toml())
         return cls(path, config)
 
@@ -78,9 +82,13 @@ class RunDirectory:
         if not file.is_file():
             raise InputError(f"{path}: not a run directory (no config.toml)")
         try:
-            return cls(path, parse_config(tomllib.loads(file.read_text()), str(file)))
+            config = parse_config(tomllib.loads(file.read_text()), str(file))
         except (ValueError, RecursionError) as error:  # of the decoder, of the text's encoding, of what it holds
             raise InputError(f"{file}: not valid TOML: {error}") from error
+        run = cls(path, config)
+        if not METHODS.knows(config.method.name) and isinstance(noted := run.environment().get("method"), dict):
+            vars(config.method)["noted"] = noted
+        return run
 
     @staticmethod
     def begun(path: Path) -> bool:
@@ -191,11 +199,18 @@ class RunDirectory:
         when = datetime.now(UTC).isoformat(timespec="seconds")
         forced = {"at": when, "changed": {key: {"was": old, "is": new} for key, (old, new) in changes.items()}}
         known["forced"] = [*known.get("forced", ()), forced]
+        known = {key: value for key, value in known.items() if key != "method"} | _of_method(self.config)
         write_file(self.path / "environment.json", json.dumps(known, indent=2, default=str))
 
     def add_results(self, **entries: Any) -> None:
         """Merge entries into ``results.json``."""
         write_file(self.path / "results.json", json.dumps({**self.results(), **entries}, indent=2))
+
+
+def _of_method(config: Config) -> dict[str, Any]:
+    """Make the entry of ``environment.json`` that stands for a method that is not one of ours, where it is none."""
+    noted = traits(config)
+    return {"method": noted} if noted else {}
 
 
 def _settled(folder: Path) -> set[str]:

@@ -1,19 +1,29 @@
 """What a masked network costs, as shares of the dense one: weights, and multiply-accumulates of those that are kept."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from s2ap_core.errors import InputError
 from s2ap_core.export import image_shape
+from s2ap_core.files.tensors import load_tensors
 from s2ap_core.masks.costs import counted_products
 from s2ap_core.masks.layers import masked_layers
 from s2ap_core.masks.masking import masks
-from s2ap_core.runs.checkpoints import Checkpoint, build_network
+from s2ap_core.masks.state import selects
+from s2ap_core.models import NETWORKS
+from s2ap_core.runs.checkpoints import Checkpoint, build_network, check_header, fill, load_checkpoint
+
+CONVOLUTIONS: Mapping[int, Callable[..., nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+"""By the dimensions of their weight."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +33,59 @@ class Cost:
     Attributes:
         density: kept entries of all masked weights.
         flops: multiply-accumulates for one image, where a weight that is dropped costs none; what is not masked counts
-            in full.
+            in full. None of a network of the user's own code, which is not run to count them.
     """
 
     density: float
-    flops: float
+    flops: float | None
+
+
+def masked_network(path: Path) -> Checkpoint:
+    """Load a checkpoint of ours; of a network whose code is not named, its masked layers alone.
+
+    Raises:
+        InputError: as :func:`s2ap_core.runs.checkpoints.load_checkpoint`.
+    """
+    tensors, header = load_tensors(path)
+    described = header.get("network")
+    if not isinstance(described, Mapping) or NETWORKS.knows(str(described.get("name"))):
+        return load_checkpoint(path)
+    try:
+        check_header(header)
+        model = _layers(tensors)
+        own = {name for name in tensors if name in model.state_dict() or selects(name)}
+        fill(model, {name: tensors[name] for name in own}, header["keep"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return Checkpoint(path, model, header)
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Make a layer for each weight with a mask, of its shape and under its name: no network, nothing to call."""
+    masked = [name for name in tensors if selects(name) and name.endswith(("scores", "mask"))]
+    weights = {name: tensors[name] for name in (re.sub("(scores|mask)$", "weight", one) for one in masked)}
+    layers: dict[str, nn.Module] = {}
+    for name, weight in weights.items():
+        path, _, parameter = name.rpartition(".")
+        if parameter == "in_proj_weight":
+            layers[path] = nn.MultiheadAttention(weight.shape[1], 1, bias=False)
+        elif parameter == "weight" and weight.ndim == 2:
+            layers[path] = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        elif parameter == "weight" and weight.ndim in CONVOLUTIONS:
+            outputs, inputs, *kernel = weight.shape
+            layers[path] = CONVOLUTIONS[weight.ndim](inputs, outputs, tuple(kernel), bias=False)
+        else:
+            raise InputError(f"{name} is of a layer that is not known without its network")
+    root = nn.Module()
+    for path in sorted(layers):  # an attention before what lies in it
+        *folders, last = path.split(".")
+        module = root
+        for folder in folders:
+            if folder not in dict(module.named_children()):
+                module.add_module(folder, nn.Module())
+            module = module.get_submodule(folder)
+        module.add_module(last, layers[path])
+    return root
 
 
 def cost(checkpoint: Checkpoint) -> Cost:
@@ -37,6 +95,9 @@ def cost(checkpoint: Checkpoint) -> Cost:
         InputError: if its header does not say the size of its images.
     """
     described = checkpoint.header["network"]
+    if not NETWORKS.knows(described["name"]):
+        bits = masks(checkpoint.model)
+        return Cost(sum(int(m.sum()) for m in bits.values()) / sum(m.numel() for m in bits.values()), None)
     total, by_layer = _flops(json.dumps(described, sort_keys=True))
     bits = masks(checkpoint.model)
     kept = {name: bits[layer.tensor("weight")] for name, layer in masked_layers(checkpoint.model).items()}

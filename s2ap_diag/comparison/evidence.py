@@ -1,6 +1,7 @@
 """What is checked of a finished run, read once: evaluations, curves, sharpness, budget."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,17 +11,17 @@ from pydantic import BaseModel
 from torch import nn
 
 from s2ap_core.config import Config
+from s2ap_core.errors import InputError
 from s2ap_core.export import exported_flops, image_shape
 from s2ap_core.masks.layers import masked_layers
 from s2ap_core.masks.masking import masks
 from s2ap_core.runs import course
-from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_core.runs.course import Stage
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.runs.identity import flat
 from s2ap_core.training.evaluation import Evaluation
 from s2ap_diag.comparison.arms import seed_of
-from s2ap_diag.comparison.cost import Cost, cost
+from s2ap_diag.comparison.cost import Cost, cost, masked_network
 from s2ap_diag.comparison.metrics import Seed
 from s2ap_diag.reading.results import SHARPNESS, Run, validated
 from s2ap_diag.verification import allowed_density, wrong_counts
@@ -151,8 +152,14 @@ def _budget(run: Run) -> Budget | None:
     if "prune" not in run.results:
         return None
     config = run.config
-    checkpoint = load_checkpoint(RunDirectory(run.path, config).result(course.trained(config)[-1]))
+    checkpoint = masked_network(RunDirectory(run.path, config).result(course.trained(config)[-1]))
     reduction, spent = course.flops_reduction(config), cost(checkpoint)
+    if reduction is not None and spent.flops is None:
+        name = checkpoint.header["network"]["name"]
+        raise InputError(
+            f"{run.path}: its budget is of FLOPs, which no code of {name} is run to count here; "
+            f"`s2ap-diag export {shlex.quote(str(run.path))} --network {name} --out FILE` counts them"
+        )
     if reduction is not None:
         kept = _flops_kept(checkpoint.model, image_shape(checkpoint.header["network"]))
         over = kept > 1 / reduction
@@ -164,7 +171,7 @@ def _budget(run: Run) -> Budget | None:
         )
     said = {"keep": config.method.keep, "keep_layers": config.method.keep_layers}
     asked, bits = replace(checkpoint, header={**checkpoint.header, **said}), masks(checkpoint.model)
-    wrong = [str(finding).partition(": ")[2] for finding in wrong_counts(asked, bits)]
+    wrong = [str(finding).partition(": ")[2] for finding in wrong_counts(asked, bits, uniform=course.uniform(config))]
     return Budget(spent.density, allowed_density(asked, bits), wrong[0] if wrong else "", spent)
 
 

@@ -139,9 +139,9 @@ def _begin_or_open(config: Config | None, out: Path, resume: bool, device: str, 
     changes = differences(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
     if not force:
         raise InputError(refusal(out, changes))
-    run.record_forced(changes)
-    write_file(out / "config.toml", config.to_toml())
     changed = RunDirectory(out, config)
+    changed.record_forced(changes)
+    write_file(out / "config.toml", config.to_toml())
     note_config(changed)
     return changed
 

@@ -147,14 +147,12 @@ def _number(heading: str, views: Sequence[RunView], value: Callable[[RunView], f
     return _column(heading, views, lambda view: Cell(show(value(view)), value(view)), numeric=True, hidden=False)
 
 
-def _share(heading: str, views: Sequence[RunView], read: Callable[[Cost], float]) -> Column:
-    return _column(
-        heading,
-        views,
-        lambda v: EMPTY if v.cost is None else Cell(f"{100 * read(v.cost):.3g}", 100 * read(v.cost)),
-        numeric=True,
-        hidden=True,
-    )
+def _share(heading: str, views: Sequence[RunView], read: Callable[[Cost], float | None]) -> Column:
+    def cell(view: RunView) -> Cell:
+        share = None if view.cost is None else read(view.cost)
+        return EMPTY if share is None else Cell(f"{100 * share:.3g}", 100 * share)
+
+    return _column(heading, views, cell, numeric=True, hidden=True)
 
 
 def _accuracies(views: Sequence[RunView], several_data: bool) -> Iterator[Column]:

@@ -33,7 +33,7 @@ OUTCOMES: Mapping[str, Callable[[RunView], Number]] = {
     "robust, %": lambda view: None if (best := view.best) is None or best[1] is None else best[1].percent,
     "live λ_max": lambda view: None if (reading := view.measured or view.tracked) is None else reading.live,
     "h": lambda view: view.h,
-    "FLOPs kept, %": lambda view: None if view.cost is None else 100 * view.cost.flops,
+    "FLOPs kept, %": lambda view: None if view.cost is None or view.cost.flops is None else 100 * view.cost.flops,
     "density, %": lambda view: None if view.cost is None else 100 * view.cost.density,
     "ms per image": lambda view: view.latency,
 }
