@@ -75,11 +75,27 @@ def prefix_between(names: Iterable[str], wanted: Iterable[str]) -> str | None:
     >>> prefix_between(["net.a.weight", "net.b.weight"], ["a.weight", "b.weight"])
     'net.'
     """
+    return next(iter(prefixes_between(names, wanted)), None)
+
+
+def prefixes_between(names: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """Find the prefixes that ``names`` have before most of ``wanted``, the one of most first; no name counts for two.
+
+    >>> prefixes_between(["a.w", "b.w", "ema.a.w", "ema.b.w"], ["a.w", "b.w"])
+    ['', 'ema.']
+    """
     given, target = set(names), list(wanted)
     if not target:
-        return None
+        return []
     ends = [f".{name}" for name in (target[0], target[-1])]
     prefixes = {name.removesuffix(end[1:]) for end in ends for name in given if name.endswith(end)} | {""}
-    matches = {prefix: sum(prefix + name in given for name in target) for prefix in sorted(prefixes)}
-    best = max(matches, key=lambda prefix: matches[prefix])
-    return best if 2 * matches[best] > len(target) else None
+    found: list[str] = []
+    while prefixes:
+        matches = {prefix: sum(prefix + name in given for name in target) for prefix in sorted(prefixes)}
+        best = max(matches, key=lambda prefix: matches[prefix])
+        if 2 * matches[best] <= len(target):
+            break
+        found.append(best)
+        prefixes.remove(best)
+        given -= {best + name for name in target}
+    return found

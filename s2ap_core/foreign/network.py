@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
-from s2ap_core.foreign.envelope import check_one_network
+from s2ap_core.foreign.envelope import check_one_network, two_networks
 from s2ap_core.foreign.formats import SCORES, StateDict, _file_name, is_binary
 from s2ap_core.foreign.layouts import HOW
-from s2ap_core.foreign.names import prefix_between, split_kind
+from s2ap_core.foreign.names import prefix_between, prefixes_between, split_kind
 from s2ap_core.foreign.options import own_options
 from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import masks
@@ -123,7 +123,11 @@ def nonzero_masks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> str | None:
-    """Find the network most of whose names, nine tenths at least, and no other layers, are among these; else None."""
+    """Find the network most of whose names, nine tenths at least, and no other layers, are among these; else None.
+
+    Raises:
+        InputError: if they are there twice.
+    """
     shares: dict[str, float] = {}
     for name in NETWORKS:
         model = _on_meta(name, norm_affine=False)
@@ -132,7 +136,17 @@ def recognise(tensors: Mapping[str, Tensor]) -> str | None:
         if share >= 0.9 and not _unknown_layers(model, inside):
             shares[name] = share
     best = [name for name, share in shares.items() if share == max(shares.values())]
-    return best[0] if len(best) == 1 else None
+    if len(best) != 1:
+        return None
+    _check_one_prefix(tensors, _on_meta(best[0], norm_affine=False))
+    return best[0]
+
+
+def _check_one_prefix(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise InputError if a network's names are there under two prefixes."""
+    found = prefixes_between(tensors, model.state_dict().keys())
+    if len(found) > 1:
+        raise two_networks(*found[:2])
 
 
 # --- from plain names to a network ---
@@ -179,6 +193,7 @@ def _fit(
         check_one_network(source.tensors)
         raise InputError(f"does not say its network; give --network, one of {', '.join(NETWORKS)}")
     bare = _on_meta(name, norm_affine=False)
+    _check_one_prefix(source.tensors, bare)
     tensors, renamed = _renamed(source.tensors, bare)
     tensors = _with_linear_head(tensors, bare)
     if unknown := _unknown_layers(bare, tensors):

@@ -10,16 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s2ap_core.data import Dataset
 from s2ap_core.errors import InputError
 from s2ap_core.export import check_suffix, exported_flops, image_shape, kept_channels, save_exported, shrink
 from s2ap_core.files.atomic import write_file
 from s2ap_core.foreign import apb
 from s2ap_core.masks.masking import bake
+from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.runs.directory import RunDirectory
+from s2ap_core.training.evaluation import load_evaluation
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import counting
 from s2ap_diag.output import plots
-from s2ap_diag.output.destinations import Output
+from s2ap_diag.output.destinations import Output, check_destinations
 from s2ap_diag.output.tables import Table, make_table
 from s2ap_diag.reading.source import Source
 
@@ -79,22 +82,44 @@ def run_command(
 def export_for_apb(path: Path, out: Path, n: int, source: Source, output: Output) -> None:
     """Write what AdversarialPruningBenchmark loads, and beside it the entry of its leaderboard."""
     apb.check_suffix(out)
+    note = out.with_name(f"{out.name}.entry.md")
+    check_destinations({"--out": note}, [path])
     checkpoint = source.open(path)
     try:
         base = apb.base_network(checkpoint)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    x = next(source.data(checkpoint).batches("test", n)).x
+    data = source.data(checkpoint)
+    x = next(data.batches("test", n)).x
     difference = largest_difference(bake(checkpoint.model), base, x)
+    evaluation = evaluation_of(checkpoint, data, source.dataset)
     apb.save_for_apb(out, base)
-    key, note = apb.model_key(checkpoint), out.with_name(f"{out.name}.entry.md")
-    stage, folder = str(checkpoint.header.get("stage")), path.parent.parent
-    results = RunDirectory.open(folder).results() if RunDirectory.begun(folder) else {}
-    evaluation = results.get(f"evaluate-{stage}", {})
+    key = apb.model_key(checkpoint)
     write_file(note, apb.entry(key, out.suffix, evaluation))
     record = {"checkpoint": str(path), "file": str(out), "entry": str(note), "key": key, "max_difference": difference}
     title = f"{out}: max |difference| {difference:.1e} on {len(x)} test images"
     output.emit([record], make_table(title, ["key", "entry of the leaderboard"], [[key, str(note)]]))
+
+
+def evaluation_of(checkpoint: Checkpoint, data: Dataset, dataset: str | None) -> dict[str, Any]:
+    """Read the summary of its run's evaluation of this very checkpoint on the whole test split; empty where none is.
+
+    Args:
+        data: the images.
+        dataset: what the user called them, None where the checkpoint does.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    file = checkpoint.path.parent.parent / "evals" / f"{checkpoint.header.get('stage')}.npz"
+    if not file.is_file():
+        return {}
+    evaluation = load_evaluation(file)
+    about = evaluation.about
+    same = about.get("sha256") is not None and about["sha256"] == checkpoint.header.get("sha256")
+    whole = len(evaluation.index) == data.count("test")
+    of_these = dataset in (None, about.get("dataset"))
+    return evaluation.summary() if same and whole and of_these else {}
 
 
 def result_of(run: Path) -> Path:

@@ -14,6 +14,7 @@ from s2ap_core.foreign.formats import read_state
 from s2ap_core.foreign.names import prefix_between
 from s2ap_core.foreign.network import foreign_checkpoint, foreign_masks
 from s2ap_core.masks.masking import masks
+from s2ap_core.models import build
 from tests.diag.commands.running import invoke
 from tests.tiny import Tiny
 
@@ -131,6 +132,8 @@ def test_a_file_of_two_networks(tmp_path: Path) -> None:
     cases = {
         "under model and ema": {"model": first, "ema": second},
         "under generator and critic": {"generator": first, "critic": second},
+        "under net and best_net": {"net": first, "best_net": second, "state": first},
+        "names of one begin with ema.": first | wrapped("ema.", second),
         "begin with student. and teacher.": wrapped("student.", first) | wrapped("teacher.", second),
         "'module.', 0.weight does not": wrapped("module.", first) | second,
     }
@@ -145,6 +148,30 @@ def test_a_file_of_two_networks(tmp_path: Path) -> None:
     branches = wrapped("a.", first) | wrapped("b.", second) | {"head.weight": torch.eye(4)[:, :3] * 2}
     save_file(branches, tmp_path / "one.safetensors")
     assert len(foreign_masks(read_state(tmp_path / "one.safetensors"))[0]) == 5
+
+
+def test_a_known_network_twice_is_not_read_as_one_of_them(tmp_path: Path) -> None:
+    """Recognised or named, whatever the prefixes; beside its masks, or its own copy it is one."""
+    first, second = (build("resnet18", width=4).state_dict() for _ in range(2))
+    weights = [t for t in (*first.values(), *second.values()) if t.ndim > 1]
+    for weight in weights:
+        weight.mul_(torch.rand_like(weight) < 0.5)
+    cases = {
+        "begin with student. and teacher.": wrapped("teacher.", first) | wrapped("student.", second),
+        "begin with ema. and student.": wrapped("student.", first) | wrapped("ema.", second),
+        "of one begin with ema.": first | wrapped("ema.", second),
+        "under net and best_net": {"net": first, "best_net": second},
+    }
+    for what, content in cases.items():
+        path = saved(tmp_path / "two.pt", content)
+        for network in (None, "resnet18"):
+            assert what in refusal(lambda: foreign_masks(read_state(path), network=network))  # noqa: B023
+            assert what in refusal(lambda: foreign_checkpoint(read_state(path), network=network))  # noqa: B023
+    kept = {name: t != 0 for name, t in first.items() if t.ndim > 1}
+    beside = {"net": first, "masks": {n: m.float() for n, m in kept.items()}, "copy": dict(first)}
+    found, header = foreign_masks(read_state(saved(tmp_path / "one.pt", beside)))
+    assert header["network"]["name"] == "resnet18"
+    assert all(torch.equal(found[name], kept[name]) for name in found)
 
 
 def test_envelopes_in_circles_end(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2ap_core.data import load
 from s2ap_core.errors import InputError
 from s2ap_core.foreign.formats import read_state
 from s2ap_core.foreign.network import foreign_checkpoint, foreign_masks
 from s2ap_core.masks.masking import attach, masks
 from s2ap_core.models import build
-from s2ap_core.runs.checkpoints import save_checkpoint
+from s2ap_core.runs.checkpoints import Checkpoint, save_checkpoint
+from s2ap_diag.commands.export import evaluation_of
 from tests.diag.commands.running import invoke
 
 State = dict[str, Tensor]
@@ -369,3 +371,38 @@ def test_export_for_the_benchmark(tmp_path: Path) -> None:
         assert said.exit_code == 2
         assert "the benchmark" in said.stderr
         assert not (tmp_path / "other.pt").exists()
+
+
+def test_the_entry_has_the_numbers_of_this_checkpoint_on_all_images_alone(tmp_path: Path) -> None:
+    about = {"attack": "autoattack", "norm": "Linf", "eps": "8/255", "dataset": "digits", "sha256": "a" * 64}
+    images = load("digits")
+    n = images.count("test")
+
+    def save(n: int, **change: object) -> None:
+        bits = np.arange(n) % 4 > 0
+        columns = {name: bits for name in ("clean", "robust", "noise", "zero_gradient")}
+        columns |= {name: np.arange(n) for name in ("index", "label")}
+        (tmp_path / "evals").mkdir(exist_ok=True)
+        np.savez(tmp_path / "evals" / "prune.npz", about=np.array(json.dumps(about | change)), **columns)
+
+    def found(sha256: str | None = "a" * 64, dataset: str | None = None) -> dict[str, object]:
+        header = {"stage": "prune", "dataset": "digits", "sha256": sha256}
+        checkpoint = Checkpoint(tmp_path / "ckpt" / "prune-epoch-003.safetensors", torch.nn.Identity(), header)
+        return evaluation_of(checkpoint, images, dataset)
+
+    assert found() == {}
+    save(n)
+    assert found()["robust_accuracy"] == (np.arange(n) % 4 > 0).mean()
+    assert found(dataset="digits") == found()
+    assert (found("b" * 64), found(None), found(dataset="c.npz")) == ({}, {}, {})
+    save(16)
+    assert found() == {}
+
+
+def test_the_entry_is_an_output_like_any(tmp_path: Path) -> None:
+    (tmp_path / "model.pt.entry.md").mkdir()
+    (tmp_path / "a.safetensors").touch()
+    said = invoke("export", tmp_path / "a.safetensors", "--for", "apb", "--out", tmp_path / "model.pt")
+    assert said.exit_code == 2
+    assert f"--out {tmp_path / 'model.pt.entry.md'}: " in said.stderr
+    assert not (tmp_path / "model.pt").exists()
