@@ -1,4 +1,7 @@
-"""The one exception that a user's input can cause."""
+"""The one exception that a user's input can cause, and what was meant instead."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(Exception):
@@ -6,3 +9,17 @@ class InputError(Exception):
 
     The command line prints the line and exits with status 2; any other exception is a defect.
     """
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
+    """Name the known words that one is close to, the closest first, for the end of a message.
+
+    Args:
+        otherwise: what is said where none is close.
+        cutoff: least similarity in [0, 1].
+
+    >>> did_you_mean("hydar", ["hydra", "harp"], "choose one")
+    'did you mean hydra?'
+    """
+    close = difflib.get_close_matches(word, list(known), cutoff=cutoff)
+    return f"did you mean {' or '.join(close)}?" if close else otherwise

@@ -1,6 +1,6 @@
 """A run's settings: typed, checked, written as TOML."""
 
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
@@ -11,7 +11,7 @@ from s2ap_core.config.measurement import EvaluationSettings, TrackingSettings
 from s2ap_core.config.search import MethodSettings, MinimizerSettings
 from s2ap_core.config.setting import DataSettings, NetworkSettings, ObjectiveSettings
 from s2ap_core.config.stages import FinetuneSettings, PretrainSettings, PruneSettings, StageSettings
-from s2ap_core.errors import InputError
+from s2ap_core.errors import InputError, did_you_mean
 
 __all__ = [
     "AttackNorm",
@@ -31,6 +31,8 @@ __all__ = [
     "StageSettings",
     "TrackingSettings",
     "parse_config",
+    "setting_names",
+    "setting_values",
 ]
 
 
@@ -89,9 +91,47 @@ def parse_config(settings: dict[str, Any], source: str) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function", "constrained")))
-        got = "" if first["type"] == "extra_forbidden" else f" (got {_shown(first['input'])})"
-        what = "no such setting" if first["type"] == "extra_forbidden" else first["msg"]
-        raise InputError(f"{source}: {key}: {what}{got}") from error
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{source}: {key}: no such setting; {_meant(key)}") from error
+        raise InputError(f"{source}: {key}: {first['msg']} (got {_shown(first['input'])})") from error
+
+
+def setting_names() -> list[str]:
+    """Name all settings, those of a section by dotted key, in the order of a ``config.toml``."""
+    names: list[str] = []
+    for name, value in Config():
+        names += [f"{name}.{field}" for field in type(value).model_fields] if isinstance(value, Settings) else [name]
+    return names
+
+
+def setting_values(key: str) -> list[str]:
+    """List the values that a setting can have, by dotted key, as TOML writes them, where they are words."""
+    section, _, name = key.rpartition(".")
+    group = getattr(Config(), section, None) if section else Config()
+    field = type(group).model_fields.get(name) if isinstance(group, Settings) else None
+    return [] if field is None else _words(field.annotation)
+
+
+def _words(annotation: Any) -> list[str]:
+    if annotation is bool:
+        return ["false", "true"]
+    if get_origin(annotation) is Literal:
+        return [value for value in get_args(annotation) if isinstance(value, str)]
+    return [] if get_origin(annotation) is list else [word for part in get_args(annotation) for word in _words(part)]
+
+
+def _meant(key: str) -> str:
+    """Say which setting was meant: one of the section that is close, the same word elsewhere, or what there is."""
+    section, _, word = key.rpartition(".")
+    names = setting_names()
+    beside = [name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == section]
+    same = [name for name in names if name.rpartition(".")[2] == word]
+    if section and beside:
+        return did_you_mean(word, beside, f"{section} has {', '.join(beside)}")
+    if same:
+        return f"did you mean {' or '.join(same)}?"
+    sections = dict.fromkeys(name.partition(".")[0] for name in names)
+    return did_you_mean(key.partition(".")[0], sections, f"there are {', '.join(sections)}")
 
 
 def _shown(value: Any) -> str:

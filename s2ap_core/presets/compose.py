@@ -26,6 +26,10 @@ FRAGMENTS = ("method", "data", "network", "arm", "training")
 PAPER = ("paper_settings.toml", "paper_tables.toml")
 
 
+TABLE_GRIDS = tuple(f"table{number}" for number in (1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12))
+"""The grids of the tables of the paper that are made of runs; 7 and 13 are read from the same ones."""
+
+
 Combination = Mapping[str, Any]
 """A value for each of :data:`AXES`, None where the axis does not apply."""
 
@@ -129,6 +133,12 @@ def groups() -> tuple[Group, ...]:
         )
         for entry in _read("paper_tables.toml")["group"]
     )
+
+
+def grid_names() -> list[str]:
+    """Name the grids that come with the package: the tables', and the files in ``grids``."""
+    files = (resources.files(__package__) / "grids").iterdir()
+    return [*TABLE_GRIDS, *sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))]
 
 
 def compose(combination: Combination) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Read the settings of a run: a TOML file, or a preset, with overrides on top."""
 
-import difflib
+import re
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,9 +8,16 @@ from typing import Any
 
 from s2ap_core.config import Config, parse_config
 from s2ap_core.config.parts import name_by_user
-from s2ap_core.errors import InputError
+from s2ap_core.errors import InputError, did_you_mean
 from s2ap_core.presets.compose import presets
 from s2ap_core.presets.effects import at_default, check_effect, without_effect
+from s2ap_core.presets.scale import scale_to_digits
+
+UNTITLED = ("data.root", "data.options", "tracking.", "compute.", "distributed.")
+"""Settings that no title speaks of."""
+
+TABLES = r" \((beside )?Tables? [\d, ]+\)"
+"""What a preset's title says of the tables that it belongs to."""
 
 
 def read_config(
@@ -31,7 +38,17 @@ def read_config(
             set has no effect.
     """
     config, own = read_source(source)
-    return override(change(in_norm(config, overrides, str(source))), overrides, str(source), own)
+    changed = override(change(in_norm(config, overrides, str(source))), overrides, str(source), own)
+    return retitled(changed, config, keys_of(overrides))
+
+
+def read_run(source: str, scale: str | None, overrides: tuple[str, ...]) -> Config:
+    """Read the settings of a run: the config's, scaled to ``digits`` where that is asked for, and overrides on top.
+
+    Raises:
+        InputError: as :func:`read_config`.
+    """
+    return read_config(source, overrides, change=scale_to_digits if scale else lambda full: full)
 
 
 def read_source(source: str | Path) -> tuple[Config, Iterable[str]]:
@@ -47,8 +64,7 @@ def read_source(source: str | Path) -> tuple[Config, Iterable[str]]:
         return config, without_effect(config)
     if str(source) in known:
         return parse_config(known[str(source)].settings, str(source)), ()
-    close = difflib.get_close_matches(str(source), known, cutoff=0.8)
-    hint = f"did you mean {', '.join(close)}" if close else "`s2ap-diag run --list` shows the presets"
+    hint = did_you_mean(str(source), known, "`s2ap-diag run --list` shows the presets", cutoff=0.8)
     raise InputError(f"{source}: neither a file nor a preset; {hint}")
 
 
@@ -91,6 +107,29 @@ def overridden(config: Config, overrides: tuple[str, ...], source: str) -> Confi
     config = parse_config(settings, source)
     name_by_user(*config.parts)
     return config
+
+
+def retitled(config: Config, base: Config, keys: Iterable[str]) -> Config:
+    """Return a config whose title says which of its settings are others than those that it was given for.
+
+    A table of the paper prints no result of such a run, and is left out.
+
+    Args:
+        base: what the title was written for; a config with another title, set on purpose, keeps it.
+        keys: the settings, by dotted key, that were set on top of it.
+    """
+    if not base.title or not config.title.startswith(base.title):
+        return config
+    now, before = config.model_dump(mode="json"), base.model_dump(mode="json")
+    said = []
+    for key in sorted(keys):
+        section, name = key.split(".", 1)
+        if key.startswith(UNTITLED) or now[section].get(name) == before[section].get(name):
+            continue
+        said.append(f"{key} = {now[section][name]}")
+    if not said:
+        return config
+    return config.model_copy(update={"title": f"{re.sub(TABLES, '', config.title)}, but {', '.join(said)}"})
 
 
 def in_norm(config: Config, overrides: tuple[str, ...], source: str) -> Config:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from s2ap_core import __version__
-from s2ap_core.errors import InputError
+from s2ap_core.errors import InputError, did_you_mean
 from s2ap_diag.execution.console import logged_warnings
 from s2ap_diag.execution.exits import (
     INTERRUPTED,
@@ -61,6 +61,9 @@ class Commands(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            hint = did_you_mean(args[0], COMMANDS, f"choose from {', '.join(COMMANDS)}")
+            ctx.fail(f"no such command {args[0]!r}; {hint}")
         name, command, rest = super().resolve_command(ctx, args)
         if name not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1" and under_torchrun():
             ctx.fail(f"{name} is the work of one process: start it without torchrun")
@@ -95,7 +98,14 @@ class Commands(click.Group):
         leave(status if isinstance(status, int) else 0)
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-def main() -> None:
-    """Prune with and without S2AP, and look into the mask search: sharpness and stability."""
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Prune with and without S2AP, and look into the mask search: sharpness and stability.
+
+    Tab completes commands, options, presets and settings, once the shell has read
+    `eval "$(_S2AP_DIAG_COMPLETE=bash_source s2ap-diag)"` (for zsh zsh_source) from its .bashrc or .zshrc.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())

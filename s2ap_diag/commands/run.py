@@ -10,8 +10,7 @@ from s2ap_core import distributed
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
 from s2ap_core.presets.compose import Preset, groups, presets
-from s2ap_core.presets.read import read_config
-from s2ap_core.presets.scale import scale_to_digits
+from s2ap_core.presets.read import read_run
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.execute import execute
 from s2ap_diag.execution.launch import arguments, launch
@@ -69,8 +68,7 @@ def resolve(config: str, scale: str | None, overrides: tuple[str, ...], seed: in
     Raises:
         InputError: as :func:`s2ap_core.presets.read.read_config`.
     """
-    change = scale_to_digits if scale else lambda full: full
-    return read_config(config, overrides if seed is None else (*overrides, f"seed={seed}"), change=change)
+    return read_run(config, scale, overrides if seed is None else (*overrides, f"seed={seed}"))
 
 
 def overview() -> Table:

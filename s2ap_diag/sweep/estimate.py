@@ -1,25 +1,24 @@
-"""The work of a sweep in multiply-accumulates, and what it takes in hours and bytes.
+"""The work of runs in multiply-accumulates, and what it takes in hours and bytes.
 
-The unit is a forward and a backward pass. Counts follow from the config; what a pass costs comes from the
-benchmark's seconds per iteration on the machine in question, or from the paper's Table 7.
+The unit is a forward and a backward pass. Counts follow from the config, and are the network's own; what one costs on a
+kind of device is said by :mod:`s2ap_diag.sweep.rates`.
 """
 
 import heapq
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2ap_core.config import Config
 from s2ap_core.data import Split
-from s2ap_core.errors import InputError
-from s2ap_core.files.kinds import check_input
 from s2ap_core.models import build
+from s2ap_core.runs.checkpoints import Images as ShapeOfImages
+from s2ap_core.runs.checkpoints import build_network, describe_network
 from s2ap_core.runs.disk import files_of_run, files_taken_over
 from s2ap_core.runs.passes import image_passes, passes_of_a_loss, passes_of_a_step
 from s2ap_diag.sweep.plan import Task
@@ -43,22 +42,13 @@ IMAGES = {
     "imagenet": Images(1_268_355, 12_812, 50_000, 3, 224, 1000),
 }
 
-_CIFAR = 20 * 50_000 * 12
-_IMAGENET = 10 * 1_281_167 * 2
-
-PAPER = {
-    "resnet18": ("cifar10", 3.27, _CIFAR),
-    "vgg16_bn": ("cifar10", 1.41, _CIFAR),
-    "wrn_28_4": ("cifar10", 6.12, _CIFAR),
-    "resnet50": ("imagenet", 15.08, _IMAGENET),
-}
-"""Table 7: hours of a search by the published code on A6000s, and its passes. On CIFAR-10 20 epochs with ten steps
-of the attack and two passes of the loss, on ImageNet 10 epochs with one and one."""
-
-
 PRODUCTS = 12
 """Hessian-vector products of one spectrum in ``sharpness``: Lanczos on digits takes ten, the error and the symmetry
 defect two."""
+
+
+PASSES_HELD = 3
+"""Activations are held forward, backward, and once more by what the passes make on the way."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +91,40 @@ def passes(task: Task) -> float:
 
 
 def work(task: Task) -> float:
-    """Count the multiply-accumulates of a task's passes, a backward pass counted as two forward ones."""
-    name = task.config.data.name if task.config.data.name in IMAGES else "cifar10"
-    network = task.config.network
-    return 3 * size_of(network.name, network.width, name).macs * passes(task)
+    """Count the multiply-accumulates of a task's passes."""
+    return macs_of_a_pass(task.config) * passes(task)
+
+
+def macs_of_a_pass(config: Config) -> float:
+    """Count the multiply-accumulates of an image's forward and backward pass; the latter counts as two forward ones."""
+    name = config.data.name if config.data.name in IMAGES else "cifar10"
+    return 3 * size_of(config.network.name, config.network.width, name).macs
+
+
+def stages(config: Config) -> dict[str, float]:
+    """Count the passes of a run by stage, an evaluation's as ``evaluate-STAGE``."""
+    images = images_of(config)
+    return image_passes(config, {"train": images.train, "val": images.val, "test": images.test})
+
+
+def memory_of(config: Config, images: ShapeOfImages) -> float:
+    """Bound the bytes that a run's tensors need, from the activations of one image on the meta device."""
+    held = 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal held
+        if not list(module.children()) and isinstance(output, Tensor):
+            held += output.numel() * output.element_size()
+
+    with torch.device("meta"):
+        model = build_network(describe_network(config, images)).eval()
+        for module in model.modules():
+            module.register_forward_hook(count)
+        model(torch.empty(1, images.channels, images.size, images.size))
+    batch = max(config.pretrain.batch_size, config.prune.batch_size, config.finetune.batch_size)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    # Weights, scores, their gradients and momentum, and a copy to attack.
+    return PASSES_HELD * batch * held + 6 * weights
 
 
 def disk(task: Task) -> int:
@@ -118,43 +138,9 @@ def disk(task: Task) -> int:
     return sum(files.values())
 
 
-def seconds_per_mac(benchmark: Path | None) -> Mapping[str, float]:
-    """Read seconds per multiply-accumulate by network from Table 7, or from a benchmark's JSON file.
-
-    ``python -m benchmarks --only table7 --json FILE`` writes the file. Networks that are missing in it count as the
-    slowest one.
-
-    Raises:
-        InputError: if the file has no such rows.
-    """
-    rates = {}
-    for name, (dataset, hours, count) in PAPER.items():
-        macs = 3 * size_of(name, None, dataset).macs
-        if benchmark is None:
-            rates[name] = hours * 3600 / count / macs
-        elif dataset == "cifar10":
-            rates[name] = _benchmarked(benchmark, name) / (128 * 12) / macs
-    return rates
-
-
-def _benchmarked(file: Path, network: str) -> float:
-    """Return the seconds of an iteration of Orig. at batch 128, ten steps."""
-    check_input(file)
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-        names = (f"iteration, {network}, Orig., batch 128, {kind}" for kind in ("float32", "bfloat16"))
-        chosen = {row["name"]: float(row["value"]) for row in rows}
-        return next(chosen[name] for name in names if name in chosen)
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise InputError(
-            f"--benchmark {file}: no iteration of {network} in it; "
-            "make it with `python -m benchmarks --only table7 --json FILE`"
-        ) from error
-
-
-def seconds(task: Task, rates: Mapping[str, float]) -> float:
-    """Estimate the seconds of a task on one device that it has for itself."""
-    return work(task) * rates.get(task.config.network.name, max(rates.values()))
+def seconds(task: Task, per_mac: float) -> float:
+    """Estimate the seconds of a task on one device that it has for itself, from those of a multiply-accumulate."""
+    return work(task) * per_mac
 
 
 def wall(tasks: Sequence[Task], cost: Mapping[str, float], devices: int) -> float:

@@ -1,6 +1,5 @@
 """What a sweep runs: presets, and lists of values on top of them."""
 
-import difflib
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,16 +12,13 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from s2ap_core.config import Config
-from s2ap_core.errors import InputError
-from s2ap_core.presets.compose import presets
+from s2ap_core.errors import InputError, did_you_mean
+from s2ap_core.presets.compose import TABLE_GRIDS, grid_names, presets
 from s2ap_core.presets.effects import at_default, check_effect, refusals, without_effect
-from s2ap_core.presets.read import in_norm, keys_of, overridden, read_source
+from s2ap_core.presets.read import in_norm, keys_of, overridden, read_source, retitled
 from s2ap_core.presets.scale import scale_to_digits
 from s2ap_core.runs.course import digest
 from s2ap_diag.sharpness import RHOS
-
-TABLES = tuple(f"table{number}" for number in (1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12))
-"""Tables of the paper that are made of runs; 7 and 13 are read from the same ones."""
 
 SEEDS = 3
 """Of each run of the paper's tables."""
@@ -99,11 +95,19 @@ class PlannedRun:
 
 def grids() -> dict[str, str]:
     """Name the grids that come with the package, and their titles: each table's, and the files'."""
-    titles = {table: f"the runs of Table {table.removeprefix('table')}, {SEEDS} seeds" for table in TABLES}
-    for file in _folder().iterdir():
-        if file.name.endswith(".toml"):
-            titles[file.name.removesuffix(".toml")] = _parse(file.read_text(encoding="utf-8"), file.name).title
-    return titles
+    titles = {table: f"the runs of Table {table.removeprefix('table')}, {SEEDS} seeds" for table in TABLE_GRIDS}
+    return {name: titles.get(name) or _packaged(name).title for name in grid_names()}
+
+
+def is_grid(source: str) -> bool:
+    """Say whether a name or a file is a grid's, and not a run's config."""
+    path = Path(source)
+    if not path.is_file():
+        return source in grid_names() or source in ("table7", "table13")
+    try:
+        return "group" in tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # whoever reads it says why it cannot be
+        return False
 
 
 def read_grid(source: str) -> Grid:
@@ -118,14 +122,13 @@ def read_grid(source: str) -> Grid:
             return _parse(path.read_text(encoding="utf-8"), source)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read as text ({error}); give a TOML grid") from error
-    if source in TABLES:
+    if source in TABLE_GRIDS:
         return Grid(title=known[source], group=[Combinations(presets=[source], values={"seed": list(range(SEEDS))})])
     if source in known:
-        return _parse((_folder() / f"{source}.toml").read_text(encoding="utf-8"), source)
+        return _packaged(source)
     if source in ("table7", "table13"):
         raise InputError(f"{source}: is read from the runs of table1 and table2; sweep those")
-    close = difflib.get_close_matches(source, known, cutoff=0.6)
-    hint = f"did you mean {', '.join(close)}" if close else f"choose a TOML file or one of {', '.join(known)}"
+    hint = did_you_mean(source, known, f"choose a TOML file or one of {', '.join(known)}")
     raise InputError(f"{source}: neither a file nor a grid; {hint}")
 
 
@@ -178,7 +181,7 @@ def _configs(
             prepared = in_norm(base, assignments, preset)
             config = overridden(scale_to_digits(prepared) if scaled else prepared, assignments, preset)
             check_effect(config, own, preset)
-            yield preset, chosen, keys_of(assignments), config
+            yield preset, chosen, keys_of(assignments), retitled(config, base, keys_of(assignments))
 
 
 def _measured(asked: Measurement | Literal[False], scaled: bool) -> Measurement | None:
@@ -210,8 +213,9 @@ def _assignments(values: dict[str, Any]) -> tuple[str, ...]:
     return tuple(f"{key}={tomli_w.dumps({'v': value}).partition('=')[2].strip()}" for key, value in values.items())
 
 
-def _folder() -> Any:
-    return resources.files("s2ap_core.presets") / "grids"
+def _packaged(name: str) -> Grid:
+    file = resources.files("s2ap_core.presets") / "grids" / f"{name}.toml"
+    return _parse(file.read_text(encoding="utf-8"), name)
 
 
 def _parse(text: str, source: str) -> Grid:

@@ -2,26 +2,19 @@
 
 import os
 from concurrent.futures import Executor
-from typing import Any
 
 import fsspec
 import psutil
 import torch
-from torch import Tensor, nn
 
-from s2ap_core.config import Config
-from s2ap_core.data import Dataset
 from s2ap_core.errors import InputError
-from s2ap_core.runs.checkpoints import build_network, describe
 from s2ap_diag.execution.execute import prepare
+from s2ap_diag.sweep.estimate import memory_of
 from s2ap_diag.sweep.executors import LocalExecutor, RayExecutor
 from s2ap_diag.sweep.plan import Task
 
 PROCESS = 0.6 * 2**30
 """Bytes of a process that has imported everything and holds small data."""
-
-PASSES_HELD = 3
-"""Activations are held forward, backward, and once more by what the passes make on the way."""
 
 
 def resources(
@@ -47,7 +40,7 @@ def resources(
         return LocalExecutor(len(slots), slots), len(slots), threads or max(1, cores // len(slots))
     if workers is None:
         settings = {(t.config.data.name, t.config.network.name, t.config.network.width): t.config for t in tasks}
-        largest = max(memory_of(config, prepare(config)) for config in settings.values())
+        largest = max(PROCESS + memory_of(config, prepare(config)) for config in settings.values())
         workers = min(fitting_workers(largest, cores), len(tasks)) if device == "cpu" else 1
     return LocalExecutor(workers), workers, threads or max(1, cores // workers)
 
@@ -80,26 +73,6 @@ def absolute(root: str) -> str:
     """
     filesystem, path = fsspec.core.url_to_fs(root)
     return str(path) if "file" in filesystem.protocol else root
-
-
-def memory_of(config: Config, data: Dataset) -> float:
-    """Bound the bytes that a run needs, from the activations of one image on the meta device."""
-    held = 0
-
-    def count(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal held
-        if not list(module.children()) and isinstance(output, Tensor):
-            held += output.numel() * output.element_size()
-
-    with torch.device("meta"):
-        model = build_network(describe(config, data, "prune", 0)["network"]).eval()
-        for module in model.modules():
-            module.register_forward_hook(count)
-        model(torch.empty(1, data.channels, data.size, data.size))
-    batch = max(config.pretrain.batch_size, config.prune.batch_size, config.finetune.batch_size)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    # Weights, scores, their gradients and momentum, and a copy to attack.
-    return PROCESS + PASSES_HELD * batch * held + 6 * weights
 
 
 def fitting_workers(memory: float, cores: int) -> int:

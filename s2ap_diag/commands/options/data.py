@@ -7,9 +7,12 @@ import click
 from s2ap_diag.commands.options.shared import EXISTING, table_options
 
 
-@click.group(name="data")
-def command() -> None:
+@click.group(name="data", invoke_without_command=True)
+@click.pass_context
+def command(ctx: click.Context) -> None:
     """Download published data sets, and see what of them is there."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @command.command(name="fetch")

@@ -4,11 +4,12 @@ from typing import Any
 
 import click
 
+from s2ap_diag.commands.options import completion
 from s2ap_diag.commands.options.shared import EXISTING, device_option, quiet_option
 
 
 @click.command(name="run")
-@click.argument("config", required=False)
+@click.argument("config", required=False, shell_complete=completion.presets)
 @click.option(
     "--list",
     "list_presets",
@@ -26,6 +27,7 @@ from s2ap_diag.commands.options.shared import EXISTING, device_option, quiet_opt
     multiple=True,
     metavar="KEY=VALUE",
     help="Override a setting, e.g. method.keep=0.05.",
+    shell_complete=completion.settings,
 )
 @click.option("--out", type=EXISTING, help="The run directory; default runs/CONFIG.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from s2ap_core.files.writer import writes_files
+from s2ap_diag.commands.options import completion
 from s2ap_diag.execution.console import show_warnings
 
 if TYPE_CHECKING:  # both import more than --help can wait for
@@ -71,8 +72,9 @@ scale_option = click.option(
     "--scale", type=click.Choice(["digits"]), help="Every run narrow and short, on scikit-learn's digits."
 )
 set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting of every run."
-)
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting of every run.",
+    shell_complete=completion.settings,
+)  # fmt: skip
 
 
 def _output(json: str | None, csv: Path | None, quiet: bool, wide: bool, plot: Path | None = None) -> "Output":

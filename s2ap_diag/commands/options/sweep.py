@@ -4,11 +4,12 @@ from typing import Any
 
 import click
 
+from s2ap_diag.commands.options import completion
 from s2ap_diag.commands.options.shared import device_option, quiet_option, scale_option, set_option
 
 
 @click.command(name="sweep")
-@click.argument("grid", required=False)
+@click.argument("grid", required=False, shell_complete=completion.grids)
 @click.option("--runs", "root", help="Folder of the runs, or an fsspec URL of it.  [default: runs/GRID]")
 @click.option("--list", "list_grids", is_flag=True, help="List the grids that come with the package.")
 @click.option("--dry-run", is_flag=True, help="Show what would run and what is done, and run nothing.")

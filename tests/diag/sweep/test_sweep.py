@@ -23,9 +23,10 @@ from s2ap_core.training.objectives import build_objective
 from s2ap_diag.commands import main
 from s2ap_diag.curvature.loss_difference import loss_difference
 from s2ap_diag.curvature.tracking import batch_loss
-from s2ap_diag.sweep.estimate import passes, seconds, seconds_per_mac, size_of, wall, work
+from s2ap_diag.sweep.estimate import passes, seconds, size_of, wall, work
 from s2ap_diag.sweep.grid import Combinations, Grid, expand, grids, read_grid
 from s2ap_diag.sweep.plan import plan
+from s2ap_diag.sweep.rates import rates_of
 from s2ap_diag.sweep.schedule import Schedule, read_status
 from s2ap_diag.sweep.tasks import Outcome, Workplace, is_done, run_task
 
@@ -285,10 +286,10 @@ def test_the_loss_difference_costs_the_passes_that_the_network_then_sees(restart
 def test_a_search_of_table_7_takes_the_hours_that_table_7_says():
     (planned,) = expand(Grid(group=[Combinations(presets=["cifar10-resnet18-hydra-orig-90"], sharpness=False)]))
     (task,) = plan([planned])
-    rates = seconds_per_mac(None)
-    per_pass = 3 * size_of("resnet18", None, "cifar10").macs * rates["resnet18"]
+    per_mac = rates_of("a6000", None, []).of("resnet18")
+    per_pass = 3 * size_of("resnet18", None, "cifar10").macs * per_mac
     assert per_pass * 20 * 50_000 * 12 / 3600 == pytest.approx(3.27)
-    assert seconds(task, rates) == pytest.approx(work(task) * rates["resnet18"])
+    assert seconds(task, per_mac) == pytest.approx(work(task) * per_mac)
 
 
 def test_the_wall_time_is_that_of_a_schedule_made_by_hand(grid):
