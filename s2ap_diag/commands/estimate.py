@@ -77,9 +77,7 @@ def _run(config: Config, source: str, rates: Rates, output: Output) -> None:
     rows = [[record[key] for key in ("stage", "epochs", "passes", "petaflop", "hours")] for record in records]
     said = f"{total['hours']:.3g} hours, up to {memory:.2g} GB of memory for tensors, {space:.2g} GB on disk"
     table = make_table(f"{source}, by {rates.basis}: {said}", columns, rows)
-    table.caption = f"{config.title}\n{_assumed(config)}".strip()
-    table.caption_justify = "left"
-    output.emit(records, table)
+    output.emit(records, table, notes=filter(None, (config.title, _assumed(config))))
 
 
 def _assumed(config: Config) -> str:
@@ -132,5 +130,4 @@ def _grid(
     table = make_table(
         f"{source}, by {rates.basis}: {said}", columns, [[record[key] for key in keys] for record in records]
     )
-    table.caption, table.caption_justify = ASSUMED, "left"
-    output.emit(records, table)
+    output.emit(records, table, notes=[ASSUMED])

@@ -5,6 +5,7 @@ kind of device is said by :mod:`s2ap_diag.sweep.rates`.
 """
 
 import heapq
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2ap_core.config import Config
+from s2ap_core.config import Config, NetworkSettings
 from s2ap_core.data import Split
-from s2ap_core.models import build
 from s2ap_core.runs.checkpoints import Images as ShapeOfImages
 from s2ap_core.runs.checkpoints import build_network, describe_network
 from s2ap_core.runs.disk import files_of_run, files_taken_over
@@ -59,16 +59,23 @@ class Size:
     parameters: int
 
 
-@cache
 def size_of(name: str, width: int | None, dataset: str) -> Size:
-    """Count a network's multiply-accumulates and parameters on the meta device, where nothing is computed."""
-    images = IMAGES[dataset]
+    """Count a network's multiply-accumulates and parameters on a data set of :data:`IMAGES`."""
+    return _size(Config(network=NetworkSettings(name=name, width=width)), IMAGES[dataset])
+
+
+def _size(config: Config, images: Images) -> Size:
+    return _counted(json.dumps(describe_network(config, images)))
+
+
+@cache
+def _counted(described: str) -> Size:
+    """Count on the meta device, where nothing is computed."""
+    network = json.loads(described)
     with torch.device("meta"):
-        model = build(
-            name, width=width, input_size=images.size, input_channels=images.channels, classes=images.classes
-        ).eval()
+        model = build_network(network).eval()
         with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, images.channels, images.size, images.size))
+            model(torch.empty(1, network["input_channels"], network["input_size"], network["input_size"]))
     return Size(counter.get_total_flops() / 2, sum(p.numel() for p in model.parameters()))
 
 
@@ -97,8 +104,7 @@ def work(task: Task) -> float:
 
 def macs_of_a_pass(config: Config) -> float:
     """Count the multiply-accumulates of an image's forward and backward pass; the latter counts as two forward ones."""
-    name = config.data.name if config.data.name in IMAGES else "cifar10"
-    return 3 * size_of(config.network.name, config.network.width, name).macs
+    return 3 * _size(config, images_of(config)).macs
 
 
 def stages(config: Config) -> dict[str, float]:
