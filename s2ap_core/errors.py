@@ -1,4 +1,4 @@
-"""The one exception that a user's input can cause, and what was meant instead."""
+"""The one exception that a user's input can cause, what was meant instead, and how names are shown."""
 
 import difflib
 from collections.abc import Iterable
@@ -23,3 +23,13 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str, cutoff: float 
     """
     close = difflib.get_close_matches(word, list(known), cutoff=cutoff)
     return f"did you mean {' or '.join(close)}?" if close else otherwise
+
+
+def printable(text: str) -> str:
+    """Escape what no terminal should be sent: control characters, and bytes of names that are no text.
+
+    >>> print(printable("a name\\x1b[31m\\udcff"))
+    a name\\x1b[31m\\udcff
+    """
+    shown = (c if c.isprintable() or c == " " else c.encode("unicode_escape").decode("ascii") for c in text)
+    return text if text.isprintable() else "".join(shown)

@@ -138,6 +138,6 @@ def _shown(value: Any) -> str:
     """Write a value as Python writes it, its middle left out where it is long."""
     try:
         text = repr(value)
-    except ValueError:  # a number of more digits than Python converts
-        return "a number of thousands of digits"
+    except (ValueError, RecursionError):  # a number of more digits than Python converts, lists within lists
+        return "a value that is too long to be shown"
     return text if len(text) <= 200 else f"{text[:100]} ... {text[-50:]}"

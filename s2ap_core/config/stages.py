@@ -7,6 +7,9 @@ from pydantic import Field
 
 from s2ap_core.config.base import Settings
 
+MOST_EPOCHS = 1_000_000
+"""Of a stage, whose files are counted before it begins."""
+
 
 class StageSettings(Settings):
     """How a stage steps: by default SGD with momentum, its learning rate a half cosine from ``lr`` to 0, by epoch.
@@ -26,7 +29,7 @@ class StageSettings(Settings):
             the validation split, or the last one.
     """
 
-    epochs: int = Field(default=100, ge=1)
+    epochs: int = Field(default=100, ge=1, le=MOST_EPOCHS)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(default=0.1, gt=0)
     lr_warmup: int = Field(default=0, ge=0)
@@ -57,7 +60,7 @@ class PruneSettings(StageSettings):
         freeze_norm: keep the normalisation layers' affine parameters as they were.
     """
 
-    epochs: int = Field(default=20, ge=0)
+    epochs: int = Field(default=20, ge=0, le=MOST_EPOCHS)
     freeze_norm: bool = False
 
 

@@ -31,7 +31,8 @@ def write_file(path: Path, data: bytes | str) -> None:
     """
     if not writes_files():
         return
-    content = data.encode() if isinstance(data, str) else data
+    # Names of files that are no UTF-8 are written escaped.
+    content = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         if check_place(path):

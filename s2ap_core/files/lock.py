@@ -88,7 +88,7 @@ def hold(run: Path) -> Iterator[None]:
     Raises:
         InputError: naming the process that holds the directory, or the file if it cannot be written or is no lock.
     """
-    path = run.resolve() / NAME
+    path = Path(os.path.realpath(run)) / NAME  # unlike resolve, of a circle of links, too
     if not writes_files() or any((held.pid, held.path) == (os.getpid(), path) for held in _held.get()):
         yield
         return
@@ -140,7 +140,7 @@ def check_held(path: Path) -> Path | None:
         InputError: naming the directory.
     """
     for held in _held.get():
-        if held.pid == os.getpid() and held.path.parent in path.resolve().parents:
+        if held.pid == os.getpid() and held.path.parent in Path(os.path.realpath(path)).parents:
             if not _is(held.file, held.path):
                 raise InputError(
                     f"{held.path.parent}: the run directory or its {NAME} has vanished; bring it back and --resume"
@@ -158,7 +158,7 @@ def make_folder_of(path: Path) -> None:
         InputError: naming the directory that this process held.
         OSError: if the folder cannot be made.
     """
-    folder, run = path.resolve().parent, check_held(path)
+    folder, run = Path(os.path.realpath(path)).parent, check_held(path)
     if run is None:
         folder.mkdir(parents=True, exist_ok=True)
     elif folder != run:

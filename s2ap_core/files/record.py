@@ -1,6 +1,7 @@
-"""JSON files of a run, read without trusting what they hold."""
+"""JSON files of a run, read without trusting what they hold; and TOML of anyone."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,6 +9,19 @@ from s2ap_core.errors import InputError
 from s2ap_core.files.kinds import check_input
 
 Record = TypeVar("Record", dict[str, Any], list[Any])
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises:
+        tomllib.TOMLDecodeError: if it is none.
+        ValueError: if it is nested too deeply, or holds a number of thousands of digits.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def load_json(path: Path, kind: type[Record], remedy: str) -> Record:

@@ -56,7 +56,7 @@ def read_state(path: Path) -> StateDict:
         if unusual := [key for key, tensor in raw.items() if not is_plain(tensor)]:
             raise InputError(f"{unusual[0]} is no plain tensor of real numbers; save it dense, on the CPU")
         prefix = prefix_of(raw)
-        raw = without_prefix({key: t.float() if t.is_floating_point() else t for key, t in raw.items()})
+        raw = without_prefix({key: t.detach().float() if t.is_floating_point() else t for key, t in raw.items()})
         form = _format(raw)
         tensors = _plain(raw, form)
     except InputError as error:

@@ -73,11 +73,17 @@ def unpickle(path: Path) -> object:
         ) from error
 
 
+REAL = frozenset(np.dtype(kind).name for kind in (*np.typecodes["AllInteger"], *np.typecodes["Float"], "bool"))
+"""Names of the types of real numbers that numpy has."""
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Return whether a tensor is dense, real, in memory, and of no more entries than its file has numbers for."""
+    kind = str(tensor.dtype).removeprefix("torch.")
     return (
         tensor.layout == torch.strided
         and tensor.device.type == "cpu"
-        and not (tensor.is_nested or tensor.is_quantized or tensor.is_complex())
+        and (kind in REAL or kind.startswith(("bfloat16", "float8_")))
+        and not tensor.is_nested
         and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     )

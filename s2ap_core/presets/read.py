@@ -9,6 +9,7 @@ from typing import Any
 from s2ap_core.config import Config, parse_config
 from s2ap_core.config.parts import name_by_user
 from s2ap_core.errors import InputError, did_you_mean
+from s2ap_core.files.record import parse_toml
 from s2ap_core.presets.compose import presets
 from s2ap_core.presets.effects import at_default, check_effect, without_effect
 from s2ap_core.presets.scale import scale_to_digits
@@ -159,10 +160,10 @@ def keys_of(overrides: Iterable[str]) -> set[str]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error}); give a TOML config") from error
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and nesting as deep
+    except ValueError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
 
 
@@ -171,9 +172,11 @@ def _override(settings: dict[str, Any], assignment: str) -> None:
     if not equals or not key:
         raise InputError(f"--set {assignment}: write it as section.key=value")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    except ValueError as error:
+        raise InputError(f"--set {key}: {error}; give a shorter value") from error
     *sections, name = key.strip().split(".")
     for section in sections:
         settings = settings.setdefault(section, {})

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import tomllib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.files import lock
 from s2ap_core.files.atomic import leftovers, write_file
 from s2ap_core.files.kinds import check_input
-from s2ap_core.files.record import load_json
+from s2ap_core.files.record import load_json, parse_toml
 from s2ap_core.files.writer import writes_files
 from s2ap_core.methods import METHODS
 from s2ap_core.runs.course import traits
@@ -82,8 +81,8 @@ class RunDirectory:
         if not file.is_file():
             raise InputError(f"{path}: not a run directory (no config.toml)")
         try:
-            config = parse_config(tomllib.loads(file.read_text()), str(file))
-        except (ValueError, RecursionError) as error:  # of the decoder, of the text's encoding, of what it holds
+            config = parse_config(parse_toml(file.read_text(encoding="utf-8")), str(file))
+        except ValueError as error:  # of the decoder, of the text's encoding, of what it holds
             raise InputError(f"{file}: not valid TOML: {error}") from error
         run = cls(path, config)
         if not METHODS.knows(config.method.name) and isinstance(noted := run.environment().get("method"), dict):
@@ -189,9 +188,13 @@ class RunDirectory:
         """Read ``environment.json``.
 
         Raises:
-            InputError: if it is missing or damaged.
+            InputError: if it is missing or damaged, or says that the run's files are of another format.
         """
-        return load_json(self.path / "environment.json", dict, "restore it, or start anew in another folder")
+        file = self.path / "environment.json"
+        said = load_json(file, dict, "restore it, or start anew in another folder")
+        if said.get("format") != FORMAT:
+            raise InputError(f"{file}: of format {said.get('format')}, this version reads {FORMAT}; run it anew")
+        return said
 
     def record_forced(self, changes: Mapping[str, tuple[Any, Any]]) -> None:
         """Note in ``environment.json`` the changes, by key (before, now), despite which a run was told to go on."""

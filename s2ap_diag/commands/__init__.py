@@ -20,6 +20,7 @@ from s2ap_diag.execution.exits import (
     joined_processes,
     leave,
     lost_process,
+    open_streams,
     refuse,
     speaks_first,
     under_torchrun,
@@ -71,6 +72,7 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
+        open_streams()
         try:
             with warnings.catch_warnings(), logged_warnings(), terminable(), joined_processes():
                 status = super().main(*args, **kwargs)

@@ -1,13 +1,14 @@
 """``s2ap-diag compare``: do two arms differ, by how much, and how many seeds would tell?"""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from s2ap_core.errors import InputError
+from s2ap_core.errors import InputError, printable
 from s2ap_core.runs import course
 from s2ap_core.runs.identity import flat
 from s2ap_diag.comparison.arms import SettingComparison, adjusted_p, compare_arms
@@ -43,14 +44,14 @@ def say(
 ) -> None:
     """Put into words what the seeds allow to say, what could not be compared, and the settings that differ."""
     for one in compared:
-        click.echo(f"{one.setting}:")
+        click.echo(printable(f"{one.setting}:"))
         for name in PRINCIPAL:
             if name in one.metrics:
-                click.echo(f"  {one.metrics[name].verdict(names, p_values.get((one.setting, name)))}")
+                click.echo(printable(f"  {one.metrics[name].verdict(names, p_values.get((one.setting, name)))}"))
         for note in one.notes:
-            click.echo(f"  {note}")
+            click.echo(printable(f"  {note}"))
         said = [f"{key} {a} | {b}" for key, (a, b) in one.config_differences.items()]
-        click.echo(f"  settings that differ: {'; '.join(said) or 'none'}")
+        click.echo(printable(f"  settings that differ: {'; '.join(said) or 'none'}"))
 
 
 def choose(
@@ -104,8 +105,8 @@ def matches(run: Run, where: Sequence[str]) -> bool:
 
 
 def _short(path: Path, paths: Sequence[Path]) -> str:
-    names = [one.resolve().name for one in paths]
-    return str(path) if len(set(names)) < len(names) else path.resolve().name
+    names = [os.path.basename(os.path.realpath(one)) for one in paths]
+    return str(path) if len(set(names)) < len(names) else os.path.basename(os.path.realpath(path))
 
 
 def record(

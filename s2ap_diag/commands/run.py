@@ -8,7 +8,7 @@ import click
 
 from s2ap_core import distributed
 from s2ap_core.config import Config
-from s2ap_core.errors import InputError
+from s2ap_core.errors import InputError, printable
 from s2ap_core.presets.compose import Preset, groups, presets
 from s2ap_core.presets.read import read_run
 from s2ap_diag.execution.device import check_device
@@ -53,7 +53,7 @@ def run_command(
     with resumable(f"s2ap-diag run --resume --out {out}"):
         settings = resolve(config, scale, overrides, seed) if config else None
         if scale and settings and not quiet:
-            click.echo(settings.title, err=True)
+            click.echo(printable(settings.title), err=True)
         run = execute(
             settings, out, device=device, quiet=quiet, resume=resume, force=force, keep_checkpoints=keep_checkpoints
         )

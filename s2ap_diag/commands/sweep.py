@@ -7,6 +7,7 @@ from typing import Any
 import click
 from rich.live import Live
 
+from s2ap_core.errors import printable
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.execute import check_dense_network
 from s2ap_diag.output.tables import Table, make_table, show_table
@@ -14,7 +15,7 @@ from s2ap_diag.sweep.grid import expand, grids, read_grid
 from s2ap_diag.sweep.plan import plan
 from s2ap_diag.sweep.progress import run_schedule
 from s2ap_diag.sweep.resources import absolute, resources
-from s2ap_diag.sweep.schedule import Schedule, read_status
+from s2ap_diag.sweep.schedule import Schedule, Snapshot, read_status
 from s2ap_diag.sweep.tasks import Workplace
 
 
@@ -58,7 +59,7 @@ def run_command(
     run_schedule(schedule, executor, "the same command", quiet=quiet)
     show_table(summary(root, schedule), quiet)
     for entry in schedule.failed:
-        click.echo(f"failed: {entry.name}: {entry.error} (log: {root}/{entry.log})", err=True)
+        click.echo(printable(f"failed: {entry.name}: {entry.error} (log: {root}/{entry.log})"), err=True)
     return 1 if schedule.failed else 0
 
 
@@ -89,20 +90,20 @@ def watch(root: str) -> None:
         show_table(status_table(root, status))
         return
     with Live(status_table(root, status), refresh_per_second=2) as live:
-        while any(task["state"] in ("waiting", "running") for task in status["tasks"]):
+        while any(task.state in ("waiting", "running") for task in status.tasks):
             time.sleep(1)
             status = read_status(root)
             live.update(status_table(root, status))
 
 
-def status_table(root: str, status: dict[str, Any]) -> Table:
+def status_table(root: str, status: Snapshot) -> Table:
     """Count the tasks by state, and list those that run or failed."""
-    tasks = status["tasks"]
-    counts = {s: sum(t["state"] == s for t in tasks) for s in ("done", "running", "waiting", "failed")}
-    left = "unknown" if status["left"] is None else f"{status['left'] / 60:.0f} min"
-    if not status["working"]:
+    tasks = status.tasks
+    counts = {s: sum(t.state == s for t in tasks) for s in ("done", "running", "waiting", "failed")}
+    left = "unknown" if status.left is None else f"{status.left / 60:.0f} min"
+    if not status.working:
         left = "no sweep is at it, the same command goes on" if counts["waiting"] + counts["running"] else "none"
     title = f"{root}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + f"; time left: {left}"
-    shown = [t for t in tasks if t["state"] in ("running", "failed")]
-    rows: list[list[Any]] = [[t["name"], t["state"], t["error"] or t["log"]] for t in shown]
+    shown = [t for t in tasks if t.state in ("running", "failed")]
+    rows: list[list[Any]] = [[t.name, t.state, t.error or t.log] for t in shown]
     return make_table(title, ["task", "state", "error or log"], rows)

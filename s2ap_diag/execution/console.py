@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from s2ap_core.errors import printable
+
 
 class Once:
     """Show each warning once, whichever stage, checkpoint or batch it is about.
@@ -24,10 +26,18 @@ class Once:
         return new and record.name != "py.warnings"
 
 
+class _Printable(logging.Formatter):
+    """Escapes control characters, so that no file's name reaches the terminal as a command to it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 def show_warnings(*, quiet: bool) -> None:
     """Show warnings and errors on standard error, each once; with ``quiet`` errors alone."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    logging.basicConfig(level=logging.WARNING, force=True)
     for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
         handler.setLevel(logging.ERROR if quiet else logging.WARNING)
         handler.addFilter(Once())
     logging.addLevelName(logging.WARNING, "warning")

@@ -4,6 +4,7 @@ Functions that ask about other processes import ``s2ap_core.distributed`` where 
 else: it imports torch, for which ``--help`` must not wait.
 """
 
+import io
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import NoReturn
 
 import click
 
+from s2ap_core.errors import printable
 from s2ap_diag.execution.parent import end_with_parent
 
 REFUSED = 2
@@ -21,10 +23,22 @@ INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 """Exit statuses after a signal, as shells give them."""
 
 
+def open_streams() -> None:
+    """Let a closed standard stream lead nowhere, and show escaped what a terminal's encoding does not have."""
+    while (stream := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(stream, True)  # otherwise the next file that is opened would be standard output
+    os.close(stream)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for text in (sys.stdout, sys.stderr):
+        if isinstance(text, io.TextIOWrapper):
+            text.reconfigure(errors="backslashreplace")
+
+
 def refuse(message: str) -> NoReturn:
     """Say in one line what cannot be used, and exit with status 2."""
     if speaks_first():
-        click.echo("error: " + " ".join(message.split()), err=True)
+        click.echo("error: " + printable(" ".join(message.split())), err=True)
     leave(REFUSED)
 
 

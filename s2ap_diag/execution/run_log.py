@@ -37,7 +37,7 @@ def run_log(run: Path) -> Iterator[None]:
         return
     path = run / "run.log"
     try:
-        handler = _SilentFileHandler(path, encoding="utf-8")
+        handler = _SilentFileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); free space and --resume") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from s2ap_core.errors import InputError
+from s2ap_core.errors import InputError, printable
 from s2ap_diag.execution.exits import INTERRUPTED, TERMINATED, leave, speaks_first
 
 RESEND_DELAY = 0.05
@@ -88,5 +88,5 @@ def resumable(how: str) -> Iterator[None]:
 
 def _leave(what: str, how: str, status: int) -> None:
     if speaks_first():
-        click.echo(f"{what}; what is done is kept, go on with: {how}", err=True)
+        click.echo(printable(f"{what}; what is done is kept, go on with: {how}"), err=True)
     leave(status)

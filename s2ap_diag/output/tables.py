@@ -11,6 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.text import Text
 
+from s2ap_core.errors import printable
+
 if TYPE_CHECKING:  # a table on the terminal does not wait for pandas
     import pandas as pd
 
@@ -132,7 +134,7 @@ def make_table(
     )
     shown = tuple(tuple(map(show, row)) for row in rows)
     said = tuple(note for note in notes if any(note[0] in cell for row in shown for cell in row))
-    return Table(title, tuple(columns), shown, numeric, tuple(gives_way), said)
+    return Table(printable(title), tuple(columns), shown, numeric, tuple(gives_way), said)
 
 
 class Number(str):
@@ -150,7 +152,7 @@ def show(value: Any) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return str(value)
+    return printable(str(value))
 
 
 def fold(text: str, width: int) -> list[str]:

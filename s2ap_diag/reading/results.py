@@ -17,7 +17,7 @@ from s2ap_core.files.atomic import write_file
 from s2ap_core.files.kinds import check_input
 from s2ap_core.files.record import load_json
 from s2ap_core.runs import course
-from s2ap_core.runs.directory import BRING_BACK, FORMAT, METRICS, TIMING, RunDirectory
+from s2ap_core.runs.directory import BRING_BACK, METRICS, TIMING, RunDirectory
 from s2ap_core.training.evaluation import Evaluation, load_evaluation
 from s2ap_diag.reading.read import read
 from s2ap_diag.stability import trajectory
@@ -177,8 +177,6 @@ def open_run(path: Path, *, unfinished: bool = False) -> Run:
     """
     run = RunDirectory.open(path)
     environment = run.environment()
-    if environment.get("format") != FORMAT:
-        raise InputError(f"{path}: of format {environment.get('format')}, this version reads {FORMAT}; run it anew")
     results = run.results()
     missing = [entry for entry in course.expected(run.config) if entry not in results]
     if missing and not unfinished:

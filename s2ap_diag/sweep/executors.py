@@ -89,6 +89,7 @@ class RayExecutor(Executor):
             import ray  # an extra
         except ModuleNotFoundError as error:
             raise InputError(f"--ray {address}: Ray is not installed; pip install 's2ap-diag[cluster]'") from error
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # a cluster that is started here says nothing of it to anyone
         logging.getLogger("ray").setLevel(logging.ERROR)
         self.ray, self.cpus, self.gpus = ray, cpus, gpus
         try:

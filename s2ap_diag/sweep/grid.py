@@ -1,6 +1,5 @@
 """What a sweep runs: presets, and lists of values on top of them."""
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError, did_you_mean
+from s2ap_core.files.record import parse_toml
 from s2ap_core.presets.compose import TABLE_GRIDS, grid_names, presets
 from s2ap_core.presets.effects import at_default, check_effect, refusals, without_effect
 from s2ap_core.presets.read import in_norm, keys_of, overridden, read_source, retitled
@@ -220,12 +220,12 @@ def _packaged(name: str) -> Grid:
 
 def _parse(text: str, source: str) -> Grid:
     try:
-        return Grid.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{source}: not valid TOML: {error}") from error
+        return Grid.model_validate(parse_toml(text))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(
             f"{source}: {where}: {first['msg']}; a grid has [[group]] with presets, set, values, zip"
         ) from error
+    except ValueError as error:
+        raise InputError(f"{source}: not valid TOML: {error}") from error

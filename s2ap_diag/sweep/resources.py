@@ -3,7 +3,6 @@
 import os
 from concurrent.futures import Executor
 
-import fsspec
 import psutil
 import torch
 
@@ -11,6 +10,7 @@ from s2ap_core.errors import InputError
 from s2ap_diag.execution.execute import prepare
 from s2ap_diag.sweep.estimate import memory_of
 from s2ap_diag.sweep.executors import LocalExecutor, RayExecutor
+from s2ap_diag.sweep.place import filesystem_of
 from s2ap_diag.sweep.plan import Task
 
 PROCESS = 0.6 * 2**30
@@ -71,7 +71,7 @@ def absolute(root: str) -> str:
 
     URLs stay as they are.
     """
-    filesystem, path = fsspec.core.url_to_fs(root)
+    filesystem, path = filesystem_of(root)
     return str(path) if "file" in filesystem.protocol else root
 
 

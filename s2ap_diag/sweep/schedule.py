@@ -1,21 +1,21 @@
 """Which task runs next, and how each has ended; independent of who runs them."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import fsspec
+from pydantic import BaseModel
 
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
 from s2ap_diag.sweep.estimate import work
+from s2ap_diag.sweep.place import filesystem_of
 from s2ap_diag.sweep.plan import Task
 from s2ap_diag.sweep.tasks import Outcome, Workplace, is_done, log_file, run_task
 
@@ -37,6 +37,15 @@ class TaskStatus:
     seconds: float = 0.0
     error: str = ""
     log: str = ""
+
+
+class Snapshot(BaseModel):
+    """What ``--status`` reads: the states of a sweep's tasks, and the seconds left as far as they are known."""
+
+    updated: float
+    working: bool
+    left: float | None
+    tasks: list[TaskStatus]
 
 
 @dataclass
@@ -79,7 +88,7 @@ class Schedule:
 
     def _alone(self) -> AbstractContextManager[None]:
         """Lock the folder; behind a URL there is no lock to be had."""
-        filesystem, path = fsspec.core.url_to_fs(self.workplace.root)
+        filesystem, path = filesystem_of(self.workplace.root)
         return lock.hold(Path(path)) if "file" in filesystem.protocol else nullcontext()
 
     def _run(self, executor: Executor) -> None:
@@ -111,6 +120,7 @@ class Schedule:
                 continue
             before = self.statuses[task.after] if task.after is not None else None
             if before is not None and before.state == "failed":
+                self.statuses[task.name].log = before.log  # its own was never begun
                 self._set(task.name, "failed", f"it goes on from {before.name}, which failed")
             elif before is None or before.state == "done":
                 ready.append(task)
@@ -139,17 +149,12 @@ class Schedule:
     def save(self, working: bool = True) -> None:
         """Write the states where ``--status`` reads them."""
         left = seconds_left(list(self.statuses.values()), self.workers)
-        snapshot = {
-            "updated": time.time(),
-            "working": working,
-            "left": left,
-            "tasks": [asdict(status) for status in self.statuses.values()],
-        }
-        filesystem, path = fsspec.core.url_to_fs(self.workplace.root)
+        snapshot = Snapshot(updated=time.time(), working=working, left=left, tasks=list(self.statuses.values()))
+        filesystem, path = filesystem_of(self.workplace.root)
         filesystem.makedirs(path, exist_ok=True)
         unfinished = f"{path}/.{STATUS}.tmp"
         with filesystem.open(unfinished, "w") as file:
-            json.dump(snapshot, file)
+            file.write(snapshot.model_dump_json())
         filesystem.mv(unfinished, f"{path}/{STATUS}")
 
 
@@ -163,20 +168,22 @@ def seconds_left(statuses: Sequence[TaskStatus], workers: int) -> float | None:
     return rate * sum(status.work for status in statuses if status.state in ("waiting", "running"))
 
 
-def read_status(root: str) -> dict[str, Any]:
+def read_status(root: str) -> Snapshot:
     """Read what :meth:`Schedule.save` wrote.
 
     Raises:
-        InputError: if no sweep began there.
+        InputError: if no sweep began there, or the file is no sweep's.
     """
-    filesystem, path = fsspec.core.url_to_fs(root)
+    filesystem, path = filesystem_of(root)
     try:
         with filesystem.open(f"{path}/{STATUS}") as file:
-            status: dict[str, Any] = json.load(file)
+            status = Snapshot.model_validate_json(file.read())
     except FileNotFoundError as error:
         raise InputError(f"{root}: no sweep began here; start one with `s2ap-diag sweep GRID --runs {root}`") from error
-    except ValueError as error:
-        raise InputError(f"{root}/{STATUS}: not JSON; start the sweep again, it does only what is missing") from error
+    except ValueError as error:  # pydantic's, too
+        raise InputError(
+            f"{root}/{STATUS}: not the state of a sweep; start the sweep again, it does only what is missing"
+        ) from error
     if "file" in filesystem.protocol:  # a killed sweep could not say that it ended
-        status["working"] = status["working"] and lock.in_use(Path(path))
+        status.working = status.working and lock.in_use(Path(path))
     return status

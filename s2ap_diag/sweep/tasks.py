@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import torch
 
 from s2ap_core.data import Dataset
@@ -24,6 +23,7 @@ from s2ap_diag.execution.execute import execute, prepare
 from s2ap_diag.reading.results import SHARPNESS, save_sharpness
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
 from s2ap_diag.sweep.grid import Measurement
+from s2ap_diag.sweep.place import filesystem_of
 from s2ap_diag.sweep.plan import Task
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def log_file(name: str) -> str:
 
 def is_done(task: Task, root: str) -> bool:
     """Return whether this task's run went as far as it should."""
-    filesystem, path = fsspec.core.url_to_fs(root)
+    filesystem, path = filesystem_of(root)
     return bool(filesystem.exists(f"{path}/{task.name}/{DONE}"))
 
 
@@ -111,7 +111,7 @@ def _measure(run: RunDirectory, data: Dataset, asked: Measurement, device: str) 
 @contextmanager
 def _folder_of(root: str, task: Task) -> Iterator[Path]:
     """Give the sweep's folder; for a URL, a local copy of what the task needs, uploaded again when it ends."""
-    filesystem, remote = fsspec.core.url_to_fs(root)
+    filesystem, remote = filesystem_of(root)
     if "file" in filesystem.protocol:
         yield Path(remote)
         return
@@ -137,7 +137,7 @@ def _folder_of(root: str, task: Task) -> Iterator[Path]:
 def _logged(file: Path) -> Iterator[logging.Logger]:
     """Log to this file too while the block runs, warnings included."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(file, encoding="utf-8")
+    handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     level = root.level

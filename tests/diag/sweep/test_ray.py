@@ -50,7 +50,7 @@ def test_a_node_that_dies_costs_no_run_and_changes_no_result(cluster, tmp_path):
     cluster.remove_node(cluster.second, allow_graceful=False)
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
-    assert {task["state"] for task in read_status(str(runs))["tasks"]} == {"done"}
+    assert {task.state for task in read_status(str(runs)).tasks} == {"done"}
     # What a local executor finds, with one thread for each of the two.
     found = CliRunner().invoke(
         main, ["sweep", str(grid), "--runs", str(tmp_path / "local"), "--workers", "2", "--quiet"]

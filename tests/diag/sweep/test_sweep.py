@@ -318,7 +318,7 @@ def test_a_sweep_finds_what_its_runs_find_alone_and_then_has_nothing_to_do(grid,
     again = subprocess.run(sweep(grid, runs, "--workers", "1"), capture_output=True, text=True, check=False, env=ENV)
     assert again.returncode == 1
     assert {file: file.stat().st_mtime_ns for file in runs.rglob("*.safetensors")} == times
-    states = [task["state"] for task in read_status(str(runs))["tasks"]]
+    states = [task.state for task in read_status(str(runs)).tasks]
     assert states.count("failed") == 1
     assert states.count("done") == len(states) - 1
     shown = CliRunner().invoke(main, ["sweep", "--status", "--runs", str(runs)])
