@@ -15,7 +15,7 @@ from s2ap_diag.sweep.grid import expand, grids, read_grid
 from s2ap_diag.sweep.plan import plan
 from s2ap_diag.sweep.progress import run_schedule
 from s2ap_diag.sweep.resources import absolute, resources
-from s2ap_diag.sweep.schedule import Schedule, Snapshot, read_status
+from s2ap_diag.sweep.schedule import Schedule, SweepStatus, read_status
 from s2ap_diag.sweep.tasks import Workplace
 
 
@@ -96,7 +96,7 @@ def watch(root: str) -> None:
             live.update(status_table(root, status))
 
 
-def status_table(root: str, status: Snapshot) -> Table:
+def status_table(root: str, status: SweepStatus) -> Table:
     """Count the tasks by state, and list those that run or failed."""
     tasks = status.tasks
     counts = {s: sum(t.state == s for t in tasks) for s in ("done", "running", "waiting", "failed")}

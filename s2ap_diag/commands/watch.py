@@ -92,7 +92,7 @@ class OfRuns:
         if not self.folder.is_dir():
             raise InputError(f"{self.folder}: no such folder; name a run or a folder of runs")
         status = read_status(str(self.folder)) if (self.folder / STATUS).is_file() else None
-        shared = [task["name"] for task in status["tasks"] if task["state"] == "running"] if status else []
+        shared = [task.name for task in status.tasks if task.state == "running"] if status else []
         paths = [*run_folders(self.folder), *(self.folder / name for name in shared)]
         found, unreadable = self._look(list(dict.fromkeys(paths)))
         if not (found or unreadable or status):
@@ -100,11 +100,11 @@ class OfRuns:
         counts = Counter(one.state for one in found)
         said = [f"{counts[state]} {state}" for state in ("running", "stopped", "done") if counts[state]]
         if status:
-            tasks = Counter(task["state"] for task in status["tasks"])
+            tasks = Counter(task.state for task in status.tasks)
             said += [f"{tasks[state]} {state}" for state in ("waiting", "failed") if tasks[state]]
-            if status["working"] and status["left"] is not None:
-                said.append(f"{status['left'] / 60:.0f} min left")
-        self.working = counts["running"] > 0 or bool(status and status["working"])
+            if status.working and status.left is not None:
+                said.append(f"{status.left / 60:.0f} min left")
+        self.working = counts["running"] > 0 or bool(status and status.working)
         names = told_apart([one.path for one in found])
         table = [table_of(found, names, f"{self.folder}: {', '.join(said)}")] if found else []
         warned = [f"{name}: {text}" for name, one in zip(names, found, strict=True) for text in self._warnings(one)]

@@ -105,7 +105,7 @@ def is_grid(source: str) -> bool:
     if not path.is_file():
         return source in grid_names() or source in ("table7", "table13")
     try:
-        return "group" in tomllib.loads(path.read_text(encoding="utf-8"))
+        return "group" in parse_toml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # whoever reads it says why it cannot be
         return False
 

@@ -39,7 +39,7 @@ class TaskStatus:
     log: str = ""
 
 
-class Snapshot(BaseModel):
+class SweepStatus(BaseModel):
     """What ``--status`` reads: the states of a sweep's tasks, and the seconds left as far as they are known."""
 
     updated: float
@@ -149,7 +149,7 @@ class Schedule:
     def save(self, working: bool = True) -> None:
         """Write the states where ``--status`` reads them."""
         left = seconds_left(list(self.statuses.values()), self.workers)
-        snapshot = Snapshot(updated=time.time(), working=working, left=left, tasks=list(self.statuses.values()))
+        snapshot = SweepStatus(updated=time.time(), working=working, left=left, tasks=list(self.statuses.values()))
         filesystem, path = filesystem_of(self.workplace.root)
         filesystem.makedirs(path, exist_ok=True)
         unfinished = f"{path}/.{STATUS}.tmp"
@@ -168,7 +168,7 @@ def seconds_left(statuses: Sequence[TaskStatus], workers: int) -> float | None:
     return rate * sum(status.work for status in statuses if status.state in ("waiting", "running"))
 
 
-def read_status(root: str) -> Snapshot:
+def read_status(root: str) -> SweepStatus:
     """Read what :meth:`Schedule.save` wrote.
 
     Raises:
@@ -177,7 +177,7 @@ def read_status(root: str) -> Snapshot:
     filesystem, path = filesystem_of(root)
     try:
         with filesystem.open(f"{path}/{STATUS}") as file:
-            status = Snapshot.model_validate_json(file.read())
+            status = SweepStatus.model_validate_json(file.read())
     except FileNotFoundError as error:
         raise InputError(f"{root}: no sweep began here; start one with `s2ap-diag sweep GRID --runs {root}`") from error
     except ValueError as error:  # pydantic's, too
