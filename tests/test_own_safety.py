@@ -271,3 +271,15 @@ def test_a_run_notes_what_its_own_method_makes_of_its_course(here: Path, monkeyp
         assert ended.exit_code in (0, 1), ended.output
     found = {one["condition"]: one for one in json.loads(Path("found.json").read_text())}
     assert found["budget"]["passed"]
+
+
+def test_code_that_is_edited_during_a_run_ends_it(here: Path) -> None:
+    """Not with the results of two versions under one name."""
+    edits = EXAMPLE.replace(
+        "        attach_masks(", "        open('mine.py', 'a').write('# edited')\n        attach_masks("
+    )
+    Path("mine.py").write_text(edits)
+    changes = [word for change in SHORT for word in ("--set", change)]
+    ended = CliRunner().invoke(main, ["run", "mine.toml", "--out", "run", "--quiet", *changes])
+    assert ended.exit_code == 2
+    assert "began with parts.mine.py:" in ended.stderr

@@ -81,11 +81,15 @@ def settings(config: Config, *, defaults: bool = True) -> dict[str, Any]:
 
 
 def check_config(run: RunDirectory) -> None:
-    """Check that ``config.toml`` still says what the run is made with.
+    """Check that ``config.toml`` and the files of the user's code still hold what the run began with.
 
     Raises:
         InputError: naming what differs, before and now.
     """
+    noted = load_json(run.path / FILE, dict, "run it again") if (run.path / FILE).exists() else {}
+    now = {f"parts.{name}": checksum(file.read_bytes()) for name, file in sources(run.config.parts)}
+    if edited := differences({key: noted[key] for key in now if key in noted}, {k: now[k] for k in now if k in noted}):
+        raise InputError(refusal(run.path, edited))
     changes = differences(settings(run.config), settings(RunDirectory.open(run.path).config))
     if changes:
         raise InputError(refusal(run.path, {f"{key} (config.toml)": values for key, values in changes.items()}))
