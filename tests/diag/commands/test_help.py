@@ -50,7 +50,7 @@ def test_a_command_that_there_is_not_names_the_one_that_was_meant():
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("method.kep", "did you mean keep?"),
+        ("method.kep", "did you mean keep"),
         ("prunee.epochs", "did you mean prune?"),
         ("keep", "did you mean method.keep?"),
         ("minimizer.xyzzy", "minimizer has name, gamma,"),
@@ -83,7 +83,7 @@ def test_presets_grids_and_settings_are_completed():
     assert complete("s2ap-diag", "run", "cifar10-resnet18-harp-s2ap-9") == ninety
     assert {"table1", "table12"} <= set(complete("s2ap-diag", "sweep", "table1"))
     assert complete("s2ap-diag", "estimate", "galler") == ["gallery", "gallery-full"]
-    assert complete("s2ap-diag", "run", "digits", "--set", "method.k") == ["method.keep="]
+    assert complete("s2ap-diag", "run", "digits", "--set", "method.pen") == ["method.penalty="]
     assert complete("s2ap-diag", "run", "digits", "--set", "minimizer.name=s") == ["minimizer.name=s2ap"]
     assert complete("s2ap-diag", "shar") == ["sharpness"]
 
