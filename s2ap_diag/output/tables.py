@@ -25,7 +25,7 @@ BETWEEN = 3
 """Characters that a column takes besides its cells: a rule and a space to each side."""
 
 _ENDS = re.compile(
-    r"(?<=\s)(?<!\d,\s)(?<!±\s)(?!±)|(?<=/)(?!\d)|(?<=\w\w\w_)(?!\d)|(?<=[\w}]-)(?=[A-Za-z{])|(?<=,)(?=[^\s\d])"
+    r"(?<=\s)(?<!\d,\s)(?<!±\s)(?!±|\(\d)|(?<=/)(?!\d)|(?<=\w\w\w_)(?!\d)|(?<=[\w}]-)(?=[A-Za-z{])|(?<=,)(?=[^\s\d])"
 )
 """Where a text may be broken: at spaces and what joins the words of a name, not within a number or an interval."""
 

@@ -20,9 +20,10 @@ def printed(table, width):
 
 def any_table(rng):
     """A table of one column of names and up to nine of numbers, intervals and texts."""
-    kinds = [rng.choice(("number", "interval", "text")) for _ in range(rng.randrange(1, 10))]
+    kinds = [rng.choice(("number", "share", "interval", "text")) for _ in range(rng.randrange(1, 10))]
     make = {
         "number": lambda: rng.choice((rng.uniform(-1, 1) * 10 ** rng.randrange(-8, 9), rng.randrange(10**7), None)),
+        "share": lambda: f"{rng.randrange(10**6)} ({rng.random():.1%})",
         "interval": lambda: f"{rng.uniform(0, 99):.1f} [{rng.uniform(-9, 9):.1f}, {rng.uniform(9, 99):.1f}]",
         "text": lambda: " ".join(rng.choice(("of", "three", "seeds,", "at", "8/255")) for _ in range(rng.randrange(9))),
     }
@@ -49,7 +50,7 @@ def test_what_is_shown_is_whole_and_the_rest_is_named(seed):
         for cell in cells:
             if isinstance(cell, float):
                 assert f" {cell:.4g} " in text, (cell, text)
-            elif isinstance(cell, int):
+            elif isinstance(cell, int) or (cell and "(" in cell):
                 assert f" {cell} " in text, (cell, text)
             elif cell and "[" in cell:
                 assert f" [{cell.split('[')[1]} " in text, (cell, text)
