@@ -149,7 +149,7 @@ def _measured(run: Run) -> bool:
 
 def studies(runs: Sequence[Run]) -> list[Study]:
     """Compare every dose with no perturbation, in each setting that has both, over the folds that all have."""
-    by_setting: dict[tuple[Any, ...], dict[Dose, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    by_setting: dict[tuple[str, str], dict[Dose, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         dose = dosed(run)
         if dose is not None:
@@ -178,13 +178,13 @@ def _study(setting: str, doses: Mapping[Dose, Sequence[Run]]) -> Study:
     return Study(setting, compared, [*origs, *(run for own in alike.values() for run in own)], notes)
 
 
-def _search_of(run: Run) -> tuple[Any, ...]:
-    """Collect what the searches of a study share, so that no run of another length or attack is taken for dose 0."""
+def _search_of(run: Run) -> str:
+    """Write what the searches of a study share, so that no run of another length or attack is taken for dose 0."""
     config = run.config
-    return (
+    return repr((
         config.network, config.objective, config.pretrain.epochs, config.prune, config.minimizer.warmup,
         config.finetune.epochs, config.evaluation.attack, config.evaluation.n,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def dose_table(found: Sequence[Study]) -> RenderedTable:
