@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from s2ap_core.config import parts
 from s2ap_core.data import load
 from s2ap_core.errors import InputError
+from s2ap_core.files import code
 from s2ap_core.models import NETWORKS, build
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.commands import main
@@ -29,7 +29,7 @@ EXAMPLE, CONFIG = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL)[1] for ki
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with the page's files; nothing in it has been named yet."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parts, "_named", set())
+    monkeypatch.setattr(code, "named", set())
     (tmp_path / "mine.py").write_text(EXAMPLE)
     (tmp_path / "mine.toml").write_text(CONFIG)
     (tmp_path / "small.toml").write_text('data.name = "digits"\n')
@@ -75,12 +75,12 @@ def test_the_pages_example(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = CliRunner().invoke(main, ["sharpness", checkpoint, *named, *small])
     assert found.exit_code == 0, found.output
     assert json.loads(found.stdout)[0]["n_scores"] == 8 * 9 + 2 * 8
-    monkeypatch.setattr(parts, "_named", set())
+    monkeypatch.setattr(code, "named", set())
     assert CliRunner().invoke(main, ["hamming", "run/masks"]).exit_code == 0
     assert CliRunner().invoke(main, ["report", "run", "--quiet"]).exit_code == 0
 
     (here / "mine.py").write_text(EXAMPLE.replace("0.7 *", "0.6 *"))
-    monkeypatch.setattr(parts, "_named", set())
+    monkeypatch.setattr(code, "named", set())
     message = refused("run", "--resume", "--out", "run", "--quiet")
     assert "began with" in message
     assert "mine.py:stripes" in message

@@ -29,6 +29,7 @@ from s2ap_core.config import parts
 from s2ap_core.data import Dataset, load
 from s2ap_core.data.own import adapt
 from s2ap_core.errors import InputError
+from s2ap_core.files import code
 from s2ap_core.files.tensors import load_tensors, save_tensors
 from s2ap_core.foreign.network import _head, _with_linear_head
 from s2ap_core.masks.layers import masked_layers
@@ -56,7 +57,7 @@ SHORT = ("pretrain.epochs=1", "prune.epochs=2", "evaluation.attack=none")
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with the page's files; nothing in it has been named yet."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parts, "_named", set())
+    monkeypatch.setattr(code, "named", set())
     (tmp_path / "mine.py").write_text(EXAMPLE)
     (tmp_path / "mine.toml").write_text(CONFIG)
     return tmp_path
@@ -68,7 +69,7 @@ def run(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     changes = [word for change in SHORT for word in ("--set", change)]
     ended = CliRunner().invoke(main, ["run", "mine.toml", "--out", "run", "--quiet", *changes])
     assert ended.exit_code == 0, ended.output
-    monkeypatch.setattr(parts, "_named", set())
+    monkeypatch.setattr(code, "named", set())
     return here / "run"
 
 
@@ -261,7 +262,7 @@ def test_a_run_notes_what_its_own_method_makes_of_its_course(here: Path, monkeyp
     assert ended.exit_code == 0, ended.output
     noted = json.loads(Path("run/environment.json").read_text())["method"]
     assert noted == {"pretrained": True, "searches": False, "uniform": False, "finetuned": True, "counts_flops": False}
-    monkeypatch.setattr(parts, "_named", set())
+    monkeypatch.setattr(code, "named", set())
     config = RunDirectory.open(Path("run")).config
     assert course.search_epochs(config) == 0
     assert config == parse_file(Path("run/config.toml"))

@@ -1,7 +1,7 @@
 """What a setting names: a registered part, an installed package's, ``package.module:FACTORY``, ``FILE.py:FACTORY``.
 
 The last two run code. They do so once a user has named them, on the command line or in a config, and never because a
-checkpoint or a run that is read names them: see :func:`name_by_user`.
+checkpoint or a run that is read names them: see :func:`s2ap_core.files.code.name_by_user`.
 """
 
 import hashlib
@@ -20,20 +20,9 @@ from typing import Any, TypeVar
 from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
 
 from s2ap_core.errors import InputError
+from s2ap_core.files import code
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_named: set[str] = set()
-
-
-def is_code(name: object) -> bool:
-    """Return whether a name is that of code, ``package.module:FACTORY`` or ``FILE.py:FACTORY``."""
-    return isinstance(name, str) and ":" in name
-
-
-def name_by_user(*names: str | None) -> None:
-    """Note that the user named these parts: those that are code may run from now on."""
-    _named.update(name for name in names if name is not None and is_code(name))
 
 
 class Registry(dict[str, F]):
@@ -58,7 +47,7 @@ class Registry(dict[str, F]):
         """
         if name in self:
             return self[name]
-        if is_code(name):
+        if code.is_code(name):
             return self._of_code(name)
         for entry in self._installed():
             if entry.name == name:
@@ -70,13 +59,15 @@ class Registry(dict[str, F]):
 
     def knows(self, name: str) -> bool:
         """Return whether :meth:`find` would look further than the name: nothing is run."""
-        return name in self or (name in _named if is_code(name) else any(e.name == name for e in self._installed()))
+        return name in self or (
+            name in code.named if code.is_code(name) else any(e.name == name for e in self._installed())
+        )
 
     def _installed(self) -> Iterable[Any]:
         return entry_points(group=f"s2ap_diag.{self.kind.replace(' ', '')}s")
 
     def _of_code(self, name: str) -> F:
-        if name not in _named:
+        if name not in code.named:
             how = f"by {self.option} {name}" if self.option else "in the config of a run"
             raise InputError(
                 f"{self.kind} {name}: a file that is read runs no code; name it yourself {how}, if you trust it"
@@ -112,7 +103,7 @@ class blamed:
 
 def source_of(name: str) -> Path | None:
     """Return the file that a part's code is in; None for a part that is not code, or of a module without a file."""
-    if not is_code(name) or name not in _named:
+    if not code.is_code(name) or name not in code.named:
         return None
     file = getattr(_module(name.rpartition(":")[0]), "__file__", None)
     return Path(file) if file else None

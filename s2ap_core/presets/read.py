@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from s2ap_core.config import Config, parse_config
-from s2ap_core.config.parts import name_by_user
 from s2ap_core.errors import InputError, did_you_mean
+from s2ap_core.files.code import name_by_user
 from s2ap_core.files.record import parse_toml
 from s2ap_core.presets.compose import presets
 from s2ap_core.presets.effects import at_default, check_effect, without_effect

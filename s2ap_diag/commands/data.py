@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from s2ap_core.config.parts import name_by_user
 from s2ap_core.data import DATASETS
 from s2ap_core.data.fetch import Part, check, fetch
 from s2ap_core.errors import InputError
+from s2ap_core.files.code import name_by_user
 from s2ap_diag.execution.progress import download_progress, plain_progress
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import make_table

@@ -102,7 +102,8 @@ def check_made_alike(out: Path, planned: Sequence[PlannedRun]) -> None:
         if not (out / run.name / "config.toml").is_file():
             continue
         begun = RunDirectory.open(out / run.name).config
-        changes = differences(begun.model_dump(mode="json"), run.config.model_dump(mode="json"))
+        # Without the title, which follows the settings.
+        changes = differences(*(c.model_dump(mode="json", exclude={"title"}) for c in (begun, run.config)))
         for key, (old, new) in changes.items():
             remedy = "give another --out, or the same options as then"
             raise InputError(f"{out / run.name}: began with {key} = {old}, now {new}; {remedy}")

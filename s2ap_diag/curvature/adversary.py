@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from s2ap_core.config import ObjectiveSettings, parse_config
-from s2ap_core.config.parts import name_by_user
 from s2ap_core.data import Dataset
 from s2ap_core.data.base import without_lone_image
 from s2ap_core.distributed.share import gather_in_order, own_items
+from s2ap_core.files.code import name_by_user
 from s2ap_core.modes import gpu_arithmetic, statistics
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.seeds import generator

@@ -8,11 +8,11 @@ import torch
 
 from s2ap_core import distributed
 from s2ap_core.config import Config
-from s2ap_core.config.parts import is_code, name_by_user
 from s2ap_core.data import Dataset, load
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
 from s2ap_core.files.atomic import write_file
+from s2ap_core.files.code import is_code, name_by_user
 from s2ap_core.methods import build_method
 from s2ap_core.models import check_logits
 from s2ap_core.presets.effects import check_effect, without_effect

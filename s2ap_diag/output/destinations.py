@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from s2ap_core.config.parts import is_code
 from s2ap_core.errors import InputError, printable
 from s2ap_core.files.atomic import check_place, write_file
+from s2ap_core.files.code import is_code
 from s2ap_diag.output.tables import Table, show_table, to_csv
 from s2ap_diag.reading.files import FOLDERS, expand
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from s2ap_core.config.parts import is_code, name_by_user
+from s2ap_core.files.code import is_code, name_by_user
 from s2ap_core.files.header import peek
 from s2ap_diag.reading.files import ARRAYS, Kind
 from s2ap_diag.reading.masks import MaskFile, read_arrays, read_packed

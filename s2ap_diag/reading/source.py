@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s2ap_core.config import DataSettings
-from s2ap_core.config.parts import is_code, name_by_user
 from s2ap_core.data import Dataset, load
 from s2ap_core.errors import InputError
+from s2ap_core.files.code import is_code, name_by_user
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.runs.identity import CODE
