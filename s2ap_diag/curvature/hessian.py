@@ -210,7 +210,7 @@ class ScoreHessian:
         self.hvps = 0
         self.quotients: list[Tensor] = []
         self._graphs: list[_Graph] = []
-        self._keeps_graphs = True
+        self._keeps_graphs: bool | None = True if len(batches) <= 1 else None  # of several, the first tells
 
     def __enter__(self) -> Self:
         return self
@@ -250,8 +250,10 @@ class ScoreHessian:
         if weights is None:
             counts = [samples_in(batch) for batch in self.batches]
             weights = [count / sum(counts) for count in counts] if len(counts) > 1 else [1.0]
-        if not self._graphs and self._keeps_graphs:
-            self._build_graphs(weights)
+        if self._keeps_graphs is None:
+            self._keeps_graphs = self._graphs_fit(weights)
+        if self._keeps_graphs:
+            self._graphs += [self._gradient_graph(batch, weights) for batch in self.batches[len(self._graphs) :]]
         total, self.quotients = torch.zeros_like(v), []
         for i, (batch, weight) in enumerate(zip(self.batches, weights, strict=True)):
             graph = self._graphs[i] if self._keeps_graphs else self._gradient_graph(batch, weights)
@@ -261,15 +263,13 @@ class ScoreHessian:
             total.add_(product, alpha=weight / of_batch)
         return total
 
-    def _build_graphs(self, weights: Sequence[float]) -> None:
-        """Build the graph of each batch, unless the first says that they are too large together."""
+    def _graphs_fit(self, weights: Sequence[float]) -> bool:
+        """Say by the first of several graphs whether all may be kept; it is kept if they may."""
         with BytesAllocated() as allocated:
-            self._graphs = [self._gradient_graph(self.batches[0], weights)] if weights else []
-        self._keeps_graphs = len(weights) <= 1 or allocated.bytes * len(weights) <= KEPT_GRAPHS
-        if self._keeps_graphs:
-            self._graphs += [self._gradient_graph(batch, weights) for batch in self.batches[1:]]
-        else:
-            self.close()
+            first = self._gradient_graph(self.batches[0], weights)
+        fit: bool = allocated.bytes * len(weights) <= KEPT_GRAPHS
+        self._graphs = [first] if fit else []
+        return fit
 
     def _gradient_graph(self, batch: Any, weights: Sequence[float]) -> _Graph:
         # Weighted before it is differentiated: BatchNorm may make it depend on the other processes' images.

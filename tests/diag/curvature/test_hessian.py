@@ -25,6 +25,7 @@ from s2ap_core.methods import MethodSettings, build_method
 from s2ap_diag.curvature.dead import dead_scores
 from s2ap_diag.curvature.eigen import Lanczos, PowerIteration, lambda_max
 from s2ap_diag.curvature.hessian import ScoreHessian, batch_norm_mode
+from s2ap_diag.curvature.memory import BytesAllocated
 
 
 class ConvNet(nn.Module):
@@ -335,6 +336,25 @@ def test_graphs_of_several_batches_are_kept_where_they_fit(mode: str, monkeypatc
     assert (built, built_anew) == (2, 5)  # one to see how large they are
     for a, b in zip(kept, anew, strict=True):
         assert torch.equal(a, b)
+
+
+def test_only_several_graphs_are_weighed_and_those_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weighing slows each operation down; a search that is tracked reads one batch at a time."""
+    weighed: list[int] = []
+
+    class Noted(BytesAllocated):
+        def __enter__(self) -> "Noted":
+            weighed.append(1)
+            return super().__enter__()
+
+    monkeypatch.setattr(s2ap_diag.curvature.hessian, "BytesAllocated", Noted)
+    model, (x, y) = world("mlp")
+    for batches, times in (([(x, y)], 0), ([(x[:7], y[:7]), (x[7:], y[7:])], 1)):
+        weighed.clear()
+        op = ScoreHessian(model, cross_entropy, batches)
+        op.matvec(torch.ones(op.n, dtype=torch.float64))
+        op.symmetry_defect()
+        assert len(weighed) == times
 
 
 def test_memory_stays_flat_over_200_uses() -> None:
