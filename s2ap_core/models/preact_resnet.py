@@ -7,6 +7,7 @@ from s2ap_core.config import NetworkNorm
 from s2ap_core.models.image_statistics import CIFAR10, normalizing
 from s2ap_core.models.initialization import init_convolutions
 from s2ap_core.models.normalization import MakesNorm, normalization
+from s2ap_core.models.resnet_cifar import stage
 from s2ap_core.models.small_images import strides_on
 
 
@@ -63,10 +64,10 @@ class PreActResNet18(nn.Module):
         layer_norm = normalization(norm, norm_affine)
         strides = strides_on(input_size, (1, 2, 2, 2))
         self.conv1 = nn.Conv2d(input_channels, width, 3, padding=1, bias=False)
-        self.layer1 = _stage(width, width, strides[0], layer_norm)
-        self.layer2 = _stage(width, 2 * width, strides[1], layer_norm)
-        self.layer3 = _stage(2 * width, 4 * width, strides[2], layer_norm)
-        self.layer4 = _stage(4 * width, 8 * width, strides[3], layer_norm)
+        self.layer1 = stage(PreActBlock, width, width, strides[0], layer_norm)
+        self.layer2 = stage(PreActBlock, width, 2 * width, strides[1], layer_norm)
+        self.layer3 = stage(PreActBlock, 2 * width, 4 * width, strides[2], layer_norm)
+        self.layer4 = stage(PreActBlock, 4 * width, 8 * width, strides[3], layer_norm)
         self.bn = layer_norm(8 * width)
         self.linear = nn.Linear(8 * width, classes)
         init_convolutions(self)
@@ -75,10 +76,3 @@ class PreActResNet18(nn.Module):
         x = self.conv1(x if self.normalize is None else self.normalize(x))
         x = F.relu(self.bn(self.layer4(self.layer3(self.layer2(self.layer1(x))))))
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
-
-
-def _stage(channels_in: int, channels: int, stride: int, norm: MakesNorm) -> nn.Sequential:
-    return nn.Sequential(
-        PreActBlock(channels_in, channels, stride, norm),
-        PreActBlock(channels, channels, 1, norm),
-    )

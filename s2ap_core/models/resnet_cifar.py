@@ -1,5 +1,7 @@
 """ResNet-18 for small images (He et al. 2016), with the module names of HYDRA and HARP."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -8,6 +10,9 @@ from s2ap_core.models.image_statistics import normalizing
 from s2ap_core.models.initialization import init_convolutions
 from s2ap_core.models.normalization import MakesNorm, normalization
 from s2ap_core.models.small_images import strides_on
+
+MakesBlock = Callable[[int, int, int, MakesNorm], nn.Module]
+"""Of channels that come in, channels, stride and normalisation: a block."""
 
 
 class BasicBlock(nn.Module):
@@ -61,10 +66,10 @@ class ResNet18(nn.Module):
         strides = strides_on(input_size, (1, 2, 2, 2))
         self.conv1 = nn.Conv2d(input_channels, width, 3, padding=1, bias=False)
         self.bn1 = layer_norm(width)
-        self.layer1 = _stage(width, width, strides[0], layer_norm)
-        self.layer2 = _stage(width, 2 * width, strides[1], layer_norm)
-        self.layer3 = _stage(2 * width, 4 * width, strides[2], layer_norm)
-        self.layer4 = _stage(4 * width, 8 * width, strides[3], layer_norm)
+        self.layer1 = stage(BasicBlock, width, width, strides[0], layer_norm)
+        self.layer2 = stage(BasicBlock, width, 2 * width, strides[1], layer_norm)
+        self.layer3 = stage(BasicBlock, 2 * width, 4 * width, strides[2], layer_norm)
+        self.layer4 = stage(BasicBlock, 4 * width, 8 * width, strides[3], layer_norm)
         self.linear = nn.Linear(8 * width, classes)
         init_convolutions(self)
 
@@ -75,8 +80,6 @@ class ResNet18(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def _stage(channels_in: int, channels: int, stride: int, norm: MakesNorm) -> nn.Sequential:
-    return nn.Sequential(
-        BasicBlock(channels_in, channels, stride, norm),
-        BasicBlock(channels, channels, 1, norm),
-    )
+def stage(block: MakesBlock, channels_in: int, channels: int, stride: int, norm: MakesNorm) -> nn.Sequential:
+    """Make a stage of a ResNet-18: two blocks, of which the first changes the shape."""
+    return nn.Sequential(block(channels_in, channels, stride, norm), block(channels, channels, 1, norm))

@@ -7,8 +7,7 @@ from s2ap_core.config import NetworkNorm
 from s2ap_core.models.image_statistics import normalizing
 from s2ap_core.models.initialization import init_convolutions
 from s2ap_core.models.normalization import normalization
-from s2ap_core.models.small_images import SMALLEST_MAP
-from s2ap_core.models.vgg import POOL, STAGES
+from s2ap_core.models.vgg import STAGES, feature_layers
 
 
 class VGG16Linear(nn.Module):
@@ -39,21 +38,9 @@ class VGG16Linear(nn.Module):
     ) -> None:
         super().__init__()
         self.normalize = normalizing(input_channels, mean, std)
-        layer_norm = normalization(norm, norm_affine)
-        layers: list[nn.Module] = []
-        channels, size = input_channels, input_size
-        for multiple in STAGES:
-            if multiple == POOL:
-                halves = size // 2 >= SMALLEST_MAP
-                layers.append(nn.MaxPool2d(2) if halves else nn.Identity())
-                size = size // 2 if halves else size
-                continue
-            channels_in, channels = channels, multiple * width
-            layers.append(nn.Conv2d(channels_in, channels, 3, padding=1, bias=bias))
-            layers.append(layer_norm(channels))
-            layers.append(nn.ReLU())
+        layers = feature_layers(width, input_size, input_channels, normalization(norm, norm_affine), bias=bias)
         self.features = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1))
-        self.classifier = nn.Linear(channels, classes)
+        self.classifier = nn.Linear(STAGES[-1] * width, classes)
         init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
