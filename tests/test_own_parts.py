@@ -1,7 +1,6 @@
 """Networks, data sets, methods and objectives of the user's, named on the command line, from outside the packages."""
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,25 +14,18 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from s2ap_core.data import load
-from s2ap_core.errors import InputError
 from s2ap_core.files import code
 from s2ap_core.models import NETWORKS, build
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.commands import main
-
-PAGE = (Path(__file__).parents[1] / "docs" / "own.md").read_text()
-EXAMPLE, CONFIG = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL)[1] for kind in ("python", "toml"))  # type: ignore[index]
+from tests.own_page import EXAMPLE, refusal, work_in
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with the page's files; nothing in it has been named yet."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(code, "named", set())
-    (tmp_path / "mine.py").write_text(EXAMPLE)
-    (tmp_path / "mine.toml").write_text(CONFIG)
     (tmp_path / "small.toml").write_text('data.name = "digits"\n')
-    return tmp_path
+    return work_in(tmp_path, monkeypatch)
 
 
 def refused(*arguments: str) -> str:
@@ -43,13 +35,6 @@ def refused(*arguments: str) -> str:
     assert len(result.stderr.splitlines()) == 1
     assert not result.stdout
     return result.stderr
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_the_pages_example(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

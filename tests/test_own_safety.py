@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ import s2ap_diag
 from s2ap_core.config import parts
 from s2ap_core.data import Dataset, load
 from s2ap_core.data.own import adapt
-from s2ap_core.errors import InputError
 from s2ap_core.files import code
 from s2ap_core.files.tensors import load_tensors, save_tensors
 from s2ap_core.foreign.network import _head, _with_linear_head
@@ -46,9 +45,8 @@ from s2ap_diag.comparison.evidence import gather
 from s2ap_diag.output.destinations import check_destinations
 from s2ap_diag.reading.results import collect
 from s2ap_diag.reading.source import Source
+from tests.own_page import CONFIG, EXAMPLE, refusal, work_in
 
-PAGE = (Path(__file__).parents[1] / "docs" / "own.md").read_text()
-EXAMPLE, CONFIG = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL)[1] for kind in ("python", "toml"))  # type: ignore[index]
 CHECKPOINT = "run/ckpt/prune-best.safetensors"
 SHORT = ("pretrain.epochs=1", "prune.epochs=2", "evaluation.attack=none")
 
@@ -56,11 +54,7 @@ SHORT = ("pretrain.epochs=1", "prune.epochs=2", "evaluation.attack=none")
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with the page's files; nothing in it has been named yet."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(code, "named", set())
-    (tmp_path / "mine.py").write_text(EXAMPLE)
-    (tmp_path / "mine.toml").write_text(CONFIG)
-    return tmp_path
+    return work_in(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -71,13 +65,6 @@ def run(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert ended.exit_code == 0, ended.output
     monkeypatch.setattr(code, "named", set())
     return here / "run"
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_no_result_is_written_over_code_or_images(here: Path) -> None:
