@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -120,6 +121,11 @@ def _loss_difference_record(difference: LossDifference, margins: ScoreMargins) -
     }
 
 
+def without_scores(path: Path) -> InputError:
+    """Make the refusal of a checkpoint, or of a folder of them, that holds no scores."""
+    return InputError(f"{path}: has no scores; give a checkpoint of the search, as RUN/ckpt/prune-best")
+
+
 def measure_sharpness(
     checkpoint: Checkpoint,
     data: Dataset,
@@ -141,7 +147,7 @@ def measure_sharpness(
     """
     started = time.monotonic()
     if not score_masks(checkpoint.model):
-        raise InputError(f"{checkpoint.path}: has no scores; give a checkpoint of the search, as RUN/ckpt/prune-best")
+        raise without_scores(checkpoint.path)
     adversary = Adversary(build_objective(objective), settings.seed)
     model = checkpoint.model
     batches, batch_norm = batches_of(

@@ -1,11 +1,15 @@
-"""numpy's .npz and .npy files, read without trusting what they declare."""
+"""numpy's .npz and .npy files, written whole or not at all, and read without trusting what they declare."""
 
+import hashlib
+import io
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from s2ap_core.files.atomic import write_file
 from s2ap_core.files.kinds import check_input
 
 UNPACKED = 256 << 20
@@ -55,3 +59,20 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
         raise ValueError("it holds members that are no arrays")
     return arrays
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name as a .npz file.
+
+    Raises:
+        InputError: as :func:`s2ap_core.files.atomic.write_file`.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_file(path, buffer.getvalue())
+
+
+def file_checksum(path: Path) -> str:
+    """Compute the SHA-256 of a file's bytes, by which what was measured of it is known again."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,5 @@
 """Clean and robust accuracy, image by image, with the health of the attack."""
 
-import io
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +18,7 @@ from s2ap_core.data import Batch, Dataset
 from s2ap_core.distributed.group import gather
 from s2ap_core.distributed.share import own_items
 from s2ap_core.errors import InputError
-from s2ap_core.files.arrays import load_arrays
-from s2ap_core.files.atomic import write_file
+from s2ap_core.files.arrays import load_arrays, save_arrays
 from s2ap_core.masks.masking import bake
 from s2ap_core.modes import gpu_arithmetic, train_mode
 from s2ap_core.seeds import derive_seed, generator
@@ -269,10 +267,8 @@ def _pgd_50(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, seed: int) -
 
 
 def _save(file: Path, parts: dict[str, list[np.ndarray]], about: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
     columns = {column: np.concatenate(values) for column, values in parts.items()}
-    np.savez_compressed(buffer, about=np.array(json.dumps(about)), **columns)  # type: ignore[arg-type]
-    write_file(file, buffer.getvalue())
+    save_arrays(file, {"about": np.array(json.dumps(about)), **columns})
 
 
 CHECKSUMS = {"checkpoint": "from another checkpoint", "images": "on other images"}

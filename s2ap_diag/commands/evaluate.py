@@ -1,6 +1,5 @@
 """``s2ap-diag evaluate``: clean and robust accuracy of checkpoints, with their intervals."""
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -15,6 +14,7 @@ from s2ap_core.config import AttackNorm, EvaluationSettings, ObjectiveSettings, 
 from s2ap_core.data import Dataset, load
 from s2ap_core.data.cifar10c import CORRUPTIONS
 from s2ap_core.errors import InputError
+from s2ap_core.files.arrays import file_checksum
 from s2ap_core.presets.effects import SUCH_AS
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.training.evaluation import evaluate
@@ -75,7 +75,7 @@ def run_command(
                         eps=trained.eps,
                         norm=norm or trained.norm,
                         seed=seed,
-                        about={"checkpoint": checksum(path), **which},
+                        about={"checkpoint": file_checksum(path), **which},
                         file=evaluation_file(path, evals, one, norm or trained.norm, which, seed),
                         on_batch=lambda done, total: progress.update(task, completed=done, total=total),
                     )
@@ -90,12 +90,6 @@ def run_command(
     output.emit(records, table_of(records), notes=how_read((Path(r["checkpoint"]), r) for r in records))
     if output.plot is not None:
         (security_curve.draw if len(settings) > 1 else draw)(records, output.plot)
-
-
-def checksum(path: Path) -> str:
-    """Compute a file's SHA-256, by which a saved evaluation knows its checkpoint."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def evaluation_file(

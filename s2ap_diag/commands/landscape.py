@@ -1,7 +1,6 @@
 """``s2ap-diag landscape``: the loss around a checkpoint's scores, in flipped mask bits."""
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,7 @@ import torch
 
 from s2ap_core.data import Dataset
 from s2ap_core.errors import InputError
-from s2ap_core.files.arrays import load_arrays
-from s2ap_core.files.atomic import write_file
+from s2ap_core.files.arrays import file_checksum, load_arrays, save_arrays
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_core.training.objectives import build_objective
@@ -31,7 +29,7 @@ from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import NOT_CONVERGED, Table, make_table, marked, show
 from s2ap_diag.reading.files import expand, told_apart
 from s2ap_diag.reading.source import Source
-from s2ap_diag.sharpness import batches_of
+from s2ap_diag.sharpness import batches_of, without_scores
 
 SOLVER = Lanczos()
 
@@ -76,7 +74,7 @@ def run_command(
     opened = [source.open(path, device) for path in expand(checkpoints, "checkpoint")]
     scored = [checkpoint for checkpoint in opened if score_masks(checkpoint.model)]
     if not scored:
-        raise InputError(f"{checkpoints[0]}: has no scores; give a checkpoint of the search, as RUN/ckpt/prune-best")
+        raise without_scores(checkpoints[0])
     files = [Measured.of(checkpoint, asked, out) for checkpoint in scored]
     left = [file.passes_left() for file in files]
     if not output.quiet:
@@ -130,9 +128,7 @@ class Measured:
         run = path.parent.parent
         if out is None and (path.parent.name != "ckpt" or not (run / "config.toml").is_file()):
             raise InputError(f"{path}: lies in no run; name a folder for what is measured by --out")
-        with path.open("rb") as file:
-            checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        key = json.dumps([checksum, vars(asked), settings.model_dump(mode="json")], sort_keys=True)
+        key = json.dumps([file_checksum(path), vars(asked), settings.model_dump(mode="json")], sort_keys=True)
         name = f"{path.name.partition('.')[0]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         one = cls(checkpoint, asked, (out or run / "landscape") / name)
         if one._plane.exists() and one._losses.exists():
@@ -198,14 +194,14 @@ class Measured:
             axis = plane.axis(vector, wanted)
             self.found |= {name: vector.cpu().numpy()}
             self.found |= {f"{what}_{name}": getattr(axis, what) for what in ("steps", "flips", "rho")}
-        write_file(self._plane, _packed(self.found))
+        save_arrays(self._plane, self.found)
         shape = (self.asked.side, self.asked.side)
         self.found |= {"losses": np.full(shape, np.nan), "flips": np.zeros(shape, np.int64)}
         self._save()
 
     def _save(self) -> None:
         assert self.found is not None
-        write_file(self._losses, _packed({name: self.found[name] for name in ("losses", "flips")}))
+        save_arrays(self._losses, {name: self.found[name] for name in ("losses", "flips")})
 
     def record(self) -> dict[str, Any]:
         """Make the entry of ``landscape --json``: losses in rows along z, columns along the eigenvector."""
@@ -232,12 +228,6 @@ FOUND = ("lambda_max_live", "residual", "converged", "hvps")
 def axis_of(found: dict[str, np.ndarray], name: str) -> Axis:
     """Give an axis of what was measured."""
     return Axis(*(found[f"{what}_{name}"] for what in ("steps", "flips", "rho")))
-
-
-def _packed(arrays: dict[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
 
 
 def _list(values: np.ndarray) -> list[float | None]:

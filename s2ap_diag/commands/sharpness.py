@@ -8,7 +8,6 @@ from typing import Any, Literal
 import click
 
 from s2ap_core import distributed
-from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_diag.curvature.deviations import standard_error
 from s2ap_diag.curvature.eigen import UNRELIABLE, Lanczos, PowerIteration, Solver
@@ -21,7 +20,7 @@ from s2ap_diag.output.destinations import Output, as_json
 from s2ap_diag.output.tables import AT_LEAST, NOT_CONVERGED, Number, Table, make_table, marked, show
 from s2ap_diag.reading.files import expand, how_read, told_apart
 from s2ap_diag.reading.source import Source
-from s2ap_diag.sharpness import SharpnessSettings
+from s2ap_diag.sharpness import SharpnessSettings, without_scores
 from s2ap_diag.sweep.measurements import Job, Measured, measure_all, measured_before, workers_for
 
 SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (Lanczos(), PowerIteration(), PyHessian())}
@@ -70,7 +69,7 @@ def run_command(
             if file is not None and len(jobs) > 1:
                 write_file(file, as_json(records_of(jobs, found)))
     if not records_of(jobs, found):
-        raise InputError(f"{checkpoints[0]}: has no scores; give a checkpoint of the search, as RUN/ckpt/prune-best")
+        raise without_scores(checkpoints[0])
     write_out(jobs, found, output, spectrum)
 
 

@@ -51,13 +51,18 @@ class LocalExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers now, whatever they are doing: the next time runs go on from their last epoch."""
         for pool in self._pools.values():
-            processes = list((pool._processes or {}).values())
-            pool.shutdown(wait=False, cancel_futures=cancel_futures)
-            for process in processes:
-                process.terminate()
-            if wait:
-                for process in processes:
-                    process.join()
+            end_workers(pool, wait=wait, cancel_futures=cancel_futures)
+
+
+def end_workers(pool: ProcessPoolExecutor, *, wait: bool, cancel_futures: bool) -> None:
+    """End the processes of a pool now, whatever they are doing, where its own shutdown would let them finish."""
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=cancel_futures)
+    for process in processes:
+        process.terminate()
+    if wait:
+        for process in processes:
+            process.join()
 
 
 def begin_worker(slot: str | None) -> None:

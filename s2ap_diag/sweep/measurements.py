@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from s2ap_core.errors import InputError
+from s2ap_core.files.arrays import file_checksum
 from s2ap_core.files.record import load_json
 from s2ap_core.masks.layers import score_masks
 from s2ap_diag.curvature.adversary import objective_of
@@ -23,7 +24,7 @@ from s2ap_diag.curvature.density import SpectralDensity
 from s2ap_diag.curvature.hessian import KEPT_GRAPHS
 from s2ap_diag.reading.source import Source
 from s2ap_diag.sharpness import SharpnessSettings, measure_sharpness
-from s2ap_diag.sweep.executors import begin_worker
+from s2ap_diag.sweep.executors import begin_worker, end_workers
 from s2ap_diag.sweep.resources import PROCESS, cpu_cores, fitting_workers
 
 Advance = Callable[[float], None]
@@ -48,10 +49,8 @@ class Job:
         """Name what is measured and how: equal for the same bytes, read the same way, under the same settings."""
         of_settings = asdict(self.settings) | {"solver": [self.settings.solver.name, asdict(self.settings.solver)]}
         described = [of_settings, asdict(self.source), self.objective, self.eps]
-        digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-        with self.path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        text = json.dumps([file_checksum(self.path), *described], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -117,9 +116,7 @@ def measure_all(jobs: Sequence[Job], workers: int, advance: Advance) -> Iterator
                 advance(1)
                 yield futures[future], measured
         finally:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
+            end_workers(pool, wait=False, cancel_futures=True)
 
 
 def _begin(threads: int) -> None:
