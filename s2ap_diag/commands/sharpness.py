@@ -9,8 +9,10 @@ import click
 
 from s2ap_core import distributed
 from s2ap_core.files.atomic import write_file
+from s2ap_core.modes import statistics
 from s2ap_diag.curvature.deviations import standard_error
 from s2ap_diag.curvature.eigen import UNRELIABLE, Lanczos, PowerIteration, Solver
+from s2ap_diag.curvature.hessian import BatchNormMode
 from s2ap_diag.curvature.pyhessian import PyHessian
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import counting
@@ -36,7 +38,7 @@ AFFORDABLE_RESIDUAL = 0.01
 def run_command(
     checkpoints: tuple[Path, ...],
     thorough: bool,
-    batch_norm: tuple[Literal["running", "batch"], ...],
+    batch_norm: tuple[BatchNormMode, ...],
     spectrum: Path | None,
     objective: str | None,
     eps: str | None,
@@ -58,7 +60,7 @@ def run_command(
     jobs = [
         Job(path, replace(settings, batch_norm=mode), source, objective, eps, device)
         for path in paths
-        for mode in modes
+        for mode in telling_modes(path, modes, source)
     ]
     found = measured_before(file, jobs) if resume and file is not None else {}
     left = [job for job in jobs if job not in found]
@@ -71,6 +73,17 @@ def run_command(
     if not records_of(jobs, found):
         raise without_scores(checkpoints[0])
     write_out(jobs, found, output, spectrum)
+
+
+def telling_modes(path: Path, modes: tuple[BatchNormMode, ...], source: Source) -> tuple[BatchNormMode, ...]:
+    """Leave one of BatchNorm's modes of a checkpoint whose network has none: they would all measure the same.
+
+    Raises:
+        InputError: if the checkpoint cannot be read.
+    """
+    if len(modes) > 1 and statistics(source.open(path, "cpu").model, modes[0]) == "none":
+        return modes[:1]
+    return modes
 
 
 def settings_of(

@@ -322,7 +322,7 @@ def test_a_sweep_finds_what_its_runs_find_alone_and_then_has_nothing_to_do(grid,
     assert states.count("failed") == 1
     assert states.count("done") == len(states) - 1
     shown = CliRunner().invoke(main, ["sweep", "--status", "--runs", str(runs)])
-    assert "6 done, 0 running, 0 waiting, 1 failed" in shown.output
+    assert "6 done, 0 running, 0 waiting, 1 failed" in " ".join(shown.output.split())
 
 
 def test_killed_workers_and_a_killed_sweep_lose_nothing(grid, alone, tmp_path):
