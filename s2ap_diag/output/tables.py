@@ -101,10 +101,10 @@ class Table:
         return Group(*title, table, *(Text(note, style="table.caption") for note in (*self.notes, *said)))
 
     def _shared(self, shown: Sequence[int], whole: Sequence[int], least: Sequence[int], width: int) -> list[int]:
-        """Give each column its least, names all that they need up to half of the table, and share the rest."""
+        """Give each column its least, names all that they need up to two thirds of the table, and share the rest."""
         widths = list(least)
         left = width - sum(widths[i] + BETWEEN for i in shown) - 1
-        names = [i for i in shown if whole[i] <= width // 2 and not any(" " in row[i] for row in self.rows)]
+        names = [i for i in shown if whole[i] <= width * 2 // 3 and not any(" " in row[i] for row in self.rows)]
         for i in names:
             given = min(whole[i] - widths[i], max(left, 0))
             widths[i] += given
