@@ -51,6 +51,18 @@ def samples_in(batch: Any) -> int:
     return count
 
 
+def shares_of(batches: Sequence[Any]) -> list[float]:
+    """Compute the share of all samples that each batch holds.
+
+    Raises:
+        InputError: if they hold no sample, or one of them no tensor.
+    """
+    counts = [samples_in(batch) for batch in batches]
+    if not sum(counts):
+        raise InputError("batches: there is no sample in them; give at least one")
+    return [count / sum(counts) for count in counts]
+
+
 def _samples(part: Any) -> int | None:
     if isinstance(part, Tensor):
         return len(part) if part.dim() else None

@@ -9,7 +9,7 @@ from torch import nn
 from s2ap_core import distributed
 from s2ap_core.errors import InputError
 from s2ap_core.modes import statistics
-from s2ap_diag.curvature.batches import held, samples_in
+from s2ap_diag.curvature.batches import held, samples_in, shares_of
 from s2ap_diag.curvature.dead import dead_scores
 from s2ap_diag.curvature.deviations import standard_deviation, standard_error
 from s2ap_diag.curvature.eigen import LambdaMax, Lanczos, Solver
@@ -212,6 +212,5 @@ def spread(model: nn.Module, loss: Loss, batches: Sequence[Any], batch_norm: Bat
     """Build the Hessian of all ``batches``, of which the processes of a run, if there are several, take turns."""
     if distributed.world() == 1:
         return ScoreHessian(model, loss, batches, batch_norm=batch_norm)
-    own, images = distributed.own_items(batches), sum(map(samples_in, batches))
-    weights = [samples_in(batch) / images for batch in own]
+    own, weights = distributed.own_items(batches), distributed.own_items(shares_of(batches))
     return ScoreHessian(model, loss, own, batch_norm=batch_norm, weights=weights)

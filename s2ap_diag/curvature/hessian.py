@@ -29,7 +29,7 @@ from s2ap_core.masks.layers import one_mask, score_masks
 from s2ap_core.masks.parametrization import ScoreMask
 from s2ap_core.modes import frozen_statistics, gpu_arithmetic, train_mode
 from s2ap_core.seeds import generator
-from s2ap_diag.curvature.batches import held, samples_in
+from s2ap_diag.curvature.batches import held, shares_of
 from s2ap_diag.curvature.memory import BytesAllocated
 
 BatchNormMode = Literal["running", "batch"]
@@ -246,19 +246,17 @@ class ScoreHessian:
         return product if self.weights is None else distributed.add_up([product])[0]
 
     def _own_product(self, v: Tensor) -> Tensor:
-        weights = self.weights
-        if weights is None:
-            counts = [samples_in(batch) for batch in self.batches]
-            weights = [count / sum(counts) for count in counts] if len(counts) > 1 else [1.0]
+        weights = shares_of(self.batches) if self.weights is None else self.weights
         if self._keeps_graphs is None:
             self._keeps_graphs = self._graphs_fit(weights)
         if self._keeps_graphs:
-            self._graphs += [self._gradient_graph(batch, weights) for batch in self.batches[len(self._graphs) :]]
+            self._graphs += [self._gradient_graph(i, weights) for i in range(len(self._graphs), len(weights))]
         total, self.quotients = torch.zeros_like(v), []
-        for i, (batch, weight) in enumerate(zip(self.batches, weights, strict=True)):
-            graph = self._graphs[i] if self._keeps_graphs else self._gradient_graph(batch, weights)
+        for i, weight in enumerate(weights):
+            graph = self._graphs[i] if self._keeps_graphs else self._gradient_graph(i, weights)
             product = _product(*graph, v, keep_graph=self._keeps_graphs)
-            of_batch = 1.0 if len(weights) > 1 else weight
+            # Of a batch without weight, which may be an empty one, the product is 0, and so is its quotient.
+            of_batch = _before(i, weights) or 1.0
             self.quotients.append(v @ product / of_batch)
             total.add_(product, alpha=weight / of_batch)
         return total
@@ -266,17 +264,16 @@ class ScoreHessian:
     def _graphs_fit(self, weights: Sequence[float]) -> bool:
         """Say by the first of several graphs whether all may be kept; it is kept if they may."""
         with BytesAllocated() as allocated:
-            first = self._gradient_graph(self.batches[0], weights)
+            first = self._gradient_graph(0, weights)
         fit: bool = allocated.bytes * len(weights) <= KEPT_GRAPHS
         self._graphs = [first] if fit else []
         return fit
 
-    def _gradient_graph(self, batch: Any, weights: Sequence[float]) -> _Graph:
-        # Weighted before it is differentiated: BatchNorm may make it depend on the other processes' images.
-        weight = weights[0] if len(weights) == 1 else 1.0
+    def _gradient_graph(self, index: int, weights: Sequence[float]) -> _Graph:
         part = len(self.scores) < len(score_masks(self.model))  # a layer may well be out of use
         with self.surrogate() as (leaves, loss_of):
-            return leaves, score_gradient(loss_of(batch, weight), leaves, create_graph=True, allow_unused=part)
+            loss = loss_of(self.batches[index], _before(index, weights))
+            return leaves, score_gradient(loss, leaves, create_graph=True, allow_unused=part)
 
     def restricted(self, layers: Sequence[str]) -> "ScoreHessian":
         """Return the diagonal block of these layers, as an operator of its own."""
@@ -308,6 +305,14 @@ class ScoreHessian:
 
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
         return LinearOperator((self.n, self.n), matvec=matvec, rmatvec=matvec, dtype=dtype)
+
+
+def _before(index: int, weights: Sequence[float]) -> float:
+    """Give what a batch's loss is weighted by before it is differentiated; its product gets what is left to its weight.
+
+    A single batch has all of its weight there: BatchNorm may make it depend on the other processes' images.
+    """
+    return weights[index] if len(weights) == 1 else float(weights[index] > 0)
 
 
 def _product(leaves: list[nn.Parameter], gradient: list[Tensor], v: Tensor, *, keep_graph: bool) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from s2ap_core.modes import gpu_arithmetic
 from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.perturbation import ascend_and_project
-from s2ap_diag.curvature.batches import samples_in
+from s2ap_diag.curvature.batches import shares_of
 from s2ap_diag.curvature.dead import dead_scores
 from s2ap_diag.curvature.eigen import Solver, lambda_max
 from s2ap_diag.curvature.hessian import (
@@ -81,8 +81,7 @@ class Slice:
     def __init__(self, model: nn.Module, loss: Loss, batches: Sequence[Any], batch_norm: BatchNormMode) -> None:
         self.model, self.loss, self.batches, self.batch_norm = model, loss, batches, batch_norm
         self.landscape = Landscape(model, loss, "one", None)
-        counts = np.array([samples_in(batch) for batch in batches])
-        self.weights = counts / counts.sum()
+        self.weights = np.array(shares_of(batches))
         self.length = float(flatten([layer.tensor.detach() for layer in score_layers(model)]).norm())
 
     def directions(self, solver: Solver, seed: int = 0) -> Directions:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from s2ap_core.errors import printable
+from s2ap_core.errors import InputError, printable
 from s2ap_diag.execution.parent import end_with_parent
 
 REFUSED = 2
@@ -33,6 +33,16 @@ def open_streams() -> None:
     for text in (sys.stdout, sys.stderr):
         if isinstance(text, io.TextIOWrapper):
             text.reconfigure(errors="backslashreplace")
+
+
+def check_standard_output(option: str) -> None:
+    """Check that what is written to standard output arrives somewhere.
+
+    Raises:
+        InputError: if it was closed when the process began (:func:`open_streams`).
+    """
+    if getattr(sys.stdout, "name", None) == os.devnull:
+        raise InputError(f"{option} -: standard output is closed, where the results would go; name a file")
 
 
 def refuse(message: str) -> NoReturn:

@@ -148,6 +148,10 @@ def test_closed_streams_and_a_terminal_of_ascii() -> None:
     listed = f"exec {sys.executable} {ROOT / 'cli.py'} run --list >&-"
     done = subprocess.run(["sh", "-c", listed], capture_output=True, check=False, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    asked = f"exec {sys.executable} {ROOT / 'cli.py'} data check digits --json - >&-"
+    done = subprocess.run(["sh", "-c", asked], capture_output=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"error: --json -: standard output is closed, where the results would go; name a file\n"
     done = called(["inspect", "é\u2013.pt"], env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

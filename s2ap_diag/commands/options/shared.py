@@ -11,6 +11,7 @@ import click
 from s2ap_core.files.writer import writes_files
 from s2ap_diag.commands.options import completion
 from s2ap_diag.execution.console import show_warnings
+from s2ap_diag.execution.exits import check_standard_output
 
 if TYPE_CHECKING:  # both import more than --help can wait for
     from s2ap_diag.output.destinations import Output
@@ -31,7 +32,8 @@ def check_outputs() -> None:
     """Check every file that the command at hand is to write, beside what it reads.
 
     Raises:
-        InputError: as :func:`s2ap_diag.output.destinations.check_destinations`.
+        InputError: as :func:`s2ap_diag.output.destinations.check_destinations`, or if results are to go to standard
+            output, and that is closed.
     """
     from s2ap_diag.output.destinations import check_destinations  # slow, and --help needs none of it
 
@@ -43,7 +45,9 @@ def check_outputs() -> None:
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
         if isinstance(parameter.type, OutputFile):
-            if value not in (None, "-"):
+            if value == "-":
+                check_standard_output(parameter.opts[0])
+            elif value is not None:
                 outputs[parameter.opts[0]] = Path(value)
                 pictures += parameter.opts[:1] * parameter.type.picture
         elif isinstance(parameter.type, click.Path) or isinstance(parameter, click.Argument):

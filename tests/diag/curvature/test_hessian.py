@@ -192,6 +192,26 @@ def test_batches_of_unequal_size_weigh_by_their_samples() -> None:
     assert (whole.hvps, parts.hvps) == (2, 2)
 
 
+@pytest.mark.parametrize("size", [0, 4])
+def test_a_batch_without_weight_adds_nothing(size: int) -> None:
+    model, (x, y) = world("conv")
+    nothing = (x[:size], y[:size])
+    one, several = (
+        ScoreHessian(model, cross_entropy, batches, weights=weights)
+        for batches, weights in (([nothing], [0.0]), ([nothing, (x, y)], [0.0, 1.0]))
+    )
+    v = torch.randn(one.n, dtype=torch.float64)
+    assert not one.matvec(v).any()
+    assert [float(quotient) for quotient in one.quotients] == [0.0]
+    whole = ScoreHessian(model, cross_entropy, [(x, y)])
+    torch.testing.assert_close(several.matvec(v), whole.matvec(v))
+    torch.testing.assert_close(torch.stack(several.quotients), torch.stack([v.new_zeros(()), *whole.quotients]))
+    if size == 0:
+        for batches in ([nothing], [nothing, nothing]):
+            with pytest.raises(InputError, match="no sample in them"):
+                ScoreHessian(model, cross_entropy, batches).matvec(v)
+
+
 def test_one_batch_shows_a_loss_that_is_another_function_each_time() -> None:
     model, batch = world("conv")
 
