@@ -30,7 +30,7 @@ from s2ap_core.data import Dataset, load
 from s2ap_core.data.own import adapt
 from s2ap_core.files import code
 from s2ap_core.files.tensors import load_tensors, save_tensors
-from s2ap_core.foreign.network import _head, _with_linear_head
+from s2ap_core.foreign.published import last_linear, with_linear_head
 from s2ap_core.masks.layers import masked_layers
 from s2ap_core.masks.masking import attach_masks, masks
 from s2ap_core.masks.parametrization import ScoreMask
@@ -184,9 +184,9 @@ def test_a_type_that_cannot_be_checked_takes_the_value() -> None:
 
 def test_a_network_without_a_linear_layer_has_no_head() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 1))
-    assert _head(model) is None
+    assert last_linear(model) is None
     tensors = {"fc.weight": torch.zeros(2, 4, 1, 1)}
-    assert _with_linear_head(tensors, model) == tensors
+    assert with_linear_head(tensors, model) == tensors
 
 
 READERS = (

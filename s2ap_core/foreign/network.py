@@ -6,7 +6,6 @@ without our header; a pickle may hold tensors and plain values, and nothing that
 
 import json
 import logging
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 from statistics import mode
@@ -21,6 +20,7 @@ from s2ap_core.foreign.formats import SCORES, StateDict, _file_name, is_binary
 from s2ap_core.foreign.layouts import HOW
 from s2ap_core.foreign.names import prefix_between, prefixes_between, split_kind
 from s2ap_core.foreign.options import own_options
+from s2ap_core.foreign.published import last_linear, under_our_names, with_linear_head
 from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import masks
 from s2ap_core.masks.parametrization import ScoreMask, check_keep
@@ -151,8 +151,11 @@ def _check_one_prefix(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
 
 # --- from plain names to a network ---
 def _renamed(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], str]:
-    """Give the tensors under the network's names where the two differ by a prefix, and say so."""
+    """Give the tensors under the network's names where they have another tool's or differ by a prefix, and say so."""
     names = model.state_dict().keys()
+    ours, tool = under_our_names(tensors)
+    if tool and names <= ours.keys():
+        return ours, f", the layers of {tool}'s VGG-16"
     if more := prefix_between(tensors, names):
         return {n.removeprefix(more): t for n, t in tensors.items() if n.startswith(more)}, f", names without {more}"
     own = [name for name, tensor in tensors.items() if split_kind(name)[1] == "weight" and tensor.ndim > 1]
@@ -195,7 +198,7 @@ def _fit(
     bare = _on_meta(name, norm_affine=False)
     _check_one_prefix(source.tensors, bare)
     tensors, renamed = _renamed(source.tensors, bare)
-    tensors = _with_linear_head(tensors, bare)
+    tensors = with_linear_head(tensors, bare)
     if unknown := _unknown_layers(bare, tensors):
         raise InputError(f"{name} has no layer {unknown[0]}; give another --network")
     affine = _on_meta(name).state_dict().keys() - bare.state_dict().keys()
@@ -253,7 +256,7 @@ def _expected(form: str, tensors: Mapping[str, Tensor], model: nn.Module) -> dic
         weight = shapes[layer.tensor("weight")]
         if form in SCORES:
             # An option of RLTH's code leaves the last layer dense.
-            if form != "rlth" or name != _head(model) or layer.tensor("scores") in tensors:
+            if form != "rlth" or name != last_linear(model) or layer.tensor("scores") in tensors:
                 shapes[layer.tensor("scores")] = weight
             if form == "harp":
                 shapes[layer.tensor("rate")] = ()
@@ -280,25 +283,6 @@ def _size(
             if first != second and rest == 0 and second == ratio * probes[1] and actual % ratio == 0:
                 votes.append(actual // ratio)
     return mode(votes) if votes else default
-
-
-def _head(model: nn.Module) -> str | None:
-    """Find the last Linear layer, which gives the logits; None in a network that ends in something else."""
-    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    return names[-1] if names else None
-
-
-def _with_linear_head(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Turn the 1x1 convolution ``fc`` without bias, in which RLTH's code ends its networks, into a Linear layer."""
-    weight, head = tensors.get("fc.weight"), _head(model)
-    if weight is None or head is None or weight.shape[2:] != (1, 1) or "fc.weight" in model.state_dict():
-        return dict(tensors)
-    renamed = {re.sub(r"^fc\.", f"{head}.", key): tensor for key, tensor in tensors.items()}
-    kinds = [
-        kind for kind in ("weight", "scores", "mask") if f"fc.{kind}" in tensors and tensors[f"fc.{kind}"].dim() > 1
-    ]
-    flat = {f"{head}.{kind}": tensors[f"fc.{kind}"].flatten(1) for kind in kinds}
-    return {f"{head}.bias": weight.new_zeros(len(weight)), **renamed, **flat}
 
 
 def _header(

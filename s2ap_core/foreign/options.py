@@ -28,6 +28,10 @@ def own_options(name: str, source: StateDict, tensors: Mapping[str, Tensor], dat
     convolutions = [n for n in tensors if n.startswith("features.") and n.endswith(".bias")]
     if "bias" in taken and any(f"{n[:-5]}.running_mean" not in tensors for n in convolutions):
         options["bias"] = True
+    if "pool" in taken and "feature.0.weight" in source.tensors:  # as MAD's and Li20's code calls them
+        options["pool"] = "average"
+    if "hidden" in taken and "hidden.0.weight" in tensors:
+        options["hidden"] = True
     if "mean" not in taken:
         return options
     said = [tensors.get(f"normalize.{part}") for part in ("mean", "std")]

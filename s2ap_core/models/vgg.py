@@ -44,6 +44,7 @@ class VGG16(nn.Module):
         input_channels: channels of the images.
         norm_affine: whether the normalisation layers scale and shift.
         norm: by the batch, or by groups of channels of each image.
+        bias: whether the convolutions have one, as PwoA's.
     """
 
     def __init__(
@@ -54,11 +55,12 @@ class VGG16(nn.Module):
         input_channels: int = 3,
         norm_affine: bool = True,
         norm: NetworkNorm = "batch",
+        bias: bool = False,
     ) -> None:
         super().__init__()
         channels = STAGES[-1] * width
         self.features = nn.Sequential(
-            *feature_layers(width, input_size, input_channels, normalization(norm, norm_affine))
+            *feature_layers(width, input_size, input_channels, normalization(norm, norm_affine), bias=bias)
         )
         self.avgpool = nn.AdaptiveAvgPool2d(2)
         self.classifier = nn.Sequential(

@@ -80,7 +80,7 @@ def preact_state() -> State:
 STAGES = (1, 1, 0, 2, 2, 0, 4, 4, 4, 0, 8, 8, 8, 0, 8, 8, 8, 0)
 
 
-def vgg_state(bias: bool) -> State:
+def vgg_state(bias: bool, affine: bool = True) -> State:
     torch.manual_seed(0)
     state: State = {}
     index, before = 0, 3
@@ -88,10 +88,48 @@ def vgg_state(bias: bool) -> State:
         if multiple:
             state |= conv_state(f"features.{index}", multiple * WIDTH, before, 3)
             state |= {f"features.{index}.bias": torch.randn(multiple * WIDTH) / 5} if bias else {}
-            state |= norm_state(f"features.{index + 1}", multiple * WIDTH)
+            state |= norm_state(f"features.{index + 1}", multiple * WIDTH, affine)
             before = multiple * WIDTH
         index += 3 if multiple else 1
     return state | {"classifier.weight": torch.randn(10, 8 * WIDTH), "classifier.bias": torch.randn(10)}
+
+
+def renamed(state: State, **parts: str) -> State:
+    """Rename whole parts, ``a__0="b"`` for ``a.0``."""
+    names = {part.replace("__", "."): name for part, name in parts.items()}
+    new: State = {}
+    for key, tensor in state.items():
+        part = next((p for p in names if key.startswith(f"{p}.")), "")
+        new[names[part] + key.removeprefix(part) if part else key] = tensor
+    return new
+
+
+def mad_vgg_state() -> State:
+    return renamed(vgg_state(False), features="feature")
+
+
+def li20_vgg_state() -> State:
+    state = mad_vgg_state()
+    wide = 8 * WIDTH
+    last = {f"classifier.3.{part}": state.pop(f"classifier.{part}") for part in ("weight", "bias")}
+    state |= {"classifier.0.weight": torch.randn(wide, wide) / 4, "classifier.0.bias": torch.randn(wide) / 5}
+    return state | norm_state("classifier.1", wide) | last
+
+
+def pwoa_vgg_state() -> State:
+    torch.manual_seed(0)
+    state: State = {}
+    before = 3
+    for stage, (multiple, convolutions) in enumerate(((1, 2), (2, 2), (4, 3), (8, 3), (8, 3)), 1):
+        for place in range(convolutions):
+            name = f"layer{stage}.{place}"
+            state |= conv_state(f"{name}.0", multiple * WIDTH, before, 3) | norm_state(f"{name}.1", multiple * WIDTH)
+            state[f"{name}.0.bias"] = torch.randn(multiple * WIDTH) / 5
+            before = multiple * WIDTH
+    for name, given, units in (("layer6.0", 32, 4), ("layer7.0", 4, 4)):
+        state[f"{name}.weight"] = torch.randn(units * WIDTH, given * WIDTH) / (given * WIDTH / 2) ** 0.5
+        state[f"{name}.bias"] = torch.randn(units * WIDTH) / 5
+    return state | {"layer8.weight": torch.randn(10, 4 * WIDTH) / 2, "layer8.bias": torch.randn(10)}
 
 
 def normed(s: State, name: str, x: Tensor) -> Tensor:
@@ -137,6 +175,40 @@ def vgg(s: State, x: Tensor) -> Tensor:
             x = F.max_pool2d(x, 2, 2)
         index += 3 if multiple else 1
     return F.linear(x.flatten(1), s["classifier.weight"], s["classifier.bias"])
+
+
+def feature_maps(s: State, x: Tensor) -> Tensor:
+    """MAD's and Li20's convolutions; there is no pool behind the last stage."""
+    index = 0
+    for multiple in STAGES[:-1]:
+        if multiple:
+            x = F.relu(normed(s, f"feature.{index + 1}", F.conv2d(x, s[f"feature.{index}.weight"], padding=1)))
+        else:
+            x = F.max_pool2d(x, 2, 2)
+        index += 3 if multiple else 1
+    return x
+
+
+def mad_vgg(s: State, x: Tensor) -> Tensor:
+    return F.linear(F.avg_pool2d(feature_maps(s, x), 2).flatten(1), s["classifier.weight"], s["classifier.bias"])
+
+
+def li20_vgg(s: State, x: Tensor) -> Tensor:
+    x = F.avg_pool2d(feature_maps(s, x), 2).flatten(1)
+    x = F.relu(normed(s, "classifier.1", F.linear(x, s["classifier.0.weight"], s["classifier.0.bias"])))
+    return F.linear(x, s["classifier.3.weight"], s["classifier.3.bias"])
+
+
+def pwoa_vgg(s: State, x: Tensor) -> Tensor:
+    for stage, convolutions in enumerate((2, 2, 3, 3, 3), 1):
+        for place in range(convolutions):
+            name = f"layer{stage}.{place}"
+            x = F.conv2d(x, s[f"{name}.0.weight"], s[f"{name}.0.bias"], padding=1)
+            x = F.relu(normed(s, f"{name}.1", x))
+        x = F.max_pool2d(x, 2, 2) if stage < 5 else F.adaptive_avg_pool2d(x, (2, 2))
+    x = F.relu(F.linear(x.flatten(1), s["layer6.0.weight"], s["layer6.0.bias"]))
+    x = F.relu(F.linear(x, s["layer7.0.weight"], s["layer7.0.bias"]))
+    return F.linear(x, s["layer8.weight"], s["layer8.bias"])
 
 
 def normalized(x: Tensor, numbers: tuple[list[float], list[float]]) -> Tensor:
@@ -231,15 +303,26 @@ def mad(state: State) -> tuple[State, State]:
     return written, used
 
 
-def rst(state: State) -> tuple[State, State]:
+def li20_vgg_file(state: State) -> tuple[State, State]:
+    """The parts are held twice, by themselves and in a sequence with the pool between them."""
+    written, used = dense(state)
+    again = renamed(written, feature="model.0", classifier="model.3")
+    return written | again, used
+
+
+def rst(state: State, head: str = "linear", theirs: str = "fc") -> tuple[State, State]:
     """A 1x1 convolution without bias is the last layer; normalisation layers have no parameters."""
     scores = {layer: torch.randn_like(state[f"{layer}.weight"]) for layer in layers(state)}
     used = state | {f"{n}.weight": state[f"{n}.weight"] * dropped(s, KEEP) for n, s in scores.items()}
     written = state | {f"{n}.scores": s for n, s in scores.items()}
     for part in ("weight", "scores"):
-        written[f"fc.{part}"] = written.pop(f"linear.{part}")[..., None, None]
-    del written["linear.bias"]
-    return written, used | {"linear.bias": torch.zeros(10)}
+        written[f"{theirs}.{part}"] = written.pop(f"{head}.{part}")[..., None, None]
+    del written[f"{head}.bias"]
+    return written, used | {f"{head}.bias": torch.zeros(10)}
+
+
+def rst_vgg(state: State) -> tuple[State, State]:
+    return rst(state, "classifier", "classifier")
 
 
 Laid = Callable[[State], tuple[State, State]]
@@ -273,7 +356,30 @@ FORMATS: dict[str, tuple[Callable[[], State], Callable[[State, Tensor], Tensor],
     "RADMM, VGG": (lambda: vgg_state(True), vgg, dense, DICT, None, {}),
     "TwinRep, VGG": (lambda: vgg_state(False), vgg, twinrep, DICT, None, {}),
     "FlyingBird, VGG": (lambda: vgg_state(True), vgg, flyingbird, DICT, CIFAR10, {}),
+    "MAD, VGG": (mad_vgg_state, mad_vgg, mad, NET, MAD, {}),
+    "MAD, VGG, SVHN": (mad_vgg_state, mad_vgg, mad, NET, SVHN, {"dataset": "svhn"}),
+    "Li20, VGG": (li20_vgg_state, li20_vgg, li20_vgg_file, PLAIN, None, {}),
+    "PwoA, VGG": (pwoa_vgg_state, pwoa_vgg, dense, PLAIN, None, {}),
+    "RST, VGG": (lambda: vgg_state(False, affine=False), vgg, rst_vgg, DICT, None, {"keep": KEEP}),
 }
+
+NETWORKS = {resnet: "resnet18", preact: "preact_resnet18", pwoa_vgg: "vgg16_bn"}
+"""What reads each forward pass; the other VGGs are ``vgg16_linear``."""
+
+NAMES = {
+    mad_vgg: {"feature": "features"},
+    li20_vgg: {"feature": "features", "classifier__0": "hidden.0", "classifier__3": "classifier"},
+    pwoa_vgg: {"layer6__0": "classifier.0", "layer7__0": "classifier.2", "layer8": "classifier.4"}
+    | {
+        f"layer{stage}__{place}__0": f"features.{i}"
+        for (stage, place), i in zip(
+            [(1, 0), (1, 1), (2, 0), (2, 1)] + [(s, p) for s in (3, 4, 5) for p in (0, 1, 2)],
+            (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40),
+            strict=True,
+        )
+    },
+}
+"""Our names of the layers where theirs are others."""
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -289,11 +395,13 @@ def test_logits_are_those_of_the_published_forward_pass(name: str, tmp_path: Pat
     print(f"{name:34} largest logit difference {difference:.1e}, logits up to {float(expected.abs().max()):.2g}")
     assert difference < 1e-5 * max(1.0, float(expected.abs().max()))
     assert float(expected.std()) > 0.1
+    named = renamed(used, **NAMES.get(forward, {}))
+    assert masks(found.model).keys() == {f"{layer}.weight" for layer in layers(named)}
     for layer, mask in masks(found.model).items():
-        assert torch.equal(mask, used[layer] != 0), layer
+        assert torch.equal(mask, named[layer] != 0), layer
     kept, header = foreign_masks(read_state(path), keep=options.get("keep"))
     assert all(torch.equal(kept[layer], mask) for layer, mask in masks(found.model).items())
-    assert header["network"]["name"] == {resnet: "resnet18", preact: "preact_resnet18", vgg: "vgg16_linear"}[forward]
+    assert header["network"]["name"] == NETWORKS.get(forward, "vgg16_linear")
 
 
 @pytest.mark.parametrize(("lay", "part"), [(twinrep, "mask"), (mad, "mask_weight"), (flyingbird, "weight_mask")])
