@@ -70,7 +70,7 @@ def with_linear_head(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[st
     head, own = last_linear(model), model.state_dict()
     convolutions = (n for n in ("fc", head) if getattr(tensors.get(f"{n}.weight"), "shape", ())[2:] == (1, 1))
     theirs = next((n for n in convolutions if n == head or f"{n}.weight" not in own), None)
-    if theirs is None:
+    if head is None or theirs is None:
         return dict(tensors)
     found = {f"{head}.bias": tensors[f"{theirs}.weight"].new_zeros(len(tensors[f"{theirs}.weight"]))}
     for name, tensor in tensors.items():
