@@ -261,13 +261,24 @@ def test_a_run_notes_what_its_own_method_makes_of_its_course(here: Path, monkeyp
     assert found["budget"]["passed"]
 
 
-def test_code_that_is_edited_during_a_run_ends_it(here: Path) -> None:
-    """Not with the results of two versions under one name."""
-    edits = EXAMPLE.replace(
-        "        attach_masks(", "        open('mine.py', 'a').write('# edited')\n        attach_masks("
-    )
-    Path("mine.py").write_text(edits)
+def test_a_run_goes_on_with_the_code_that_it_began_with(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through its later stages, whatever the file has become; going on from there is refused, the copy named."""
+    edited = "raise RuntimeError('another version')\n"
+    edits = f"        open('mine.py', 'w').write({edited!r})\n"
+    began = EXAMPLE.replace("        attach_masks(", edits + "        attach_masks(")
+    Path("mine.py").write_text(began)
     changes = [word for change in SHORT for word in ("--set", change)]
-    ended = CliRunner().invoke(main, ["run", "mine.toml", "--out", "run", "--quiet", *changes])
-    assert ended.exit_code == 2
-    assert "began with parts.mine.py:" in ended.stderr
+    command = ["run", "mine.toml", "--out", "run", "--quiet", *changes]
+    ended = CliRunner().invoke(main, command)
+    assert ended.exit_code == 0, ended.output
+    assert Path("mine.py").read_text() == edited
+    assert Path("run/ckpt/finetune-best.safetensors").exists()  # a stage after the edit
+    (copy,) = Path("run/code").iterdir()
+    assert copy.read_text() == began
+
+    Path("mine.py").write_text(EXAMPLE)
+    monkeypatch.setattr(code, "named", set())
+    refused = CliRunner().invoke(main, [*command, "--resume"])
+    assert refused.exit_code == 2
+    said = f"began with parts.mine.py:stripes ({copy.relative_to('run')} is a copy) = {copy.stem[5:]}, now "
+    assert said in refused.stderr

@@ -11,6 +11,8 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -23,6 +25,9 @@ from s2ap_core.errors import InputError
 from s2ap_core.files import code
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_held: ContextVar[dict[Path, bytes] | None] = ContextVar("held", default=None)
+"""Within :func:`held`: what each file of code held when it was first looked at."""
 
 
 class Registry(dict[str, F]):
@@ -109,6 +114,29 @@ def source_of(name: str) -> Path | None:
     return Path(file) if file else None
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold the user's code to what it is when it is first looked for, whatever becomes of its files meanwhile.
+
+    What lies within another such block, of a sweep's task for instance, is held to what that one is.
+    """
+    token = None if _held.get() is not None else _held.set({})
+    try:
+        yield
+    finally:
+        if token is not None:
+            _held.reset(token)
+
+
+def _content(path: Path) -> bytes:
+    known = _held.get()
+    if known is None:
+        return path.read_bytes()
+    if path not in known:
+        known[path] = path.read_bytes()
+    return known[path]
+
+
 def call(
     what: str, part: Callable[..., Any], *given: Any, offered: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Any:
@@ -170,27 +198,27 @@ def checksum(content: bytes) -> str:
 def _module(where: str) -> ModuleType:
     if not where.endswith(".py"):
         return _imported(where)
-    path = Path(where)
+    path = Path(where).absolute()
     try:
-        content = path.read_bytes()
+        content = _content(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{where}: cannot be read ({reason}); a run keeps a copy of its own in RUN/code") from error
-    return _run(path.absolute(), where, checksum(content))
+    return _run(path, where, content)
 
 
 @cache
-def _run(path: Path, where: str, content: str) -> ModuleType:
+def _run(path: Path, where: str, content: bytes) -> ModuleType:
     """Run a file once for each content that it has."""
-    name = f"s2ap_part_{path.stem}_{content}"
+    name = f"s2ap_part_{path.stem}_{checksum(content)}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles look there
     try:
         with blamed(where, str(path)):
-            spec.loader.exec_module(module)
+            # Not by the loader, which would read the file again and leave a folder of bytecode beside it.
+            exec(compile(content, path, "exec"), vars(module))
     except InputError:
         del sys.modules[name]
         raise
@@ -211,8 +239,8 @@ def _imported(where: str) -> ModuleType:
             return importlib.import_module(where)
 
 
-def sources(names: Iterable[str]) -> Iterator[tuple[str, Path]]:
-    """Go through the parts that are code, each with its file."""
+def sources(names: Iterable[str]) -> Iterator[tuple[str, Path, bytes]]:
+    """Go through the parts that are code, each with its file and what it holds."""
     for name in dict.fromkeys(names):
         if file := source_of(name):
-            yield name, file
+            yield name, file, _content(file)

@@ -67,8 +67,8 @@ def _alike(first: object, second: object) -> bool:
 def two_networks(first: str, second: str) -> InputError:
     """Make the refusal of a state dict of two networks whose names begin differently; one's may have no prefix."""
     bare, prefixed = sorted((first, second))
-    how = f"begin with {first} and {second}" if bare else f"of one begin with {prefixed}"
-    return InputError(f"holds two networks, their names {how}; save the one that you mean alone")
+    how = f"their names begin with {first} and {second}" if bare else f"the names of one begin with {prefixed}"
+    return InputError(f"holds two networks, {how}; save the one that you mean alone")
 
 
 def check_one_network(tensors: Mapping[str, Tensor]) -> None:

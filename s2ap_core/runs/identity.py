@@ -9,7 +9,7 @@ import torch
 
 from s2ap_core import __version__
 from s2ap_core.config import Config
-from s2ap_core.config.parts import checksum, sources
+from s2ap_core.config.parts import checksum, source_of, sources
 from s2ap_core.data import Dataset, Split
 from s2ap_core.distributed.group import wait
 from s2ap_core.errors import InputError
@@ -62,7 +62,7 @@ def identity(config: Config, data: Dataset) -> dict[str, Any]:
     return flat(
         {
             SETTINGS: settings(config),
-            "parts": {name: checksum(file.read_bytes()) for name, file in sources(config.parts)},
+            "parts": {name: checksum(content) for name, _, content in sources(config.parts)},
             "data": {split: _split(data, split) for split in splits},
             "network": {name: list(parameter.shape) for name, parameter in network.named_parameters()},
             "code": {
@@ -87,7 +87,7 @@ def check_config(run: RunDirectory) -> None:
         InputError: naming what differs, before and now.
     """
     noted = load_json(run.path / FILE, dict, "run it again") if (run.path / FILE).exists() else {}
-    now = {f"parts.{name}": checksum(file.read_bytes()) for name, file in sources(run.config.parts)}
+    now = {f"parts.{name}": checksum(content) for name, _, content in sources(run.config.parts)}
     if edited := differences({key: noted[key] for key in now if key in noted}, {k: now[k] for k in now if k in noted}):
         raise InputError(refusal(run.path, edited))
     changes = differences(settings(run.config), settings(RunDirectory.open(run.path).config))
@@ -156,20 +156,26 @@ def changed(run: RunDirectory, data: Dataset) -> Changes | None:
 
 
 def _with_file(key: str, before: Any) -> str:
-    """Add to the key of a setting or definition the file that holds it now; other keys stay as they are."""
+    """Add to a key the file that holds it now, to that of the user's code the copy of what it was; others stay."""
     if key.startswith(f"{SETTINGS}."):
         return f"{key.removeprefix(f'{SETTINGS}.')} (config.toml)"
+    file = source_of(key.removeprefix("parts."))
+    if file is not None and before is not None:
+        return f"{key} ({_copy(file, before)} is a copy)"
     name = key.removeprefix(f"{SOURCE}.")
     if name == key:
         return key
     return f"{name} ({', '.join(files_of(name, before, definitions(PACKAGE))) or 'removed'})"
 
 
+def _copy(file: Path, checksum: object) -> Path:
+    return Path(CODE, f"{file.stem}-{checksum}{file.suffix}")
+
+
 def _note(run: RunDirectory, entries: Mapping[str, Any]) -> None:
     """Write the entries, and beside them a copy of each file of the user's code, its checksum in its name."""
-    for _, file in sources(run.config.parts):
-        code = file.read_bytes()
-        write_file(run.path / CODE / f"{file.stem}-{checksum(code)}{file.suffix}", code)
+    for _, file, code in sources(run.config.parts):
+        write_file(run.path / _copy(file, checksum(code)), code)
     lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items())
     write_file(run.path / FILE, "{\n" + ",\n".join(lines) + "\n}\n")
 

@@ -8,6 +8,7 @@ import torch
 
 from s2ap_core import distributed
 from s2ap_core.config import Config
+from s2ap_core.config.parts import held
 from s2ap_core.data import Dataset, load
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
@@ -36,6 +37,7 @@ NUMERICAL = ("python", "torch", "numpy", "machine", "device", "threads")
 """Entries of ``environment.json`` on which the last bits depend."""
 
 
+@held()
 def execute(
     config: Config | None,
     out: Path,

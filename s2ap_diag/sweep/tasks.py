@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from s2ap_core.config.parts import held
 from s2ap_core.data import Dataset
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
@@ -84,6 +85,7 @@ def run_task(task: Task, workplace: Workplace) -> Outcome:
     return Outcome(task.name, time.monotonic() - started)
 
 
+@held()
 def _run(task: Task, folder: Path, device: str) -> None:
     path = folder / task.name
     if not path.exists() and task.after is not None and task.shared is not None:
