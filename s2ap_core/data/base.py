@@ -194,7 +194,9 @@ def check_labels(name: str, path: Path, labels: object, count: int, classes: ran
     Raises:
         InputError: naming ``path``.
     """
-    integers = np.asarray(labels)
+    # Of lists within lists, which a pickle may share, numpy would make an array of any size.
+    flat = isinstance(labels, np.ndarray) or (isinstance(labels, list) and all(isinstance(n, int) for n in labels))
+    integers = np.asarray(labels if flat else None)
     if integers.ndim != 1 or integers.dtype.kind not in "iu":
         raise InputError(f"{path}: its labels are not a list of integers; {remedy(name)}")
     if len(integers) != count:

@@ -18,6 +18,7 @@ from s2ap_core.data.base import check_images, check_labels, folder, hold_out, re
 from s2ap_core.data.memory import InMemory
 from s2ap_core.errors import InputError
 from s2ap_core.files.kinds import check_input
+from s2ap_core.files.rehearsal import TooMuch, rehearse
 
 NAME, FOLDER = "cifar10", "cifar-10-batches-py"
 TRAIN, TEST = tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch"
@@ -65,15 +66,16 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read the images, [N, 3, 32, 32] uint8, and labels, [N] int64, of one pickled batch.
 
     Raises:
-        InputError: if the file is missing, truncated, mislabelled or not a batch.
+        InputError: if the file is missing, truncated, mislabelled, not a batch, or asks for memory or time out of
+            proportion to its size.
     """
     check_input(path)
     try:
-        with path.open("rb") as file:
-            batch = ArrayUnpickler(file, encoding="latin1").load()
+        rehearse(lambda: _load(path), path.stat().st_size)
+        batch = _load(path)
     except FileNotFoundError:
         raise InputError(f"{path}: missing; {remedy(NAME)}") from None
-    except ForbiddenPickle as error:
+    except (ForbiddenPickle, TooMuch) as error:
         raise InputError(f"{path}: refused, {error}; {remedy(NAME)}") from None
     except Exception as error:  # a broken pickle can raise nearly anything
         raise InputError(f"{path}: truncated or not a pickled batch ({reason(error)}); {remedy(NAME)}") from None
@@ -85,6 +87,11 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     images = check_images(NAME, path, data, (None, 3 * 32 * 32))
     labels = check_labels(NAME, path, classes, len(images), range(10))
     return images.reshape(-1, 3, 32, 32), labels
+
+
+def _load(path: Path) -> object:
+    with path.open("rb") as file:
+        return ArrayUnpickler(file, encoding="latin1").load()
 
 
 class ForbiddenPickle(Exception):

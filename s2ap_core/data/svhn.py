@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from s2ap_core.data.base import check_images, check_labels, folder, hold_out, re
 from s2ap_core.data.memory import InMemory
 from s2ap_core.errors import InputError
 from s2ap_core.files.arrays import RATIO, UNPACKED
+from s2ap_core.files.rehearsal import TooMuch, rehearse
 
 NAME, FOLDER = "svhn", "svhn"
 TRAIN, TEST = "train_32x32.mat", "test_32x32.mat"
@@ -64,7 +66,8 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read the images, [N, 3, 32, 32] uint8, and labels in 0..9, [N] int64, of one file.
 
     Raises:
-        InputError: if the file is missing, truncated, mislabelled or of another format.
+        InputError: if the file is missing, truncated, mislabelled, of another format, or asks for memory or time out
+            of proportion to its size.
     """
     from scipy.io import loadmat, whosmat  # a third of a second, for this data set alone
 
@@ -74,7 +77,11 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
         declared = sum(math.prod(shape) for _, shape, _ in whosmat(path))
         if declared > max(UNPACKED, RATIO * path.stat().st_size):
             raise ValueError(f"it unpacks to {declared:,} numbers, over {RATIO} times its size")
-        content = loadmat(path, variable_names=["X", "y"])
+        load = partial(loadmat, path, variable_names=["X", "y"])
+        rehearse(load, path.stat().st_size)
+        content = load()
+    except TooMuch as error:
+        raise InputError(f"{path}: refused, {error}; {remedy(NAME)}") from None
     except Exception as error:  # a broken .mat file can raise nearly anything
         raise InputError(f"{path}: truncated or not a .mat file ({reason(error)}); {remedy(NAME)}") from None
     if not {"X", "y"} <= content.keys():

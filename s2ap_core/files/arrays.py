@@ -20,8 +20,8 @@ RATIO = 100
 """What it may hold at most for each of its bytes; masks of a tenth kept pack to a twentieth at best."""
 
 
-def check_unpacked_size(path: Path) -> None:
-    """Refuse an archive that unpacks to far more bytes than it has; a file that is no archive passes.
+def unpacked_size(path: Path) -> int:
+    """Count the bytes that a file holds, and refuse an archive that unpacks to far more than it has.
 
     Raises:
         ValueError: saying how large it would be.
@@ -29,11 +29,12 @@ def check_unpacked_size(path: Path) -> None:
         zipfile.BadZipFile: if the archive is damaged.
     """
     if not zipfile.is_zipfile(path):
-        return
+        return os.path.getsize(path)
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > max(UNPACKED, RATIO * os.path.getsize(path)):
         raise ValueError(f"it unpacks to {unpacked:,} bytes, over {RATIO} times its size")
+    return unpacked
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -46,7 +47,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     check_input(path)
     try:
-        check_unpacked_size(path)
+        unpacked_size(path)
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"weight": loaded}

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from s2ap_core.errors import InputError
+from s2ap_core.files.arrays import unpacked_size
 from s2ap_core.files.header import is_safetensors
+from s2ap_core.files.rehearsal import COPIES, MEMORY
 from s2ap_core.foreign.envelope import state_dict_of
 from s2ap_core.foreign.layouts import HOW, layout_of, unlaid
 from s2ap_core.foreign.names import prefix_of, without_prefix
@@ -55,6 +57,7 @@ def read_state(path: Path) -> StateDict:
         raw, where = state_dict_of(content)
         if unusual := [key for key, tensor in raw.items() if not is_plain(tensor)]:
             raise InputError(f"{unusual[0]} is no plain tensor of real numbers; save it dense, on the CPU")
+        _check_shared(path, raw)
         prefix = prefix_of(raw)
         raw = without_prefix({key: t.detach().float() if t.is_floating_point() else t for key, t in raw.items()})
         form = _format(raw)
@@ -74,7 +77,16 @@ def read_state(path: Path) -> StateDict:
         method = "harp" if of_harp else "hydra" if "arch" in envelope else None
     epoch = envelope.get("epoch")
     read = f"{where}, names without {prefix}" if prefix else where
-    return StateDict(path, form, method, tensors, epoch if isinstance(epoch, int) else None, read)
+    known = isinstance(epoch, int) and abs(epoch) < 1 << 31
+    return StateDict(path, form, method, tensors, epoch if known else None, read)
+
+
+def _check_shared(path: Path, raw: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that share storages so that each of them by itself takes far more than the file."""
+    single = sum(tensor.numel() * max(tensor.element_size(), 4) for tensor in raw.values())
+    held = unpacked_size(path)
+    if single > MEMORY + COPIES * held:
+        raise InputError(f"its tensors take {single:,} bytes, of {held:,} that they share; save each of them once")
 
 
 def _has(raw: Mapping[str, Tensor], kind: str) -> bool:

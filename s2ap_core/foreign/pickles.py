@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from s2ap_core.errors import InputError
-from s2ap_core.files.arrays import check_unpacked_size
+from s2ap_core.files.arrays import unpacked_size
 from s2ap_core.files.kinds import check_input
+from s2ap_core.files.rehearsal import TooMuch, rehearse
 
 
 def _number_type(name: object, *_: object) -> np.dtype[Any]:
@@ -53,14 +54,15 @@ def unpickle(path: Path) -> object:
     """Read what ``torch.save`` wrote, tensors onto the CPU.
 
     Raises:
-        InputError: if it is damaged, or holds more than tensors and plain values.
+        InputError: if it is damaged, holds more than tensors and plain values, or asks for memory or time out of
+            proportion to its size.
     """
     check_input(path)
     try:
-        check_unpacked_size(path)
-        with safe_globals(ALLOWED), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual pickle protocols: they load, or are refused below
-            return torch.load(path, map_location="cpu", weights_only=True)
+        rehearse(lambda: _load(path), unpacked_size(path))
+        return _load(path)
+    except TooMuch as error:
+        raise InputError(f"{path}: refused, {error}; save the state dict alone") from error
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         refused = re.search(r"(?:GLOBAL|<class|<built-in function|<function) '?([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and refused:
@@ -71,6 +73,12 @@ def unpickle(path: Path) -> object:
         raise InputError(
             f"{path}: truncated, or not a checkpoint that torch.load reads; copy or make it again"
         ) from error
+
+
+def _load(path: Path) -> object:
+    with safe_globals(ALLOWED), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of unusual pickle protocols: they load, or are refused
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 REAL = frozenset(np.dtype(kind).name for kind in (*np.typecodes["AllInteger"], *np.typecodes["Float"], "bool"))

@@ -4,13 +4,11 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from s2ap_core.config import Config, MethodSettings, StageSettings
 from s2ap_core.errors import InputError
@@ -21,6 +19,7 @@ from s2ap_core.models import NETWORKS
 from s2ap_core.runs import course
 from s2ap_core.runs.checkpoints import Images, build_network, describe_network
 from s2ap_core.runs.directory import RunDirectory
+from s2ap_core.runs.memory import check_memory, megabytes, size
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +89,9 @@ def files_of_run(
         images: classes and size shape the network.
         keep_checkpoints: checkpoints of the search's epochs that are kept; None is all.
         until: where the run ends.
+
+    Raises:
+        InputError: as :func:`s2ap_core.runs.memory.check_memory`.
     """
     run, size = RunDirectory(Path(), config), _bytes(config, images)
     stages = course.trained(config, until)
@@ -148,6 +150,8 @@ def _count(network: str, method: str, factories: object) -> _Bytes:
     described = json.loads(network)
     chosen = build_method(MethodSettings.model_validate_json(method))
     chosen.image_shape = (described["input_channels"], described["input_size"], described["input_size"])
+    with torch.device("meta"):
+        check_memory(described, build_network(described))
     with torch.random.fork_rng([]):
         model = build_network(described)
         dense, trained = size(model.state_dict().values()), size(model.parameters())
@@ -161,13 +165,3 @@ def _count(network: str, method: str, factories: object) -> _Bytes:
         entries=sum(entries),
         packed=sum(math.ceil(count / 8) for count in entries),
     )
-
-
-def size(tensors: Iterable[Tensor]) -> int:
-    """Count the bytes of tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def megabytes(count: int) -> str:
-    """Write a number of bytes in MB or GB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -18,6 +18,7 @@ from s2ap_diag.execution.exits import (
     INTERRUPTED,
     TERMINATED,
     joined_processes,
+    lacks_memory,
     leave,
     lost_process,
     open_streams,
@@ -91,7 +92,9 @@ class Commands(click.Group):
             refuse(
                 f"{error.filename or 'a file'}: {error.strerror or error}; put it right, a run continues with --resume"
             )
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if lacks_memory(error):
+                refuse("too little memory; take smaller batches or a smaller network, a run continues with --resume")
             if not lost_process(error):
                 raise
             if speaks_first():

@@ -22,6 +22,7 @@ from s2ap_core.runs.checkpoints import build_network, describe, load_checkpoint
 from s2ap_core.runs.course import Until
 from s2ap_core.runs.directory import RunDirectory, environment
 from s2ap_core.runs.identity import accept_changes, differences, note_config, refusal
+from s2ap_core.runs.memory import TRAINED, check_memory
 from s2ap_core.training.loop import Callback
 from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.stages import Stages
@@ -70,7 +71,7 @@ def execute(
     if config is not None and not (resume and RunDirectory.begun(out)):
         name_by_user(*config.parts)
         check_dense_network(config)
-    data = prepare(config or RunDirectory.open(out).config, data)
+    data = prepare(config or RunDirectory.open(out).config, data, device)
     with lock.hold(out):
         run = distributed.from_first(lambda: _begin_or_open(config, out, resume, device, force))
         with run_log(run.path), plain_progress(quiet) as progress:
@@ -97,17 +98,18 @@ def check_dense_network(config: Config) -> None:
     load_checkpoint(given)
 
 
-def prepare(config: Config, data: Dataset | None = None) -> Dataset:
+def prepare(config: Config, data: Dataset | None = None, device: str = "cpu") -> Dataset:
     """Load the images that a config names, after checking that everything else it names exists.
 
     What is to run is what the user asked for: the code that the config names, if any, may run from now on.
 
     Args:
         data: the images, where they are loaded already.
+        device: where the network will be.
 
     Raises:
         InputError: if there is no such objective, method, metric, network or layer, TensorBoard is asked for and not
-            installed, or the images cannot be used.
+            installed, the images cannot be used, or the network is larger than the machine's memory.
     """
     name_by_user(*config.parts)
     build_objective(config.objective)
@@ -120,6 +122,8 @@ def prepare(config: Config, data: Dataset | None = None) -> Dataset:
     described = describe(config, data, "pretrain", 0)["network"]
     with torch.device("meta"):
         model = build_network(described)
+    trains = any(course.epochs(config, stage) for stage in course.trained(config))
+    check_memory(described, model, TRAINED if trains else 1, device)
     if is_code(config.network.name):
         with torch.random.fork_rng([]):
             whole = build_network(described)

@@ -19,6 +19,9 @@ from s2ap_diag.execution.parent import end_with_parent
 REFUSED = 2
 """Exit status for input that cannot be used."""
 
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Unable to allocate")
+"""What torch says of memory on the CPU and on a GPU, in a RuntimeError."""
+
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 """Exit statuses after a signal, as shells give them."""
 
@@ -85,7 +88,12 @@ def speaks_first() -> bool:
     return distributed.speaks_first()
 
 
-def lost_process(error: RuntimeError) -> bool:
+def lacks_memory(error: Exception) -> bool:
+    """Return whether an error says that this machine or GPU has no memory left."""
+    return isinstance(error, MemoryError) or any(said in str(error) for said in OUT_OF_MEMORY)
+
+
+def lost_process(error: Exception) -> bool:
     """Return whether an error means that another process of the run has ended or does not answer."""
     if not under_torchrun():
         return False
