@@ -138,12 +138,15 @@ def run_notebook(path: Path) -> Any:
     """Execute a notebook in the folder that it lies in; what raises in it is raised here."""
     import nbformat  # these two are of the extras test and docs
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     notebook = nbformat.read(path, as_version=4)
     folder = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=600, startup_timeout=600, resources=folder).execute()
+    # A kernel that listens on TCP warns that others of this machine may read along.
+    sockets = Config({"ConnectionFileMixin": {"transport": "ipc"}})
+    NotebookClient(notebook, timeout=600, startup_timeout=600, resources=folder, config=sockets).execute()
     return notebook
 
 

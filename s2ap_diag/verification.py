@@ -70,6 +70,9 @@ def wrong_counts(
         uniform: whether the method keeps the same fraction of each layer; None to ask the method that the header names.
     """
     keep = checkpoint.header.get("keep")
+    if checkpoint.header.get("keep_is_counted"):
+        yield Finding("note", "", f"keeps {keep:.4g} of its weights, and does not say how many it should; give --keep")
+        return
     if keep is None or str(checkpoint.header.get("method")).endswith("-channels"):  # whose budget is in FLOPs
         return
     own = _own_keeps(checkpoint)

@@ -127,7 +127,7 @@ def _meant(key: str) -> str:
     beside = [name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == section]
     same = [name for name in names if name.rpartition(".")[2] == word]
     if section and beside:
-        return did_you_mean(word, beside, f"{section} has {', '.join(beside)}")
+        return did_you_mean(key, [f"{section}.{name}" for name in beside], f"{section} has {', '.join(beside)}", 0.75)
     if same:
         return f"did you mean {' or '.join(same)}?"
     sections = dict.fromkeys(name.partition(".")[0] for name in names)

@@ -194,7 +194,9 @@ def _fit(
     name = network or recognise(source.tensors)
     if name is None:
         check_one_network(source.tensors)
-        raise InputError(f"does not say its network; give --network, one of {', '.join(NETWORKS)}")
+        raise InputError(
+            f"does not say its network; give --network, one of {', '.join(NETWORKS)}, or your own, FILE.py:FACTORY"
+        )
     bare = _on_meta(name, norm_affine=False)
     _check_one_prefix(source.tensors, bare)
     tensors, renamed = _renamed(source.tensors, bare)
@@ -292,6 +294,7 @@ def _header(
     keep: float | None,
     renamed: str = "",
 ) -> dict[str, Any]:
+    counted = keep is None and source.format not in SCORES
     if keep is not None:
         check_keep(keep)
     elif source.format in SCORES:
@@ -307,6 +310,7 @@ def _header(
         "dataset": None,
         "method": source.method,
         "keep": keep,
+        "keep_is_counted": counted,
         "stage": "prune",
         "epoch": source.epoch,
         "format": source.format,

@@ -75,9 +75,17 @@ def _run(config: Config, source: str, rates: Rates, output: Output) -> None:
     records.append({"stage": "all", "epochs": None, **total, "memory_gigabytes": memory, "disk_gigabytes": space})
     columns = ["stage", "epochs", "passes of an image", "PFLOP", "hours"]
     rows = [[record[key] for key in ("stage", "epochs", "passes", "petaflop", "hours")] for record in records]
-    said = f"{total['hours']:.3g} hours, up to {memory:.2g} GB of memory for tensors, {space:.2g} GB on disk"
+    said = f"{_time(total['hours'] / 24)}, up to {memory:.2g} GB of memory for tensors, {space:.2g} GB on disk"
     table = make_table(f"{source}, by {rates.basis}: {said}", columns, rows)
     output.emit(records, table, notes=filter(None, (config.title, _assumed(config))))
+
+
+def _time(days: float) -> str:
+    """Write a time in the largest unit that it has at least two of, seconds if none."""
+    unit, of_a_day = next(
+        ((u, n) for u, n in (("days", 1), ("hours", 24), ("minutes", 1440)) if days * n >= 2), ("s", 86400)
+    )
+    return f"{days * of_a_day:.3g} {unit}"
 
 
 def _assumed(config: Config) -> str:
@@ -124,7 +132,7 @@ def _grid(
     walls = {number: wall(tasks, cost, number) / 86400 for number in devices}
     days = {"days": {str(number): days for number, days in walls.items()}}
     records.append({"data": "all", "network": "", **total, **memory, **days})
-    said = ", ".join(f"{days:.3g} days on {number}" for number, days in walls.items())
+    said = ", ".join(f"{_time(days)} on {number}" for number, days in walls.items())
     columns = ["data", "network", "runs", "shared parts", "device hours", "GB on disk", "GB of memory, up to"]
     keys = ("data", "network", "runs", "shared", "hours", "gigabytes", "memory_gigabytes")
     table = make_table(

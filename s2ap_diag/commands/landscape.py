@@ -26,7 +26,7 @@ from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import counting
 from s2ap_diag.output import landscape_plot
 from s2ap_diag.output.destinations import Output
-from s2ap_diag.output.tables import NOT_CONVERGED, Table, make_table, marked, show
+from s2ap_diag.output.tables import NOT_CONVERGED, Table, count, make_table, marked, show
 from s2ap_diag.reading.files import expand, told_apart
 from s2ap_diag.reading.source import Source
 from s2ap_diag.sharpness import batches_of, without_scores
@@ -93,7 +93,8 @@ def cost(files: Sequence["Measured"], asked: Asked) -> str:
     points = asked.side**2
     batches = -(-asked.images // asked.batch_size)
     left, known = sum(file.passes_left() for file in files), sum(file.found is not None for file in files)
-    said = f"{len(files)} x {points} points x {batches} batches of {asked.batch_size}: {left * batches} forward passes"
+    each_point = f"{count(batches, 'batch')} of {asked.batch_size}"
+    said = f"{len(files)} x {points} points x {each_point}: {left * batches} forward passes"
     done = len(files) * points - left
     said += f" left, {done * batches} are measured" if done else ""
     if known < len(files):

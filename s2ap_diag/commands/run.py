@@ -15,7 +15,7 @@ from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.execute import execute
 from s2ap_diag.execution.launch import arguments, launch
 from s2ap_diag.execution.signals import resumable
-from s2ap_diag.output.tables import Table, accuracies, make_table, show_table
+from s2ap_diag.output.tables import Table, accuracies, count, make_table, show_table
 
 
 def run_command(
@@ -91,7 +91,7 @@ def matching(pattern: str) -> Table:
     matches = [preset for preset in presets().values() if _matches(preset, pattern)]
     if not matches:
         raise InputError(f"--list {pattern}: no preset matches; `s2ap-diag run --list` shows them all")
-    return make_table(f"{len(matches)} presets", ["preset", "what it is"], [[p.name, p.title] for p in matches])
+    return make_table(count(len(matches), "preset"), ["preset", "what it is"], [[p.name, p.title] for p in matches])
 
 
 def _matches(preset: Preset, pattern: str) -> bool:

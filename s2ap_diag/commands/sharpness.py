@@ -19,7 +19,7 @@ from s2ap_diag.execution.progress import counting
 from s2ap_diag.output import plots, sharpness_plot
 from s2ap_diag.output.curves import mode_of, names_of
 from s2ap_diag.output.destinations import Output, as_json
-from s2ap_diag.output.tables import AT_LEAST, NOT_CONVERGED, Number, Table, make_table, marked, show
+from s2ap_diag.output.tables import AT_LEAST, NOT_CONVERGED, Number, Table, count, make_table, marked, show
 from s2ap_diag.reading.files import expand, how_read, told_apart
 from s2ap_diag.reading.source import Source
 from s2ap_diag.sharpness import SharpnessSettings, without_scores
@@ -196,7 +196,7 @@ def table_of(records: list[dict[str, Any]], skipped: int) -> Table:
     single = [record for record in records if "seeds" not in record]
     first = single[-1]
     modes = " / ".join(dict.fromkeys(record["batch_norm"] for record in single))
-    title = f"{first['batches']} batches of {first['batch_size']}; BatchNorm: {modes}; {first['adversary']}"
+    title = f"{count(first['batches'], 'batch')} of {first['batch_size']}; BatchNorm: {modes}; {first['adversary']}"
     title += "; ± standard error over batches"
     if rhos:
         ascent = first["loss_difference"][rhos[0]]

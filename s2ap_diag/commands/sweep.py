@@ -10,7 +10,7 @@ from rich.live import Live
 from s2ap_core.errors import printable
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.execute import check_dense_network
-from s2ap_diag.output.tables import Table, make_table, show_table
+from s2ap_diag.output.tables import Table, count, make_table, show_table
 from s2ap_diag.sweep.grid import expand, grids, read_grid
 from s2ap_diag.sweep.plan import plan
 from s2ap_diag.sweep.progress import run_schedule
@@ -69,7 +69,7 @@ def planned(schedule: Schedule) -> Table:
         [task.name, task.until, task.after or "", schedule.statuses[task.name].state] for task in schedule.tasks
     ]
     waiting = sum(entry.state == "waiting" for entry in schedule.statuses.values())
-    title = f"{len(rows)} tasks, {waiting} to do"
+    title = f"{count(len(rows), 'task')}, {waiting} to do"
     return make_table(title, ["task", "until", "goes on from", "state"], rows)
 
 

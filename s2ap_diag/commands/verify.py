@@ -6,7 +6,7 @@ from typing import Any
 
 from s2ap_core.runs.checkpoints import Checkpoint
 from s2ap_diag.output.destinations import Output
-from s2ap_diag.output.tables import make_table
+from s2ap_diag.output.tables import count, make_table
 from s2ap_diag.reading.files import expand, how_read
 from s2ap_diag.reading.source import Source
 from s2ap_diag.verification import Finding, verify
@@ -46,7 +46,7 @@ def run_command(
     ]
     violations = sum(f.kind == "violation" for _, f in findings)
     rows = [[path.name, f.kind, f.layer, f.message] for path, f in findings]
-    title = f"{len(paths)} checkpoints, {violations} violations"
+    title = f"{count(len(paths), 'checkpoint')}, {count(violations, 'violation')}"
     table = make_table(title, ["checkpoint", "finding", "layer", "what"], rows)
     output.emit(records, table, notes=how_read(read.items()))
     sys.exit(1 if violations else 0)

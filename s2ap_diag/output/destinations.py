@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-from s2ap_core.errors import InputError, printable
+from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import check_place, write_file
 from s2ap_core.files.code import is_code
-from s2ap_diag.output.tables import Table, show_table, to_csv
+from s2ap_diag.output.tables import Table, show_note, show_table, to_csv
 from s2ap_diag.reading.files import FOLDERS, expand
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -78,7 +78,7 @@ class Output:
         for table in tables:
             show_table(table, self.quiet, wide=self.wide)
         for note in () if self.quiet else notes:
-            click.echo(printable(note))
+            show_note(note)
 
 
 def as_json(records: Sequence[dict[str, Any]]) -> str:

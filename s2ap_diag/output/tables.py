@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -181,6 +183,24 @@ def show_table(table: Table, quiet: bool = False, *, wide: bool = False) -> None
     if wide:
         console.width = max(console.width, table.width)
     console.print(table)
+
+
+def show_note(note: str) -> None:
+    """Print a line below tables; a terminal gets it broken between words, and names that are longer whole."""
+    said = printable(note)
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        said = textwrap.fill(said, width, break_long_words=False, break_on_hyphens=False)
+    print(said)
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    >>> count(1, "batch"), count(3, "batch"), count(0, "run")
+    ('1 batch', '3 batches', '0 runs')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}{'es' if noun.endswith('ch') else 's'}"
 
 
 def accuracies(results: Mapping[str, Any], stage: str) -> list[float | None]:

@@ -1,5 +1,6 @@
 """State dicts of networks that are not ours, however they are wrapped and named."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,16 @@ def test_what_says_no_mask(tmp_path: Path) -> None:
     assert "neither masks nor weights" in refusal(lambda: foreign_masks(read_state(saved(tmp_path / "b.pt", norms))))
     mixed = {"0.weight": kept["0.weight"].float(), "3.weight": state["3.weight"]}
     assert "3.weight holds values other" in refusal(lambda: foreign_masks(read_state(saved(tmp_path / "c.pt", mixed))))
+
+
+def test_counts_of_a_file_that_says_no_budget_are_no_violation(tmp_path: Path) -> None:
+    """What it keeps was counted in its own masks; a budget that the user names is held against them."""
+    torch.manual_seed(0)
+    state = build("resnet18", width=4).state_dict()
+    state = {n: t * (torch.rand_like(t) < 0.3) if t.ndim > 1 else t for n, t in state.items()}
+    path = saved(tmp_path / "pruned.pt", state)
+    found = invoke("verify", path, "--json", "-")
+    assert "violation" not in {finding["kind"] for finding in json.loads(found.stdout)}
+    assert "does not say how many it should" in found.stdout
+    held = json.loads(invoke("verify", path, "--keep", "0.3", "--json", "-").stdout)
+    assert len([f for f in held if "keep 0.3 is" in f["message"]]) > 10

@@ -123,7 +123,7 @@ def small_of(preset: str) -> tuple[Config, object]:
         (["cifar10-resnet18-harp-s2ap-9O"], "or cifar10-resnet18-harp-s2ap-90?"),
         (["nothing-like-it"], "`s2ap-diag run --list`"),
         ([PRESET, "--device", "a100"], "--device a100: give a6000, h100, or cpu"),
-        ([PRESET, "--set", "method.kep=0.1"], "method.kep: no such setting; did you mean keep"),
+        ([PRESET, "--set", "method.kep=0.1"], "method.kep: no such setting; did you mean method.keep"),
     ],
 )
 def test_what_cannot_be_estimated_is_refused_in_one_line(arguments, said):

@@ -50,7 +50,7 @@ def test_a_command_that_there_is_not_names_the_one_that_was_meant():
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("method.kep", "did you mean keep"),
+        ("method.kep", "did you mean method.keep"),
         ("prunee.epochs", "did you mean prune?"),
         ("keep", "did you mean method.keep?"),
         ("minimizer.xyzzy", "minimizer has name, gamma,"),

@@ -141,7 +141,7 @@ def test_what_is_measured_is_not_measured_again(best, monkeypatch, tmp_path):
     """A call that ends in the middle is gone on with, to the same losses; a complete one makes no pass."""
     aside = Path(shutil.copytree(best.parent.parent, tmp_path / "aside")) / "ckpt" / best.name
     whole = invoke("landscape", aside, *SMALL, "--json", "-")
-    assert "1 x 25 points x 1 batches of 16: 25 forward passes; before them at most 64" in whole.stderr
+    assert "1 x 25 points x 1 batch of 16: 25 forward passes; before them at most 64" in whole.stderr
     evaluate, calls = Slice.value, []
 
     def limited(self, step):
