@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import click
 from rich import table as rich_tables
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderResult
@@ -90,7 +91,8 @@ class Table:
             shown.pop()
         widths = self._shared(shown, whole, least, width)
         left_out = [name for i, name in enumerate(self.columns) if i not in shown]
-        said = [f"not shown: {'; '.join(left_out)} (--wide, or a wider terminal)"] if left_out else []
+        remedy = f"({'--wide, or ' if _offers_wide() else ''}a wider terminal)"
+        said = [f"not shown: {'; '.join(left_out)} {remedy}"] if left_out else []
         table = rich_tables.Table()
         for i in shown:
             header = Text("\n".join(fold(self.columns[i], widths[i])))
@@ -115,6 +117,12 @@ class Table:
             neediest = max(shown, key=lambda i: whole[i] / max(widths[i], 1))
             widths[neediest] += whole[neediest] > widths[neediest]
         return widths
+
+
+def _offers_wide() -> bool:
+    """Return whether the command that runs, if any, can be asked for all columns."""
+    context = click.get_current_context(silent=True)
+    return context is None or any(parameter.name == "wide" for parameter in context.command.params)
 
 
 def make_table(

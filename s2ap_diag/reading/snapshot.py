@@ -90,7 +90,7 @@ class Snapshot:
 
 @dataclass
 class Watcher:
-    """Looks at a run again and again, and reads each mask and checkpoint once.
+    """Looks at a run again and again, and reads each mask and checkpoint once, ``metrics.csv`` where it has changed.
 
     Args:
         near: read the margins too, for which each epoch's checkpoint is opened.
@@ -101,6 +101,8 @@ class Watcher:
     _h: dict[int, float] = field(default_factory=dict)
     _near: dict[int, float] = field(default_factory=dict)
     _first: PackedMasks | None = None
+    _stamp: tuple[int, ...] = ()
+    _metrics: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
 
     def look(self) -> Snapshot:
         """Look at the run.
@@ -115,7 +117,7 @@ class Watcher:
         evaluations = [stage for stage in course.evaluated(config) if f"evaluate-{stage}" not in results]
         last = at or trained[-1]
         stage = f"evaluate {evaluations[0]}" if at is None and evaluations else last
-        metrics = _means(self.path)
+        metrics = self._means()
         if at is None and evaluations:
             done, total = _images(self.path, config, evaluations[0])
         else:
@@ -145,6 +147,15 @@ class Watcher:
             entries=sum(mask.entries for mask in self._first.layers.values()) if self._first else 0,
         )
 
+    def _means(self) -> dict[tuple[str, str], dict[int, float]]:
+        """Read the finite values of whole epochs, by stage and metric, again where the file has changed."""
+        file = self.path / "metrics.csv"
+        found = file.stat() if file.exists() else None
+        stamp = (found.st_mtime_ns, found.st_size, found.st_ino) if found else ()
+        if stamp != self._stamp:
+            self._metrics, self._stamp = _means(file), stamp
+        return self._metrics
+
     def _read_masks(self, run: RunDirectory) -> None:
         """Read what has come since the last look; a run that began anew is read anew."""
         if not run.masks(0).exists():
@@ -170,10 +181,9 @@ def _rows(file: Path, columns: tuple[str, ...]) -> list[list[str]]:
     return [row for row in islice(csv.reader(lines), 1, None) if len(row) == len(columns)]
 
 
-def _means(path: Path) -> dict[tuple[str, str], dict[int, float]]:
-    """Read the finite values of whole epochs, by stage and metric."""
+def _means(file: Path) -> dict[tuple[str, str], dict[int, float]]:
     means: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
-    for stage, epoch, iteration, metric, value in _rows(path / "metrics.csv", METRICS):
+    for stage, epoch, iteration, metric, value in _rows(file, METRICS):
         if not iteration and math.isfinite(number := float(value)):
             means[stage, metric][int(epoch)] = number
     return dict(means)

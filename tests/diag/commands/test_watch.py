@@ -185,3 +185,26 @@ def test_a_sparkline_is_the_curve():
     assert sparkline([0, 7, 3.5]) == "▁█▅"
     assert sparkline([2.0, 2.0]) == "▁▁"
     assert len(sparkline(list(range(100)), width=10)) == 10
+
+
+def test_metrics_are_read_again_where_they_have_changed(watched, copy, monkeypatch):
+    """Not at each look of each second: a run of many epochs has many rows."""
+    file = copy / "metrics.csv"
+    watcher, opened, read_text = Watcher(copy), [], Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self, **how: (opened.append(self), read_text(self, **how))[1])
+    before = [watcher.look() for _ in range(3)][-1]
+    assert opened.count(file) == 1
+    with file.open("a") as rows:
+        rows.write("finetune,99,,train_loss,0.125\n")
+    assert watcher.look().loss == {**before.loss, 99: 0.125}
+    whole = file.read_text()
+    file.write_text(whole[: whole.index("finetune,")])  # cut back, as where a run goes on
+    assert watcher.look().loss != before.loss
+    assert opened.count(file) == 4
+
+
+def test_a_narrow_terminal_is_told_of_no_option_that_it_lacks(copy, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    shown = " ".join(invoke("watch", copy.parent).output.split())
+    assert "(a wider terminal)" in shown
+    assert "--wide" not in shown
