@@ -17,13 +17,21 @@ PUBLISHED: list[tuple[str, int, Goal | None]] = [
 ]
 
 
+FLOORS: list[tuple[str, int | None, Goal]] = [
+    ("resnet18", None, at_most(0.95)),
+    ("wrn_28_4", None, at_most(0.90)),
+    ("vgg16_bn", None, at_most(1.02)),
+    ("resnet18", 8, at_most(0.75)),
+]
+
+
 def run(setting: Setting) -> list[Row]:
-    return [_floor(setting), *(_published(setting, *case) for case in PUBLISHED)]
+    return [*(_floor(setting, *case) for case in FLOORS), *(_published(setting, *case) for case in PUBLISHED)]
 
 
-def _floor(setting: Setting) -> Row:
+def _floor(setting: Setting, architecture: str, width: int | None, goal: Goal) -> Row:
     x, y = images(setting.batch(64), setting)
-    ours = search(network("resnet18", setting), x)
+    ours = search(network(architecture, setting, width), x)
     plain = bare(ours.model)
     functions: dict[str, Callable[[], object]] = {
         "floor": lambda: bare_passes(plain, x, y, ours.objective),
@@ -32,8 +40,8 @@ def _floor(setting: Setting) -> Row:
     for function in functions.values():
         function()
     rounds = interleaved(functions, rounds=5, device=setting.device)
-    name = f"iteration over its bare passes, resnet18, batch {len(x)}"
-    return Row(name, rounds.ratio("ours", "floor"), "x", at_most(1.10), rounds.compare("ours", "floor"))
+    name = f"iteration over its bare passes, {architecture}{f' of width {width}' if width else ''}, batch {len(x)}"
+    return Row(name, rounds.ratio("ours", "floor"), "x", goal, rounds.compare("ours", "floor"))
 
 
 def published_search(name: str, x: Tensor, y: Tensor, setting: Setting) -> Callable[[], None]:

@@ -30,7 +30,7 @@ def passes(setting: Setting) -> None:
     plain, objective = bare(ours.model), ours.objective
     del ours
     for _ in range(2):
-        bare_passes(plain, x, y, objective)
+        bare_passes(plain, x, y, objective, SHORT.steps)
 
 
 def products(setting: Setting) -> None:

@@ -20,7 +20,7 @@ class SortedMask(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, magnitude: Tensor, keep: float) -> Tensor:
-        order = magnitude.flatten().argsort(stable=True)
+        order = magnitude.flatten().sort().indices  # not stable: among equal scores any may stay
         dropped = int((1 - keep) * magnitude.numel())
         mask = torch.empty_like(magnitude).flatten()
         mask[order[:dropped]] = 0

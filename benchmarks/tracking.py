@@ -28,10 +28,10 @@ MODES: tuple[BatchNormMode, ...] = ("running", "batch")
 class Tracked:
     """The tool's tracker with warm starts, on the first ``images`` of each batch (None: all)."""
 
-    def __init__(self, images: int | None = None, modes: Sequence[BatchNormMode] = MODES) -> None:
+    def __init__(self, images: int | None = None, modes: Sequence[BatchNormMode] = MODES, **options: float) -> None:
         self.modes = list(modes)
         # All scores alone, which is what the recipes are compared on.
-        settings = TrackingSettings(every=1, recipe="warm", images=images, batch_norm=self.modes, spectrum=["all"])
+        settings = TrackingSettings(every=1, images=images, batch_norm=self.modes, spectrum=["all"], **options)
         self.tracker = CurvatureTracker(settings)
 
     def __call__(self, loop: Loop, batch: Batch) -> Reading:

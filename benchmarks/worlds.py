@@ -19,6 +19,7 @@ from s2ap_core.presets.read import read_config
 from s2ap_core.seeds import generator
 from s2ap_core.training.iteration import iterate
 from s2ap_core.training.loop import Loop
+from s2ap_core.training.norms import normal_start
 from s2ap_core.training.objectives import Objective, build_objective
 from s2ap_core.training.optimization import searched_parameters
 from s2ap_core.training.perturbation import Perturbation
@@ -27,11 +28,11 @@ KEEP = 0.1
 TRADES = ObjectiveSettings()  # PGD-10, eps 8/255, step 2/255, beta 6
 
 
-def network(name: str, setting: Setting) -> nn.Module:
+def network(name: str, setting: Setting, width: int | None = None) -> nn.Module:
     """Build a network with fresh weights for 32x32 colour images; the time of a pass does not depend on them."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model = build(name, width=setting.width).to(setting.device)
+        model = build(name, width=width or setting.width).to(setting.device)
     if setting.device != "cpu":  # as the stages do
         model.to(memory_format=torch.channels_last)
     return model
@@ -112,9 +113,19 @@ def bare(model: nn.Module) -> nn.Module:
     return plain.train()
 
 
-def bare_passes(plain: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> None:
-    """Do the arithmetic that an iteration cannot do without: 1 + 10 + 2 passes forward, 10 + 1 backward."""
-    x_adv = objective.attack(plain, x, y, generator(x.device, 0, "benchmark"))
+def bare_passes(plain: nn.Module, x: Tensor, y: Tensor, objective: Objective, steps: int = TRADES.steps) -> None:
+    """Do the arithmetic of an iteration of TRADES: 1 + ``steps`` + 2 passes forward, ``steps`` + 1 backward."""
+    plain.eval()
+    with torch.no_grad():
+        p_clean = F.softmax(plain(x), dim=1)
+    x_adv = normal_start(x, 0.001, generator(x.device, 0, "benchmark"))
+    for _ in range(steps):
+        x_adv.requires_grad_()
+        divergence = F.kl_div(F.log_softmax(plain(x_adv), dim=1), p_clean, reduction="sum")
+        (gradient,) = torch.autograd.grad(divergence, [x_adv])
+        x_adv = x_adv.detach() + float(TRADES.step) * gradient.sign()
+        x_adv = (x + (x_adv - x).clamp(-float(TRADES.eps), float(TRADES.eps))).clamp(0, 1)
+    plain.train()
     plain.zero_grad()
     objective.loss(plain, x, x_adv, y).backward()
 

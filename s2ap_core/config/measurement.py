@@ -33,10 +33,10 @@ class TrackingSettings(Settings):
     Attributes:
         metrics: names of :data:`s2ap_diag.curvature.tracking.TRACKERS`.
         every: iterations from one reading to the next; 0 reads nothing.
-        recipe: ``paper`` starts each reading anew; ``warm`` starts from the last eigenvector and stops at a residual
-            of ``tolerance``.
+        recipe: ``paper`` is power iteration, anew each time; ``warm`` is Lanczos from the last eigenvector, to a
+            residual of ``tolerance``.
         tolerance: the residual that a warm reading stops at.
-        iterations: of power iteration in a reading, with ``warm`` at most; one product each, and one more.
+        iterations: of a reading, with ``warm`` at most; one product each, and with ``paper`` one more.
         images: the first so many of the batch; None is all of it.
         batch_norm: the statistics that BatchNorm normalises with, a reading in each; one of them is half the cost.
         spectrum: lambda_max over ``all`` scores as the paper defines it, over those of ``live`` channels, which

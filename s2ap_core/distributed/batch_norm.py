@@ -41,11 +41,16 @@ def batch_statistics(model: nn.Module, mode: Statistics) -> Iterator[None]:
         yield
     finally:
         for norm in norms:
-            norm.__class__ = type(norm).__mro__[2]
+            norm.__class__ = single_process_class(norm)
     if mode == "local":
         tracked = [b for norm in norms for b in (norm.running_mean, norm.running_var) if isinstance(b, Tensor)]
         for buffer, total in zip(tracked, add_up(tracked) if tracked else (), strict=True):
             buffer.copy_(total / world())
+
+
+def single_process_class(module: nn.Module) -> type:
+    """Return the class that a module has outside :func:`batch_statistics`."""
+    return type(module).__mro__[2] if isinstance(module, _Synced | _Local) else type(module)
 
 
 class _Sum(torch.autograd.Function):

@@ -71,6 +71,16 @@ def is_parametrized(layer: Layer) -> bool:
     return parametrize.is_parametrized(layer.module, layer.parameter)
 
 
+def has_parametrization(module: nn.Module) -> bool:
+    """Return whether any parameter of the module itself has a parametrization."""
+    return parametrize.is_parametrized(module)
+
+
+def class_before_masks(module: nn.Module) -> type[nn.Module]:
+    """Return the class that the module had before any of its parameters was masked."""
+    return parametrize.type_before_parametrizations(module)
+
+
 def is_masked(layer: Layer) -> bool:
     """Return whether this layer carries a mask of ours."""
     return is_parametrized(layer) and isinstance(_first_parametrization(layer), ScoreMask | FixedMask)

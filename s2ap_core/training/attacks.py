@@ -4,14 +4,16 @@ Images are float tensors [B, C, H, W] in [0, 1]; labels are int64 [B].
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from s2ap_core.config import AttackNorm
-from s2ap_core.masks.layers import constant_mask, constant_weights
+from s2ap_core.masks.layers import constant_weights
 from s2ap_core.modes import train_mode
+from s2ap_core.training.folding import attacked
 from s2ap_core.training.norms import ascent
 from s2ap_core.training.replay import repeat
 
@@ -44,19 +46,18 @@ def pgd(
     """
     move = ascent(norm, x, eps, step)
 
-    def ascend(x_adv: Tensor, also: Sequence[Tensor] = ()) -> Tensor:
+    def ascend(network: nn.Module, also: Sequence[Tensor], x_adv: Tensor) -> Tensor:
         x_adv = x_adv.detach().requires_grad_()
-        grad, *others = torch.autograd.grad(loss(model(x_adv)), [x_adv, *also])
+        grad, *others = torch.autograd.grad(loss(network(x_adv)), [x_adv, *also])
         for tensor, other in zip(also, others, strict=True):
             tensor.grad = other
         with torch.no_grad():
             return move(x_adv, grad)
 
-    with train_mode(model, False), constant_mask(model):
+    with attacked(model, x) as network:
         watched = [weight for weight in constant_weights(model) if weight.requires_grad]
-        if not watched:
-            return repeat(ascend, start, steps).detach()
-        return ascend(repeat(ascend, start, steps - 1), watched).detach()
+        x_adv = repeat(partial(ascend, network, ()), start, steps - bool(watched))
+        return (ascend(model, watched, x_adv) if watched else x_adv).detach()
 
 
 def autoattack(

@@ -1,16 +1,21 @@
-"""The same network with fewer operations, for the thousands of passes of an attack."""
+"""The same network with fewer operations, for the many passes of an attack."""
 
 import copy
 import logging
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils import skip_init
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from s2ap_core.distributed.batch_norm import single_process_class
 from s2ap_core.masks.channel_graph import uses
-from s2ap_core.masks.layers import to_channels_last
-from s2ap_core.modes import gpu_arithmetic
+from s2ap_core.masks.layers import class_before_masks, constant_mask, has_parametrization, to_channels_last
+from s2ap_core.modes import gpu_arithmetic, train_mode
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +25,9 @@ M = TypeVar("M", bound=nn.Module)
 
 TOLERANCE = 1e-4
 """By how much of their range the logits of the folded network may differ: rounding stays a hundred times below."""
+
+WIDE = 256
+"""Channels of a convolution from which a CPU is no faster with the channels last."""
 
 
 def folded(model: nn.Module, images: Tensor) -> nn.Module:
@@ -33,18 +41,15 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
         model: in eval mode, without masks; left as it is.
         images: [B, C, H, W], some that the network will be evaluated on.
     """
-    # TensorFloat-32 would differ by more than the difference looked for.
-    with torch.no_grad(), gpu_arithmetic(tf32=False):
-        expected = model(images)
-        try:
-            traced = fx.symbolic_trace(copy.deepcopy(model))  # a copy, since the trace shares the modules
-            _fold(traced)
-            candidate = to_channels_last(traced)
-            logits = candidate(images)
-        except Exception as error:  # whatever the network's own code raises on a stand-in for its input
-            log.debug("BatchNorm is not folded, the network is evaluated as it is: %s", error)
-            return model
-    difference = (logits - expected).abs().max() / (expected.max() - expected.min())
+    try:
+        candidate = fx.symbolic_trace(copy.deepcopy(model))  # a copy, since the trace shares the modules
+        for fold in _fold(candidate):
+            fold.follow()
+        to_channels_last(candidate)
+        difference = _difference(model, candidate, images)
+    except Exception as error:  # whatever the network's own code raises on a stand-in for its input
+        log.debug("BatchNorm is not folded, the network is evaluated as it is: %s", error)
+        return model
     if not difference <= TOLERANCE:  # NaN, too
         log.warning(
             "folding BatchNorm into the convolutions would change the logits by %.2g of their range: "
@@ -55,9 +60,113 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
     return candidate
 
 
-def _fold(traced: fx.GraphModule) -> None:
-    """Fold, in place, each BatchNorm into the convolution before it, if that is used there and nowhere else."""
-    used = uses(traced.graph.nodes)
+@contextmanager
+def attacked(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
+    """Hold masks and weights constant in eval mode, and yield the same function with BatchNorm folded, where it can be.
+
+    What is yielded follows the network: it is traced once, and its convolutions are computed anew at each call. A
+    network that :func:`folded` would leave as it is is yielded itself, and so is one under autocast.
+
+    Args:
+        images: [B, C, H, W], some that it will be attacked on.
+    """
+    with train_mode(model, False), constant_mask(model):
+        if torch.is_autocast_enabled(images.device.type):
+            yield model
+            return
+        twin = _twins.get(model)
+        if twin is None or not twin.is_of(model):
+            with torch.random.fork_rng([images.device] if images.is_cuda else []):  # of a network that draws
+                twin = _twins[model] = _Twin(model, images)
+        yield twin.up_to_date() or model
+
+
+class _Twin:
+    """A trace of a network that shares its modules, the convolutions apart that BatchNorm is folded into."""
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        self.parts = list(model.modules())[1:]  # without the network itself, which then can be collected
+        self.folds: list[_Fold] = []
+        self.network: nn.Module | None = None
+        try:
+            network = fx.GraphModule(model, _Tracer().trace(model))
+            self.folds = _fold(network)
+            if not self.folds or _constants(network, model):
+                return
+            if images.device.type != "cpu" or max(fold.ours.out_channels for fold in self.folds) <= WIDE:
+                for fold in self.folds:
+                    to_channels_last(fold.ours)
+            self._follow()
+            # A few images tell a function that is traced wrongly; rounding, which training changes, has no say.
+            if images.device.type == "meta" or _difference(model, network, images[:4]) <= 0.01:
+                self.network = network
+        except Exception as error:  # whatever the network's own code raises on a stand-in for its input
+            log.debug("BatchNorm is not folded, the network is attacked as it is: %s", error)
+
+    def is_of(self, model: nn.Module) -> bool:
+        """Return whether the network still is made of the same modules."""
+        return list(model.modules())[1:] == self.parts
+
+    def up_to_date(self) -> nn.Module | None:
+        """Return it with the weights that the network has now; None if the network cannot be folded."""
+        if self.network is not None:
+            self._follow()
+        return self.network
+
+    def _follow(self) -> None:
+        for fold in self.folds:
+            fold.follow()
+
+
+_twins: WeakKeyDictionary[nn.Module, _Twin] = WeakKeyDictionary()
+
+
+class _Fold(NamedTuple):
+    """A convolution with its BatchNorm, and ours that does the work of both."""
+
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+    ours: nn.Conv2d
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Compute our weight and bias from theirs."""
+        conv, norm, ours = self
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert ours.bias is not None
+        statistics = (norm.running_mean, norm.running_var, norm.eps)
+        weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, norm.weight, norm.bias)
+        ours.weight.copy_(weight)
+        ours.bias.copy_(bias)
+
+
+class _Tracer(fx.Tracer):
+    """Trace down to the modules that hold parameters, whose masks a trace would take for constants."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        own = next(m.parameters(recurse=False), None) is not None or has_parametrization(m)
+        return own or super().is_leaf_module(m, module_qualified_name)
+
+
+def _constants(traced: fx.GraphModule, model: nn.Module) -> list[str]:
+    """List the tensors that the trace holds and the network does not: computed once, they would not follow it."""
+    held = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    return [str(node.target) for node in traced.graph.nodes if node.op == "get_attr" and node.target not in held]
+
+
+@torch.no_grad()
+def _difference(model: nn.Module, candidate: nn.Module, images: Tensor) -> Tensor:
+    """Compute the largest difference of logits, as a share of their range."""
+    with gpu_arithmetic(tf32=False):  # TensorFloat-32 would differ by more than the difference looked for
+        expected, logits = model(images), candidate.forward(images)  # called, fx would print what it raises
+    difference: Tensor = (logits - expected).abs().max() / (expected.max() - expected.min())
+    return difference
+
+
+def _fold(traced: fx.GraphModule) -> list[_Fold]:
+    """Replace, in place, each convolution and the BatchNorm after it, if it is used there and nowhere else."""
+    used, folds = uses(traced.graph.nodes), []
     for node in traced.graph.nodes:
         norm = _module(traced, node, nn.BatchNorm2d)
         if norm is None or norm.running_mean is None:
@@ -66,14 +175,29 @@ def _fold(traced: fx.GraphModule) -> None:
         conv = _module(traced, source, nn.Conv2d)
         if conv is None or len(source.users) > 1 or used[str(source.target)] > 1:
             continue
+        folds.append(_Fold(conv, norm, _with_bias(conv)))
         parent, _, name = str(source.target).rpartition(".")
-        setattr(traced.get_submodule(parent), name, fuse_conv_bn_eval(conv, norm))
+        setattr(traced.get_submodule(parent), name, folds[-1].ours)
         node.replace_all_uses_with(source)
         traced.graph.erase_node(node)
     traced.recompile()
+    return folds
+
+
+def _with_bias(conv: nn.Conv2d) -> nn.Conv2d:
+    """Build a plain convolution of the same shape that has a bias."""
+    sizes = (conv.in_channels, conv.out_channels, conv.kernel_size)
+    geometry = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")}
+    ours = skip_init(nn.Conv2d, *sizes, **geometry, device=conv.weight.device, dtype=conv.weight.dtype)
+    assert isinstance(ours, nn.Conv2d)
+    return ours.requires_grad_(False).eval()
+
+
+def _kind_of(module: nn.Module) -> type:
+    return class_before_masks(module) if has_parametrization(module) else single_process_class(module)
 
 
 def _module(traced: fx.GraphModule, node: fx.Node, kind: type[M]) -> M | None:
-    """Return the module that a node calls, if it is exactly of this class."""
+    """Return the module that a node calls, if it is exactly of this class, masks and several processes apart."""
     called = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return called if type(called) is kind else None
+    return called if isinstance(called, kind) and _kind_of(called) is kind else None

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from s2ap_core.config import AttackNorm, ObjectiveSettings
 from s2ap_core.config.parts import Registry, call
 from s2ap_core.errors import InputError
-from s2ap_core.masks.layers import constant_mask
-from s2ap_core.modes import train_mode
 from s2ap_core.training.attacks import pgd
+from s2ap_core.training.folding import attacked
 from s2ap_core.training.norms import normal_start, uniform_start
 
 
@@ -97,8 +96,8 @@ def trades(threat: Threat, beta: float) -> Objective:
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         del y
-        with torch.no_grad(), train_mode(model, False), constant_mask(model):
-            p_clean = F.softmax(model(x), dim=1)
+        with torch.no_grad(), attacked(model, x) as network:
+            p_clean = F.softmax(network(x), dim=1)
 
         def divergence(logits: Tensor) -> Tensor:
             return F.kl_div(F.log_softmax(logits, dim=1), p_clean, reduction="sum")

@@ -150,12 +150,16 @@ class Lanczos(Solver):
     """Lanczos with full reorthogonalisation, which finds both ends of the spectrum at once.
 
     Each iteration is one product; ``iterations`` vectors [n] are held.
+
+    Attributes:
+        start: a vector [n] to start from, of any norm; by default, and for zero, a normal draw.
     """
 
     name: ClassVar[str] = "lanczos"
     ends_on_vector: ClassVar[bool] = False
     iterations: int = 64
     tolerance: float | None = 1e-4
+    start: Tensor | None = field(default=None, repr=False, compare=False)
 
     def solve(self, op: SymmetricOperator, *, seed: int = 0) -> LambdaMax:
         """Take of both ends the largest eigenvalue, and the dominant one."""
@@ -170,10 +174,10 @@ class Lanczos(Solver):
         are the bounds that the recurrence gives for free, ``|beta_m s_m| / |theta|``.
 
         Raises:
-            InputError: if ``k`` is below 1, or a product is not finite.
+            InputError: if ``k`` is below 1, ``start`` has another length than n, or a product is not finite.
         """
         check_counts(k=k)
-        for krylov in lanczos_steps(op, normal_vector(op, seed, "lanczos"), self.iterations):
+        for krylov in lanczos_steps(op, _first(op, self.start, seed, self.name), self.iterations):
             theta, vectors = krylov.ritz()
             bounds = abs(krylov.betas[-1] * vectors[-1])
             residuals = np.array([relative(e, t) for e, t in zip(bounds, theta, strict=True)])
@@ -212,15 +216,14 @@ class PowerIteration(Solver):
 
     Attributes:
         iterations: T, the number of steps v <- Hv / |Hv|; one further product gives the quotient.
-        start: a vector [n] to start from, of any norm, or the last reading, each of whose pairs is continued; by
-            default, and for zero, a normal draw.
+        start: a vector [n] to start from, of any norm; by default, and for zero, a normal draw.
     """
 
     name: ClassVar[str] = "power"
     ends_on_vector: ClassVar[bool] = True
     iterations: int = 10
     tolerance: float | None = None
-    start: Tensor | LambdaMax | None = field(default=None, repr=False, compare=False)
+    start: Tensor | None = field(default=None, repr=False, compare=False)
 
     def solve(self, op: SymmetricOperator, *, seed: int = 0) -> LambdaMax:
         """Find the dominant eigenvalue, and another one if it is negative.
@@ -228,8 +231,7 @@ class PowerIteration(Solver):
         Raises:
             InputError: if ``start`` has another length than n, or a product is not finite.
         """
-        second = self.start.largest.vector if isinstance(self.start, LambdaMax) else None
-        return largest_by_shift(lambda shift: self._iterate(op, second if shift else self._first(), shift, seed))
+        return largest_by_shift(lambda shift: self._iterate(op, None if shift else self.start, shift, seed))
 
     def dominant(self, op: SymmetricOperator, *, seed: int = 0) -> Eigenpair:
         """Find the dominant eigenpair alone, by ``iterations`` + 1 products at most.
@@ -237,16 +239,11 @@ class PowerIteration(Solver):
         Raises:
             InputError: as :meth:`solve`.
         """
-        return self._iterate(op, self._first(), 0.0, seed)
-
-    def _first(self) -> Tensor | None:
-        return self.start.dominant.product if isinstance(self.start, LambdaMax) else self.start
+        return self._iterate(op, self.start, 0.0, seed)
 
     def _iterate(self, op: SymmetricOperator, start: Tensor | None, shift: float, seed: int) -> Eigenpair:
         """Iterate with H - shift I; value and residual remain those of H."""
-        if start is not None and len(start) != op.n:
-            raise InputError(f"start = a vector of {len(start)} entries: the operator has {op.n} coordinates")
-        v = start if start is not None and start.any() else normal_vector(op, seed, "power")
+        v = _first(op, start, seed, self.name)
         v = v / v.norm()
         for products in range(1, self.iterations + 2):
             hv = finite_product(op, v)
@@ -261,6 +258,13 @@ class PowerIteration(Solver):
             v = ahead / norm
         converged = residual <= (CONVERGED if self.tolerance is None else self.tolerance)
         return Eigenpair(value, v, hv, residual, converged, products)
+
+
+def _first(op: SymmetricOperator, start: Tensor | None, seed: int, name: str) -> Tensor:
+    """Choose the vector to start from; a solver's draws are its own."""
+    if start is not None and len(start) != op.n:
+        raise InputError(f"start = a vector of {len(start)} entries: the operator has {op.n} coordinates")
+    return start if start is not None and start.any() else normal_vector(op, seed, name)
 
 
 def largest_by_shift(dominant_of: Callable[[float], Eigenpair]) -> LambdaMax:

@@ -23,7 +23,7 @@ from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.objectives import Objective
 from s2ap_core.training.perturbation import Perturbation
 from s2ap_diag.curvature.dead import DeadScores, dead_scores
-from s2ap_diag.curvature.eigen import LambdaMax, PowerIteration
+from s2ap_diag.curvature.eigen import LambdaMax, Lanczos, PowerIteration
 from s2ap_diag.curvature.hessian import Loss, ScoreHessian
 from s2ap_diag.curvature.operators import Projected
 from s2ap_diag.curvature.reach import out_of_reach, perturbation_reach
@@ -59,8 +59,8 @@ class CurvatureTracker(Callback):
     and the least gamma that flips one (``margin``). Of a search without a perturbation all these are read with
     ``along_z``, the curvature at two passes.
 
-    Recipe ``paper`` runs ``iterations`` of power iteration from a random vector (App. C.1). Recipe ``warm`` starts
-    from the last eigenvector and stops at the residual ``tolerance``, after ``iterations`` at the latest.
+    Recipe ``paper`` runs ``iterations`` of power iteration from a random vector (App. C.1). Recipe ``warm`` is
+    Lanczos from the last eigenvector, which stops at the residual ``tolerance``, after ``iterations`` at the latest.
     """
 
     def __init__(self, settings: TrackingSettings) -> None:
@@ -122,9 +122,12 @@ class CurvatureTracker(Callback):
         if settings.recipe == "paper":
             return PowerIteration(settings.iterations).solve(op, seed=loop.seed)
         start = op.restrict(self.vectors[name].to(op.device)) if name in self.vectors else None
-        reading = PowerIteration(settings.iterations, settings.tolerance, start).solve(op, seed=loop.seed)
+        reading = Lanczos(settings.iterations, settings.tolerance, start).solve(op, seed=loop.seed)
+        found = reading.largest.vector
+        if reading.dominant is not reading.largest:
+            found = found + reading.dominant.vector  # from the sum, the next reading finds both
         # Kept in all coordinates, since other scores may be live at the next reading.
-        self.vectors[name] = op.expand(reading.dominant.product)
+        self.vectors[name] = op.expand(found)
         return reading
 
     def _probe(self, loop: Loop, x: Tensor, x_adv: Tensor, y: Tensor, gamma: float) -> None:

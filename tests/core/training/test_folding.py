@@ -1,7 +1,9 @@
 """What an evaluation attacks is the network that it was given, folded or not."""
 
 import copy
+import gc
 import logging
+import weakref
 from fractions import Fraction
 
 import pytest
@@ -10,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2ap_core.config import EvaluationSettings
+from s2ap_core.masks.masking import bake
+from s2ap_core.methods import MethodSettings, build_method
 from s2ap_core.training.evaluation import evaluate
-from s2ap_core.training.folding import folded
+from s2ap_core.training.folding import attacked, folded
 from tests.tiny import Tiny
 
 
@@ -127,3 +131,67 @@ def test_other_logits_on_the_first_batch_are_said_in_a_line(kind, falls_back, im
     assert (folded(model, images) is model) is falls_back
     assert [r.levelno for r in caplog.records] == [logging.WARNING] * falls_back
     assert all("of their range: the network is evaluated as it is" in r.message for r in caplog.records)
+
+
+class OwnConvolution(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+
+class HasOwnConvolution(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        conv = self.conv2
+        self.conv2 = OwnConvolution(conv.in_channels, conv.out_channels, 3, conv.stride, conv.padding)
+
+
+@pytest.mark.parametrize("kind", [*NORMS, HasOwnConvolution, AsksForItsLength, Decides, RaisesOfItsOwn, Views, Draws])
+def test_an_attack_follows_masks_weights_and_statistics(kind, images):
+    torch.manual_seed(0)
+    model = kind()
+    build_method(MethodSettings(keep=0.5)).attach(model, torch.Generator().manual_seed(0))
+
+    def logits(network: nn.Module) -> Tensor:
+        torch.manual_seed(3)
+        return network(images)
+
+    for _ in range(2):
+        state = torch.get_rng_state()
+        with attacked(model, images) as network, torch.no_grad():
+            assert torch.equal(torch.get_rng_state(), state)
+            found = logits(network)
+        torch.testing.assert_close(found, logits(bake(model).eval()), rtol=1e-4, atol=1e-4)
+        with torch.no_grad():  # as an update does, in place
+            for tensor in model.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.copy_(tensor.flatten().roll(1).view_as(tensor))
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"),
+    [(Plain, 0), (OutputReadElsewhere, 1), (HasOwnConvolution, 1), (WeightReadElsewhere, 3), (Draws, 3)],
+)
+def test_an_attack_spares_the_normalisations_of_a_masked_network(kind, left, images):
+    model = kind()
+    build_method(MethodSettings(keep=0.5)).attach(model, torch.Generator().manual_seed(0))
+    called: list[nn.Module] = []
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.register_forward_hook(lambda module, inputs, output: called.append(module))
+    with attacked(model, images):
+        called.clear()
+    with attacked(model, images) as network, torch.no_grad():
+        network(images)
+    assert len(called) == left
+
+
+def test_an_attack_sees_a_part_that_was_replaced_and_keeps_no_network_alive(images):
+    model = Plain().eval()
+    for _ in range(2):
+        with attacked(model, images) as network, torch.no_grad():
+            torch.testing.assert_close(network(images), model(images), rtol=1e-4, atol=1e-4)
+        model.square = nn.Conv2d(8, 8, 1)
+    gone = weakref.ref(model)
+    del model, network
+    gc.collect()
+    assert gone() is None
