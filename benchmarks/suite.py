@@ -16,6 +16,7 @@ from benchmarks import (
     sharpness,
     sources,
     start,
+    sweeps,
     table7,
     tracking,
 )
@@ -34,9 +35,10 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "memory": memory.run,
     "hamming": hamming.run,
     "start": start.run,
+    "sweeps": sweeps.run,
     "loader": loader.run,
     "distributed": distributed.run,
     "table7": table7.run,
 }
 # Absolute times of searches that nobody makes on a CPU, and work of the CPU in which a GPU has no part.
-UNUSUAL = {"cpu": {"table7"}, "cuda": {"gap", "hamming", "headline", "loader", "profile", "start"}}
+UNUSUAL = {"cpu": {"table7"}, "cuda": {"gap", "hamming", "headline", "loader", "profile", "start", "sweeps"}}

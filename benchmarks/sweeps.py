@@ -1,0 +1,48 @@
+"""Runs per hour of a small gallery on this machine, and what several at once gain over one on all cores."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.measure import Row, Setting, at_least, timed
+
+GRID = """
+title = "the gallery's networks and arms, two folds, a third of its search"
+scale = "digits"
+
+[set]
+"network.width" = 8
+"prune.epochs" = 4
+"minimizer.warmup" = 1
+"data.options.fold" = 0
+"tracking.every" = 10
+"tracking.images" = 64
+"evaluation.attack" = "pgd-50"
+
+[[group]]
+presets = ["svhn-resnet18-hydra-orig-90", "svhn-resnet18-hydra-s2ap-90"]
+zip = { seed = [0, 1], "data.options.fold" = [0, 1] }
+sharpness = { images = 128, rho = [0.01] }
+"""
+RUNS = 4
+
+
+def run(setting: Setting) -> list[Row]:
+    seconds = {}
+    for name, options in {"several": [], "one": ["--workers", "1"]}.items():
+        with tempfile.TemporaryDirectory() as folder:
+            grid = Path(folder) / "grid.toml"
+            grid.write_text(GRID)
+            short = ["--set", "prune.epochs=1", "--set", "minimizer.warmup=0"] if setting.quick else []
+            command = ["sweep", str(grid), "--runs", f"{folder}/runs", "--quiet", *options, *short]
+            seconds[name] = timed(lambda command=command: _command(*command), "cpu")  # type: ignore[misc]
+    detail = f"{seconds['several']:.3g} s for {RUNS} runs and what they share, {seconds['one']:.3g} s one at a time"
+    return [
+        Row("runs of a small gallery per hour", 3600 * RUNS / seconds["several"], "", None, detail),
+        Row("one run at a time over several at once", seconds["one"] / seconds["several"], "x", at_least(1.5), detail),
+    ]
+
+
+def _command(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "s2ap_diag", *arguments], check=True, stdout=subprocess.DEVNULL)
