@@ -81,6 +81,11 @@ def class_before_masks(module: nn.Module) -> type[nn.Module]:
     return parametrize.type_before_parametrizations(module)
 
 
+def has_forward_hooks(model: nn.Module) -> bool:
+    """Return whether the model or any module in it has a hook on its forward pass."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
 def is_masked(layer: Layer) -> bool:
     """Return whether this layer carries a mask of ours."""
     return is_parametrized(layer) and isinstance(_first_parametrization(layer), ScoreMask | FixedMask)

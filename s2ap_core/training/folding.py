@@ -14,7 +14,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from s2ap_core.distributed.batch_norm import single_process_class
 from s2ap_core.masks.channel_graph import uses
-from s2ap_core.masks.layers import class_before_masks, constant_mask, has_parametrization, to_channels_last
+from s2ap_core.masks.layers import (
+    class_before_masks,
+    constant_mask,
+    has_forward_hooks,
+    has_parametrization,
+    to_channels_last,
+)
 from s2ap_core.modes import gpu_arithmetic, train_mode
 
 log = logging.getLogger(__name__)
@@ -65,13 +71,14 @@ def attacked(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
     """Hold masks and weights constant in eval mode, and yield the same function with BatchNorm folded, where it can be.
 
     What is yielded follows the network: it is traced once, and its convolutions are computed anew at each call. A
-    network that :func:`folded` would leave as it is is yielded itself, and so is one under autocast.
+    network that :func:`folded` would leave as it is is yielded itself; so is one under autocast, or with hooks on its
+    forward pass, which would not be called.
 
     Args:
         images: [B, C, H, W], some that it will be attacked on.
     """
     with train_mode(model, False), constant_mask(model):
-        if torch.is_autocast_enabled(images.device.type):
+        if torch.is_autocast_enabled(images.device.type) or has_forward_hooks(model):
             yield model
             return
         twin = _twins.get(model)

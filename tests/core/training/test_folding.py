@@ -176,13 +176,14 @@ def test_an_attack_spares_the_normalisations_of_a_masked_network(kind, left, ima
     model = kind()
     build_method(MethodSettings(keep=0.5)).attach(model, torch.Generator().manual_seed(0))
     called: list[nn.Module] = []
-    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.register_forward_hook(lambda module, inputs, output: called.append(module))
-    with attacked(model, images):
-        called.clear()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     with attacked(model, images) as network, torch.no_grad():
+        for norm in norms:
+            norm.register_forward_hook(lambda module, inputs, output: called.append(module))
         network(images)
     assert len(called) == left
+    with attacked(model, images) as network:  # or a hook would not be called
+        assert network is model
 
 
 def test_an_attack_sees_a_part_that_was_replaced_and_keeps_no_network_alive(images):
