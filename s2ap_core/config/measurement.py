@@ -16,7 +16,8 @@ class EvaluationSettings(Settings):
         attack: ``autoattack`` (standard), ``apgd`` (its APGD-CE and targeted APGD), ``pgd-50``, or ``none``.
         norm, eps: None is the training's.
         n: number of test images, the first ones; None is all.
-        batch_size: images that are attacked at once.
+        batch_size: images that are attacked at once. Where fewer are left, a pass of AutoAttack takes several classes
+            or queries of each, up to so many rows.
     """
 
     stages: list[Literal["pretrain", "prune", "finetune"]] = Field(default=["pretrain", "prune", "finetune"])

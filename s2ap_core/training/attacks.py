@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from s2ap_core.config import AttackNorm
 from s2ap_core.masks.layers import constant_weights
 from s2ap_core.modes import train_mode
+from s2ap_core.training.ensemble.auto_pgd import AutoPGD, TargetedAutoPGD
+from s2ap_core.training.ensemble.fab import TargetedFAB
+from s2ap_core.training.ensemble.square import Square
 from s2ap_core.training.folding import attacked
 from s2ap_core.training.norms import ascent
 from s2ap_core.training.replay import repeat
@@ -69,13 +72,18 @@ def autoattack(
     norm: AttackNorm = "Linf",
     attacks: Sequence[str] = AUTOATTACK,
     seed: int = 0,
+    at_once: int = 1,
 ) -> Tensor:
     """Find which images a network classifies correctly under AutoAttack (Croce & Hein 2020, the authors' code).
+
+    Its members make the authors' steps without the passes that change no outcome, see
+    :mod:`s2ap_core.training.ensemble`.
 
     Args:
         model: a plain network; attacked in eval mode.
         attacks: the ensemble's members; the default is its ``standard`` version.
         seed: seeds the attacks, which would otherwise take the clock's.
+        at_once: rows of a pass, if there are fewer images: it then takes several classes or queries of each.
 
     Returns:
         Boolean [B].
@@ -90,6 +98,7 @@ def autoattack(
             parameter.requires_grad_(False)
         try:
             ensemble = AutoAttack(model, norm=norm, eps=eps, seed=seed, device=x.device, **version, **members)
+            _spare(ensemble, max(at_once, len(x)))
             ensemble.apgd.n_restarts = 5 if norm == "L1" else 1  # as in the standard version
             with torch.no_grad():
                 others = model(x[:1]).shape[1] - 1
@@ -101,3 +110,12 @@ def autoattack(
                 parameter.requires_grad_(True)
     robust: Tensor = predicted == y
     return robust
+
+
+def _spare(ensemble: AutoAttack, at_once: int) -> None:
+    """Let the members be ours, with the numbers that the ensemble gave its own."""
+    ours = {"apgd": AutoPGD, "apgd_targeted": TargetedAutoPGD, "fab": TargetedFAB, "square": Square}
+    for name, kind in ours.items():
+        member = kind.__new__(kind)
+        member.__dict__.update(getattr(ensemble, name).__dict__, at_once=at_once)
+        setattr(ensemble, name, member)

@@ -174,7 +174,7 @@ def evaluate(
     while sum(map(len, parts["label"])) < total:
         batch = next(own, None)  # None where the last round has no batch for this process
         with gpu_arithmetic(tf32=False):
-            evaluated = None if batch is None else _evaluate_batch(plain, batch, attack, seed)
+            evaluated = None if batch is None else _evaluate_batch(plain, batch, attack, seed, settings.batch_size)
         for columns in filter(None, gather(evaluated)):
             for column, values in zip(COLUMNS, columns, strict=True):
                 parts[column].append(values)
@@ -201,17 +201,20 @@ def _own_batches(data: Dataset, size: int, done: int, total: int) -> Iterator[Ba
         yield batch
 
 
-def _evaluate_batch(model: nn.Module, batch: Batch, attack: Attack, seed: int) -> tuple[np.ndarray, ...]:
+def _evaluate_batch(model: nn.Module, batch: Batch, attack: Attack, seed: int, at_once: int) -> tuple[np.ndarray, ...]:
     """Evaluate a batch, under a seed of its first image; one array for each of :data:`COLUMNS`."""
     batch_seed = derive_seed(seed, "evaluate", int(batch.index[0])) % 2**31
-    outcomes = _outcomes(model, batch.x, batch.y, attack, batch_seed)
+    outcomes = _outcomes(model, batch.x, batch.y, attack, batch_seed, at_once)
     return tuple(values.cpu().numpy() for values in (batch.index, batch.y, *outcomes))
 
 
 def _outcomes(
-    model: nn.Module, x: Tensor, y: Tensor, attack: Attack, seed: int
+    model: nn.Module, x: Tensor, y: Tensor, attack: Attack, seed: int, at_once: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attack images; return which are correct as they are, under attack and under noise, and have no gradient."""
+    """Attack images; return which are correct as they are, under attack and under noise, and have no gradient.
+
+    A pass takes ``at_once`` rows, or as many as there are images if these are more.
+    """
     if attack.name == "none":
         with torch.no_grad():
             clean = model(x).argmax(1) == y
@@ -227,10 +230,9 @@ def _outcomes(
     if eps == 0:
         return clean, clean, noise, gradient.flatten(1).abs().amax(1) == 0
     match attack.name:
-        case "autoattack":
-            robust = autoattack(model, x, y, eps=eps, norm=attack.norm, attacks=AUTOATTACK, seed=seed)
-        case "apgd":
-            robust = autoattack(model, x, y, eps=eps, norm=attack.norm, attacks=AUTOATTACK[:2], seed=seed)
+        case "autoattack" | "apgd":
+            members = AUTOATTACK if attack.name == "autoattack" else AUTOATTACK[:2]
+            robust = autoattack(model, x, y, eps=eps, norm=attack.norm, attacks=members, seed=seed, at_once=at_once)
         case "pgd-50":
             robust = _pgd_50(model, x, y, attack, seed)
     return clean, robust & clean, noise, gradient.flatten(1).abs().amax(1) == 0
