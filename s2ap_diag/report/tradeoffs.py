@@ -1,6 +1,7 @@
 """Trade-offs: settings against outcomes over all runs of a network, and robust accuracy against what a mask costs."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -124,7 +125,8 @@ def _parallel(runs: Sequence[tuple[int, RunView]], arms: Sequence[str]) -> Paral
     if len(runs) < FEWEST_RUNS or not chosen or not outcomes:
         return None
     top, bottom, start = 44, 280, 60
-    scales = [(_short(key), *_scale_words(values[key], bottom, top)) for key in chosen]
+    names = _short(chosen)
+    scales = [(names[key], *_scale_words(values[key], bottom, top)) for key in chosen]
     scales += [(name, *_scale_numbers(read, bottom, top, most=3)) for name, read in outcomes.items()]
     step = min(150, max(105, ROOM // len(scales)))
     xs = [start + step * i for i in range(len(scales))]
@@ -133,7 +135,7 @@ def _parallel(runs: Sequence[tuple[int, RunView]], arms: Sequence[str]) -> Paral
     lines = []
     for index, (number, view) in enumerate(runs):
         at = [place[index] for place in places]
-        said = [f"{_short(key)} {values[key][index] or '–'}" for key in chosen]
+        said = [f"{names[key]} {values[key][index] or '–'}" for key in chosen]
         said += [f"{name} {show(read[index])}" for name, read in outcomes.items()]
         points = " ".join(f"{x},{missing if y is None else y:g}" for x, y in zip(xs, at, strict=True))
         lines.append(Line(points, number, arms.index(_arm(view)), f"{view.name}: {', '.join(said)}"))
@@ -158,9 +160,11 @@ def _scale_words(texts: Sequence[str | None], bottom: int, top: int) -> tuple[li
     return [Tick(place, name) for name, place in at.items()], [None if text is None else at[text] for text in texts]
 
 
-def _short(key: str) -> str:
-    """Name a setting by its last part, or by the section where that is but a name."""
-    return key.removesuffix(".name").rpartition(".")[2]
+def _short(keys: Sequence[str]) -> dict[str, str]:
+    """Name settings by their last part, or by the section where that is but a name; whole where two end alike."""
+    last = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
+    ends = Counter(last.values())
+    return {key: name if ends[name] == 1 else key for key, name in last.items()}
 
 
 def _scale_numbers(

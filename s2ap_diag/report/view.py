@@ -144,7 +144,7 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
         fold=fold if isinstance(fold := config.data.options.get("fold"), int) else None,
         threat=_threat(results.evaluated),
         settings=_settings(config),
-        accuracies={stage: _accuracies(evaluated) for stage, evaluated in results.evaluated.items()},
+        accuracies={stage: _accuracies(evaluated, config) for stage, evaluated in results.evaluated.items()},
         measured=_measured(sharpness) if sharpness else None,
         tracked=_last_tracked(spectra),
         rises={rho: rise.mean for rho, rise in sharpness.loss_difference.items()} if sharpness else {},
@@ -199,9 +199,13 @@ def _threat(evaluated: Mapping[str, Evaluated]) -> dict[str, str]:
     }
 
 
-def _accuracies(evaluated: Evaluated) -> tuple[Accuracy, Accuracy | None]:
+def _accuracies(evaluated: Evaluated, config: Config) -> tuple[Accuracy, Accuracy | None]:
+    # Folds hold an image more or less, and are averaged over: their runs are of one rank.
+    fold = config.evaluation.n is None and "fold" in config.data.options
+    on = "a fold's test images" if fold else f"{evaluated.n} images"
+
     def accuracy(value: float, interval: tuple[float, float], under: str) -> Accuracy:
-        return Accuracy(100 * value, (100 * interval[0], 100 * interval[1]), f"{evaluated.n} images{under}")
+        return Accuracy(100 * value, (100 * interval[0], 100 * interval[1]), on + under)
 
     clean = accuracy(evaluated.clean_accuracy, evaluated.clean_interval, "")
     if evaluated.robust_accuracy is None or evaluated.robust_interval is None:

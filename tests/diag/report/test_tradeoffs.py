@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from selenium.webdriver import ActionChains, Keys
 
+from s2ap_core.config import Config
 from s2ap_core.files.tensors import load_tensors
 from s2ap_core.models import NETWORKS
 from s2ap_core.runs.checkpoints import load_checkpoint
 from s2ap_diag.comparison.cost import cost
-from s2ap_diag.report.tradeoffs import pareto
+from s2ap_diag.report.measured import Evaluated
+from s2ap_diag.report.tradeoffs import _short, pareto
+from s2ap_diag.report.view import _accuracies
 from tests.diag.report.gallery import gallery
 from tests.diag.report.pages import Parsed, report
 from tests.tiny import Tiny
@@ -124,3 +127,30 @@ def test_filters_fade_lines_and_arrow_keys_read_them(opened, sweep):
     ActionChains(browser).send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN).perform()
     assert re.match(r"hydra-0.05-orig-1: keep 0.05, ", browser.find_element("id", "tip").text)
     assert len(browser.find_elements("css selector", ".parallel .now")) == 1
+
+
+def test_settings_that_end_alike_are_named_whole():
+    keys = ["prune.epochs", "pretrain.epochs", "method.name", "method.keep"]
+    assert _short(keys) == {
+        "prune.epochs": "prune.epochs", "pretrain.epochs": "pretrain.epochs", "method.name": "method",
+        "method.keep": "keep",
+    }  # fmt: skip
+
+
+def test_folds_of_one_image_more_or_less_share_a_trade_off():
+    """Their means are over all of them; runs on fewer images by choice stand apart."""
+
+    def titles(**data):
+        found = []
+        for n in (359, 360):
+            evaluated = Evaluated(
+                n=n, attack="pgd-50", norm="Linf", eps="8/255", clean_accuracy=0.9, clean_interval=(0.8, 0.95),
+                robust_accuracy=0.5, robust_interval=(0.4, 0.6),
+            )  # fmt: skip
+            found.append(_accuracies(evaluated, Config.model_validate(data))[1].under)
+        return found
+
+    assert len(set(titles(data={"name": "digits", "options": {"fold": 1}}))) == 1
+    assert titles(data={"name": "digits"}) == [f"{n} images, pgd-50, Linf, eps 8/255" for n in (359, 360)]
+    chosen = {"data": {"name": "digits", "options": {"fold": 1}}, "evaluation": {"n": 300}}
+    assert len(set(titles(**chosen))) == 2
