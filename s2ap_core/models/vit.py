@@ -69,12 +69,11 @@ class ViT(nn.Module):
             least 16.
         input_channels: channels of the images.
         norm_affine: whether LayerNorm scales and shifts.
+        dense_head: whether the classification head stays dense, as in the paper.
 
     Raises:
         InputError: if the image is smaller than 4x4.
     """
-
-    dense_layers: tuple[str, ...] = ("head",)
 
     def __init__(
         self,
@@ -83,8 +82,10 @@ class ViT(nn.Module):
         input_size: int = 32,
         input_channels: int = 3,
         norm_affine: bool = True,
+        dense_head: bool = True,
     ) -> None:
         super().__init__()
+        self.dense_layers = ("head",) if dense_head else ()
         fitting = [p for p in PATCH_SIZES if input_size % p == 0 and (input_size // p) ** 2 >= MIN_TOKENS]
         if not fitting:
             raise InputError(f"input_size = {input_size}: the ViT needs images of at least 4x4 pixels")

@@ -377,3 +377,17 @@ def test_the_radius_of_swaps_is_about_the_smallest_in_a_split_layer(share):
         return int((mask.select(moved).bool() & ~mask.select(mask.scores.abs()).bool()).sum())
 
     assert wished <= swapped(float(radius)) <= 1.5 * wished + 1
+
+
+def test_the_classification_head_has_a_rate_where_it_is_asked_for(new_run, data, tmp_path):
+    counted = {}
+    for dense in (True, False):
+        network = {"name": "vit", "width": 16, "options": {"dense_head": dense}}
+        run = new_run(tmp_path / str(dense), network=network, method={"name": "harp-units", "keep": 0.3})
+        Stages(run, data).all("prune")
+        model = load_checkpoint(run.checkpoint("prune-best")).model
+        counted[dense] = {name: int(mask.sum()) for name, mask in masks(model).items()}
+        sizes = {name: mask.numel() for name, mask in masks(model).items()}
+        assert sum(counted[dense].values()) == round(0.3 * sum(sizes.values()))
+    assert "head.weight" not in counted[True]
+    assert 0 < counted[False]["head.weight"] < sizes["head.weight"] == 160
