@@ -10,7 +10,7 @@ from s2ap_diag.comparison.evidence import Evidence, gather
 from s2ap_diag.comparison.finding import Finding, gathered
 from s2ap_diag.execution.progress import counting
 from s2ap_diag.output.destinations import Output
-from s2ap_diag.output.tables import make_table
+from s2ap_diag.output.tables import count, make_table
 from s2ap_diag.reading.results import collect
 
 
@@ -35,7 +35,7 @@ def run_command(runs: Path, tables: Path | None, output: Output) -> int:
     findings = [*unreadable, *check(Material(evidence, claiming))]
     failures = [finding for finding in findings if not finding.passed]
     shown = [*failures, *gathered([finding for finding in findings if finding.is_note])]
-    holding = f"{len(findings) - len(failures)} conditions on {len(evidence)} runs hold"
+    holding = f"{len(findings) - len(failures)} conditions on {count(len(evidence), 'run')} hold"
     title = f"{holding}, {len(failures)} fail" if failures else holding
     rows = [["holds" if f.passed else "fails", f.condition, f.run, f.value, f.limit, f.remedy] for f in shown]
     table = make_table(title, ["", "condition", "run", "value", "limit", "remedy"], rows, gives_way=["limit", "value"])
