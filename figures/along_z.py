@@ -19,12 +19,10 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from s2ap_core.files.atomic import write_file
-from s2ap_core.masks.masking import masks
-from s2ap_core.modes import train_mode
+from s2ap_core.masks.layers import one_mask
+from s2ap_core.modes import frozen_statistics, train_mode
 from s2ap_core.runs.checkpoints import Checkpoint
-from s2ap_core.training.ball import Relative, score_layers
 from s2ap_core.training.objectives import build_objective
-from s2ap_core.training.perturbation import Perturbation
 from s2ap_diag.commands.options.shared import EXISTING
 from s2ap_diag.curvature.adversary import Adversary, objective_of
 from s2ap_diag.curvature.hessian import ScoreHessian
@@ -40,25 +38,22 @@ READINGS = ("loss_rise", "secant", "surrogate")
 def read_along(checkpoint: Checkpoint, batch: tuple[Tensor, Tensor, Tensor], gamma: float) -> dict[str, Any]:
     """Read the three along the z of one gamma."""
     model, objective = checkpoint.model, build_objective(objective_of(checkpoint))
-    perturbation = Perturbation(model, score_layers(model), radius=Relative(gamma))
-    before, flips = masks(model), []
-    perturbation.on_perturbed = lambda: flips.extend(
-        int((mask ^ before[name]).sum()) for name, mask in masks(model).items()
-    )
+    optimizer = torch.optim.SGD([*model.parameters()])
     with train_mode(model, True):  # BatchNorm normalises by the batch, as in the search
-        there = probe(perturbation, lambda: objective.loss(model, *batch), torch.optim.SGD([*model.parameters()]))
-    assert perturbation.z is not None
-    assert perturbation.curvature is not None
-    z = torch.cat([part.flatten() for part in perturbation.z])
+        with frozen_statistics(model), one_mask(model):
+            here = objective.loss(model, *batch)
+            here.backward()
+        there = probe(model, gamma, lambda: objective.loss(model, *batch), optimizer)
+    optimizer.zero_grad()
+    z = torch.cat([part.flatten() for part in there.z])
     with ScoreHessian(model, batch_loss(objective), [batch], batch_norm="batch") as hessian:
         surrogate = z @ hessian.matvec(z) / z.square().sum()
-    products, squares = perturbation.curvature
     return {
         "epoch": checkpoint.header.get("epoch"),
         "gamma": gamma,
-        "flips": sum(flips),
-        "loss_rise": float(there - perturbation.loss),
-        "secant": float(products.sum() / squares.sum()),
+        "flips": there.flips,
+        "loss_rise": float(there.loss - here),
+        "secant": float(there.products.sum() / there.squares.sum()),
         "surrogate": float(surrogate),
     }
 

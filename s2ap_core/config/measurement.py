@@ -43,7 +43,7 @@ class TrackingSettings(Settings):
         spectrum: lambda_max over ``all`` scores as the paper defines it, over those of ``live`` channels, which
             keep a weight, or both; where no channel is dead both cost no more than one.
         by_layer: read the perturbation's flips, its reach and the curvature along it of each layer too.
-        along_z: without a perturbation in the search, read the curvature along one of this gamma, at two passes.
+        along_z: without a perturbation in the search, read the curvature along one of this gamma, at one pass.
         tensorboard: write all of ``metrics.csv`` for TensorBoard too, into the run's ``tensorboard`` folder; an extra.
     """
 

@@ -40,6 +40,7 @@ def iterate(
     penalty: Callable[[], Tensor] | None = None,
     clip: float | None = None,
     on_attacked: Callable[[Tensor], None] = lambda x_adv: None,
+    on_gradient: Callable[[Callable[[], Tensor]], None] = lambda robust_loss: None,
 ) -> Step:
     """Run lines 3 to 11 of Algorithm 1 (S2AP); without ``perturbation`` those outside its orange box (Orig.).
 
@@ -49,7 +50,8 @@ def iterate(
         perturbation: z and its ball; on scores for S2AP, on masked weights for AWP.
         penalty: what the method adds to the loss it steps on (HARP); it has no gradient in s.
         clip: the norm that the gradient of all trained parameters is cut to where it is larger.
-        on_attacked: called with the adversarial images before anything changes; for trackers.
+        on_attacked: for trackers, called with the adversarial images before anything changes.
+        on_gradient: for trackers, called with L as a function of s when the scores have its gradient.
     """
     # Line 3: adversarial examples on the pruned model, one mask for all passes of the attack.
     watching = perturbation.watching_attack() if perturbation else nullcontext()
@@ -67,11 +69,8 @@ def iterate(
             return share.of_mean(objective.loss(model, x[:own], x_adv[:own], y[:own]), n)
 
     # Lines 6 to 9: z <- the layer-wise projected ascent step on L(s + z), then s <- s + z.
-    z = (
-        perturbation.applied(partial(robust_loss, perturbation.subset), optimizer, generator.initial_seed())
-        if perturbation
-        else nullcontext()
-    )
+    part = partial(robust_loss, perturbation.subset if perturbation else 1.0)
+    z = perturbation.applied(part, optimizer, generator.initial_seed()) if perturbation else nullcontext()
     with z, one_mask(model):
         # Line 10, the gradient of L(s + z).
         optimizer.zero_grad()
@@ -79,6 +78,7 @@ def iterate(
         (loss if penalty is None else loss + share.of_mean(penalty(), share.count)).backward()
         loss = add_up_gradients(loss, trained_by(optimizer))
     # Line 11: leaving the block has restored s, so that the step below is taken from s.
+    on_gradient(robust_loss)
     # Line 10, the update: s <- s - eta * gradient, by the method's own optimizer.
     if clip is not None:
         nn.utils.clip_grad_norm_(trained_by(optimizer), clip)

@@ -53,6 +53,12 @@ class Callback:
     def on_attacked(self, loop: "Loop", x: Tensor, x_adv: Tensor, y: Tensor) -> None:
         """Handle the adversarial images [B, C, H, W] of an iteration: they are made, nothing has changed yet."""
 
+    def on_gradient(self, loop: "Loop", robust_loss: Callable[[], Tensor]) -> None:
+        """Handle the gradient that the parameters hold, before it is cut or stepped on; the loss as a function of them.
+
+        Under a perturbation it is that of L(s + z), while s is in force.
+        """
+
     def on_iteration(self, loop: "Loop", step: Step) -> None:
         """Handle the end of an iteration."""
 
@@ -177,6 +183,10 @@ class Loop:
             for callback in self.callbacks:
                 callback.on_attacked(self, x, x_adv, y)
 
+        def on_gradient(robust_loss: Callable[[], Tensor]) -> None:
+            for callback in self.callbacks:
+                callback.on_gradient(self, robust_loss)
+
         with gpu_arithmetic(tf32=self.precision == "tf32"):
             step = iterate(
                 self.model,
@@ -190,6 +200,7 @@ class Loop:
                 clip=self.settings.clip,
                 penalty=partial(self.method.penalty, self.model, self.epoch - 1) if self.method else None,
                 on_attacked=on_attacked,
+                on_gradient=on_gradient,
             )
         if self.perturbation is not None:
             self.perturbation.radius.learn(self.perturbation.loss, step.loss)

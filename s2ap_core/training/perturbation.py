@@ -168,22 +168,34 @@ class Perturbation:
             self._at_s = gradient if self.reads_curvature else None
         return gradient
 
-    @torch.no_grad()
     def _read_curvature(self, before: list[Tensor]) -> None:
-        """Compute the secant curvature along z from the gradients at s and at s + z, which are there anyway.
+        """Compute the secant curvature along z from the gradients at s and at s + z, which are there anyway."""
+        there = [layer.tensor.grad for layer in self.layers if layer.tensor.grad is not None]
+        if self._at_s is not None and self.z is not None and len(there) == len(self.layers):
+            self.curvature = secant_curvature(self.layers, before, self.z, self._at_s, there)
 
-        The selection is by |s|: where z turns a score's sign, so does its gradient, for the same loss.
-        """
-        if self._at_s is None or self.z is None or any(layer.tensor.grad is None for layer in self.layers):
-            return
-        products = []
-        for layer, s, z, at_s in zip(self.layers, before, self.z, self._at_s, strict=True):
-            assert layer.tensor.grad is not None
-            there = layer.tensor.grad
-            if layer.mask is not None:
-                there = torch.where(layer.tensor * s < 0, -there, there)
-            products.append(((there - at_s) * z).sum())
-        self.curvature = torch.stack(products), torch.stack([z.square().sum() for z in self.z])
+
+@torch.no_grad()
+def secant_curvature(
+    layers: Sequence[PerturbedLayer],
+    before: Sequence[Tensor],
+    z: Sequence[Tensor],
+    at_s: Sequence[Tensor],
+    there: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Compute ``(g(s + z) - g(s)) . z_l`` and ``|z_l|^2``, two vectors [layers], while s + z is in force.
+
+    The selection is by |s|: where z turns a score's sign, so does its gradient, for the same loss.
+
+    Args:
+        before: s of each layer.
+        at_s, there: g(s) and g(s + z) of each layer.
+    """
+    products = []
+    for layer, s, z_l, g, g_there in zip(layers, before, z, at_s, there, strict=True):
+        turned = g_there if layer.mask is None else torch.where(layer.tensor * s < 0, -g_there, g_there)
+        products.append(((turned - g) * z_l).sum())
+    return torch.stack(products), torch.stack([z_l.square().sum() for z_l in z])
 
 
 @torch.no_grad()

@@ -1,33 +1,53 @@
 """The secant curvature along a perturbation that no search uses."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from s2ap_core.distributed.group import add_up_gradients
+from s2ap_core.distributed.group import add_up
 from s2ap_core.masks.layers import one_mask
+from s2ap_core.masks.masking import masks
 from s2ap_core.modes import frozen_statistics
-from s2ap_core.training.perturbation import Perturbation
+from s2ap_core.training.ball import Relative, score_layers
+from s2ap_core.training.perturbation import Perturbation, secant_curvature
+
+
+class Probe(NamedTuple):
+    """What is at s + z: the loss, the mask bits flipped, z by layer, ``(g(s + z) - g(s)) . z_l`` and ``|z_l|^2``."""
+
+    loss: Tensor
+    flips: int
+    z: list[Tensor]
+    products: Tensor
+    squares: Tensor
 
 
 def probe(
-    perturbation: Perturbation, robust_loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, seed: int = 0
-) -> Tensor:
-    """Make z, differentiate the loss at s + z, and return that loss; the scores' gradients are cleared.
+    model: nn.Module,
+    gamma: float,
+    robust_loss: Callable[[], Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    seed: int = 0,
+) -> Probe:
+    """Go along g(s), the gradient that the scores hold, to the surface of gamma's ball; differentiate the loss there.
 
-    Afterwards ``perturbation`` has its z, L(s) and curvature; the model is as it was.
+    One pass. Afterwards the model, its scores and their gradients are what they were.
 
     Args:
         robust_loss, optimizer, seed: as for :meth:`s2ap_core.training.perturbation.Perturbation.applied`.
     """
-    tensors, model = [layer.tensor for layer in perturbation.layers], perturbation.model
-    perturbation.reads_curvature = True
+    layers, kept = score_layers(model), masks(model)
+    perturbation = Perturbation(model, layers, radius=Relative(gamma), source="last")
+    tensors = [layer.tensor for layer in layers]
+    before = [tensor.detach().clone() for tensor in tensors]
+    at_s = [tensor.new_zeros(tensor.shape) if tensor.grad is None else tensor.grad for tensor in tensors]
     with perturbation.applied(robust_loss, optimizer, seed), frozen_statistics(model), one_mask(model):
         loss = robust_loss()
-        for tensor, gradient in zip(tensors, torch.autograd.grad(loss, tensors), strict=True):
-            tensor.grad = gradient
-        loss = add_up_gradients(loss, tensors)
-    for tensor in tensors:
-        tensor.grad = None
-    return loss.detach()
+        loss, *there = add_up([loss.detach(), *torch.autograd.grad(loss, tensors)])
+        flips = sum(int((mask ^ kept[name]).sum()) for name, mask in masks(model).items())
+        assert perturbation.z is not None
+        products, squares = secant_curvature(layers, before, perturbation.z, at_s, there)
+    return Probe(loss, flips, perturbation.z, products, squares)

@@ -16,12 +16,10 @@ from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import score_masks
 from s2ap_core.masks.masking import masks
 from s2ap_core.modes import statistics
-from s2ap_core.training.ball import Relative, score_layers
-from s2ap_core.training.dropout import repeated_dropout
+from s2ap_core.training.ball import Relative
 from s2ap_core.training.iteration import Step
 from s2ap_core.training.loop import Callback, Loop
 from s2ap_core.training.objectives import Objective
-from s2ap_core.training.perturbation import Perturbation
 from s2ap_diag.curvature.dead import DeadScores, dead_scores
 from s2ap_diag.curvature.eigen import LambdaMax, Lanczos, PowerIteration
 from s2ap_diag.curvature.hessian import Loss, ScoreHessian
@@ -57,7 +55,7 @@ class CurvatureTracker(Callback):
     (``curvature_along_z``): through the bits that z flips, and 0 without a flip. With ``by_layer`` it and the flips
     are read of each layer too, and at readings the share of its entries that some z within gamma flips (``switchable``)
     and the least gamma that flips one (``margin``). Of a search without a perturbation all these are read with
-    ``along_z``, the curvature at two passes.
+    ``along_z``, the curvature at one pass.
 
     Recipe ``paper`` runs ``iterations`` of power iteration from a random vector (App. C.1). Recipe ``warm`` is
     Lanczos from the last eigenvector, which stops at the residual ``tolerance``, after ``iterations`` at the latest.
@@ -70,7 +68,7 @@ class CurvatureTracker(Callback):
         self.warned = False
 
     def on_attacked(self, loop: Loop, x: Tensor, x_adv: Tensor, y: Tensor) -> None:
-        due = loop.stage == "prune" and loop.iteration % self.settings.every == 0
+        due = self._is_due(loop)
         if due:
             # With several processes, the first images of the whole batch: each process has its part of them.
             share = loop.share or Share(len(y))
@@ -78,7 +76,6 @@ class CurvatureTracker(Callback):
             n = share.first(images)
             self._read_curvature(loop, (x[:n], x_adv[:n], y[:n]), n / images)
         if due and loop.perturbation is None and self.settings.along_z is not None:
-            self._probe(loop, x, x_adv, y, self.settings.along_z)
             self._add_reach(loop, self.settings.along_z)
         if loop.perturbation is not None:
             loop.perturbation.on_perturbed = self._watch_flips(loop) if due else None
@@ -86,6 +83,14 @@ class CurvatureTracker(Callback):
             scores_move = all(layer.mask is not None for layer in loop.perturbation.layers)
             if due and scores_move and isinstance(loop.perturbation.radius, Relative):
                 self._read_reach(loop, loop.perturbation.radius.gamma)
+
+    def _is_due(self, loop: Loop) -> bool:
+        return loop.stage == "prune" and loop.iteration % self.settings.every == 0
+
+    def on_gradient(self, loop: Loop, robust_loss: Callable[[], Tensor]) -> None:
+        if loop.perturbation is None and self.settings.along_z is not None and self._is_due(loop):
+            found = probe(loop.model, self.settings.along_z, robust_loss, loop.optimizer, seed=loop.seed)
+            self._add_curvature(loop, found.products, found.squares)
 
     def _read_curvature(self, loop: Loop, batch: tuple[Tensor, Tensor, Tensor], weight: float) -> None:
         dead = dead_scores(loop.model)
@@ -130,23 +135,7 @@ class CurvatureTracker(Callback):
         self.vectors[name] = op.expand(found)
         return reading
 
-    def _probe(self, loop: Loop, x: Tensor, x_adv: Tensor, y: Tensor, gamma: float) -> None:
-        """Read the curvature along a z that the search does not use."""
-        share = loop.share or Share(len(y))
-        objective = loop.objective.autocast(loop.precision)
-
-        def loss() -> Tensor:
-            with repeated_dropout(x, share, loop.seed):
-                return share.of_mean(objective.loss(loop.model, x, x_adv, y), share.count)
-
-        perturbation = Perturbation(loop.model, score_layers(loop.model), radius=Relative(gamma))
-        probe(perturbation, loss, loop.optimizer, loop.seed)
-        self._add_curvature(loop, perturbation)
-
-    def _add_curvature(self, loop: Loop, perturbation: Perturbation) -> None:
-        if perturbation.curvature is None:
-            return
-        products, squares = perturbation.curvature
+    def _add_curvature(self, loop: Loop, products: Tensor, squares: Tensor) -> None:
         self._add(loop, curvature_along_z=products.sum() / squares.sum().clamp(min=TINY))
         if self.settings.by_layer:
             names = score_masks(loop.model)
@@ -188,8 +177,8 @@ class CurvatureTracker(Callback):
         return on_perturbed
 
     def on_iteration(self, loop: Loop, step: Step) -> None:
-        if loop.stage == "prune" and loop.perturbation is not None:
-            self._add_curvature(loop, loop.perturbation)
+        if loop.stage == "prune" and loop.perturbation is not None and loop.perturbation.curvature is not None:
+            self._add_curvature(loop, *loop.perturbation.curvature)
         if loop.perturbation is not None and loop.perturbation.on_perturbed is not None:
             if loop.perturbation.loss.isfinite():
                 self._add(loop, perturbation_loss_difference=(step.loss - loop.perturbation.loss).item())

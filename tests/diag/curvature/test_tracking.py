@@ -336,15 +336,20 @@ def test_a_search_without_a_perturbation_is_probed_along_one(world, data):
         perturbation = Perturbation(twin, score_layers(twin), radius=Relative(0.2)) if name == "s2ap" else None
         loop = loop_of(twin, objective, data, perturbation)
         found = tracker(iterations=1, **({"along_z": 0.2} if name == "orig" else {}))
-        before = copy.deepcopy(twin.state_dict())
 
-        def on_attacked(x_adv, loop=loop, found=found, twin=twin, before=before):
+        def on_gradient(robust_loss, loop=loop, found=found, twin=twin):
+            state = copy.deepcopy(twin.state_dict())
+            gradients = [p.grad.clone() for p in twin.parameters() if p.grad is not None]
+            found.on_gradient(loop, robust_loss)
+            assert all(torch.equal(value, state[key]) for key, value in twin.state_dict().items())
+            assert all(map(torch.equal, gradients, [p.grad for p in twin.parameters() if p.grad is not None]))
+
+        def on_attacked(x_adv, loop=loop, found=found):
             found.on_attacked(loop, x, x_adv, y)
-            assert all(torch.equal(value, before[key]) for key, value in twin.state_dict().items())
 
         step = iterate(
             twin, x, y, objective=objective, optimizer=loop.optimizer, perturbation=perturbation,
-            generator=torch.Generator().manual_seed(0), on_attacked=on_attacked,
+            generator=torch.Generator().manual_seed(0), on_attacked=on_attacked, on_gradient=on_gradient,
         )  # fmt: skip
         found.on_iteration(loop, step)
         readings[name] = [value for _, metric, value in found.on_epoch(loop) if metric == "curvature_along_z"]
