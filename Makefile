@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo gallery test docs soak lint format bench clean
+.PHONY: help demo gallery test docs soak lock lint format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -10,7 +10,11 @@ help:  ## list the targets
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.user: pyproject.toml constraints.txt | .venv/bin/python
+# The files that requirements.lock knows by their hashes, then what is left, as a local build of torch, by its version.
+.venv/.user: pyproject.toml constraints.txt requirements.lock | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --dry-run --report .venv/report.json -c constraints.txt -e .
+	$(BIN)/python locked.py .venv/report.json > .venv/locked.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r .venv/locked.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	@touch $@
 
@@ -43,8 +47,21 @@ test: .venv/.developer  ## every test, two at a time
 docs: .venv/.writer  ## pages to read, with both notebooks run: build/site/index.html; a dead link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
-soak: .venv/.developer  ## the tests of faults alone, with fifty kills at other moments each time
-	S2AP_SOAK=1 $(BIN)/python -m pytest tests/robustness
+.venv/lock/bin/uv:
+	$(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/python -m pip install --quiet uv==0.9.30
+
+lock: .venv/lock/bin/uv  ## requirements.lock anew: the hashes of all files of the release install
+	{ echo '# Made by `make lock`: the files of every package of the release install, on all platforms, by SHA-256.'; \
+	  .venv/lock/bin/uv pip compile pyproject.toml -c constraints.txt --universal --generate-hashes --no-annotate \
+	  --no-header --quiet --default-index https://pypi.org/simple; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+SOAK_MINUTES ?= 30
+SOAK_TESTS ?= tests/robustness
+
+soak: .venv/.developer  ## the tests of faults, with a hundred kills and two thousand generated calls; SOAK_MINUTES=3 for fewer
+	S2AP_SOAK=$(SOAK_MINUTES) $(BIN)/python -m pytest -n 2 --dist worksteal $(SOAK_TESTS)
 
 lint: .venv/.developer  ## ruff and mypy
 	$(BIN)/ruff check .

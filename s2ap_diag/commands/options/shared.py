@@ -2,12 +2,14 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from s2ap_core.files.kinds import check_input
 from s2ap_core.files.writer import writes_files
 from s2ap_diag.commands.options import completion
 from s2ap_diag.execution.console import show_warnings
@@ -17,7 +19,19 @@ if TYPE_CHECKING:  # both import more than --help can wait for
     from s2ap_diag.output.destinations import Output
     from s2ap_diag.reading.source import Source
 
-EXISTING = click.Path(path_type=Path)
+
+class GivenPath(click.Path):
+    """A file or folder that a user names: no empty name, as an unset variable leaves, no pipe and no device."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("an empty name; name a file or folder", param, ctx)
+        path = Path(super().convert(value, param, ctx))  # type: ignore[arg-type]
+        check_input(path)
+        return path
+
+
+EXISTING = GivenPath(path_type=Path)
 
 
 class OutputFile(click.Path):
