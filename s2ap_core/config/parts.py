@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -152,7 +152,7 @@ def call(
         InputError: if it takes no such option, an option is of another type, or the part raises.
     """
     try:
-        signature = inspect.signature(part)
+        signature = _signature(part)
     except (TypeError, ValueError) as error:
         raise InputError(f"{what}: its arguments are not known; give a function or a class") from error
     named = {n: p for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -169,6 +169,11 @@ def call(
         return part(*given, **arguments)
 
 
+@lru_cache(maxsize=256)
+def _signature(part: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(part)
+
+
 def _typed(what: str, value: Any, parameter: inspect.Parameter) -> Any:
     expected = parameter.annotation
     if expected is parameter.empty:
@@ -183,9 +188,10 @@ def _typed(what: str, value: Any, parameter: inspect.Parameter) -> Any:
         raise InputError(f"{what} = {value!r}: {error.errors()[0]['msg']}") from error
 
 
-def _file_of(part: object) -> str | None:
+@lru_cache(maxsize=256)
+def _file_of(part: Callable[..., Any]) -> str | None:
     try:
-        return inspect.getsourcefile(part)  # type: ignore[arg-type]
+        return inspect.getsourcefile(part)
     except TypeError:
         return None
 

@@ -191,8 +191,12 @@ def beginning(config: Config, until: Until, *, defaults: bool = True) -> dict[st
     Args:
         defaults: whether settings at their default are named too.
     """
-    settings = config.model_dump(mode="json", exclude_defaults=not defaults)
-    settings.pop("title", None)
+    return _beginning(config, until, config.model_dump(mode="json", exclude_defaults=not defaults))
+
+
+def _beginning(config: Config, until: Until, settings: dict[str, Any]) -> dict[str, Any]:
+    """Keep, of all settings, those that a run depends on up to ``until``."""
+    settings = {key: value for key, value in settings.items() if key != "title"}
     if until == "end":
         return settings
     minimizer, method = settings.get("minimizer", {}), settings.get("method", {})
@@ -215,5 +219,11 @@ def digest(config: Config, until: Until = "end") -> str:
 
     A setting that a later version adds changes nothing as long as it is left at its default.
     """
-    text = json.dumps([until, beginning(config, until, defaults=False)], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return digests(config, [until])[0]
+
+
+def digests(config: Config, points: Sequence[Until]) -> list[str]:
+    """Compute the digests up to several points, see :func:`digest`; the settings are collected once."""
+    settings = config.model_dump(mode="json", exclude_defaults=True)
+    texts = [json.dumps([until, _beginning(config, until, settings)], sort_keys=True, default=str) for until in points]
+    return [hashlib.sha256(text.encode()).hexdigest()[:8] for text in texts]

@@ -148,19 +148,19 @@ def expand(grid: Grid, *, scale: str | None = None, overrides: tuple[str, ...] =
     unused: dict[tuple[int | None, str], str] = {}
     for number, group in enumerate(grid.group):
         scaled = bool(scale or group.scale or grid.scale)
-        for preset, chosen, said, config in _configs(grid, group, scaled, overrides):
-            void = refusals(config, said, preset)
+        of_group = keys_of(_assignments(group.set | group.values | group.zip))
+        for preset, chosen, said, void, config in _configs(grid, group, scaled, overrides):
             for key in said:
                 # A group's own value is meant for its runs, all others for the runs of all groups.
-                place = (number if key in keys_of(_assignments(group.set | group.values | group.zip)) else None, key)
+                place = (number if key in of_group else None, key)
                 if key in void:
                     unused.setdefault(place, void[key])
                 else:
                     used.add(place)
-            config = at_default(config, without_effect(config))
             named = {key: value for key, value in chosen.items() if key not in void}
-            planned = PlannedRun(_name(preset, named, config), config, _measured(group.sharpness, scaled))
-            planned_runs.setdefault(digest(config), planned)
+            ending = digest(config)
+            name = _name(preset, named, config, ending)
+            planned_runs.setdefault(ending, PlannedRun(name, config, _measured(group.sharpness, scaled)))
     for place, message in unused.items():
         if place not in used:
             raise InputError(message)
@@ -171,17 +171,36 @@ def expand(grid: Grid, *, scale: str | None = None, overrides: tuple[str, ...] =
 
 def _configs(
     grid: Grid, group: Combinations, scaled: bool, overrides: tuple[str, ...]
-) -> Iterator[tuple[str, dict[str, Any], set[str], Config]]:
-    """Yield each run of a group: preset, values of the lists, all keys that the grid sets, config with these."""
+) -> Iterator[tuple[str, dict[str, Any], set[str], dict[str, str], Config]]:
+    """Yield each run of a group: preset, its values of the lists, keys that the grid sets, those void, config.
+
+    In the config these are at their defaults.
+    """
     shared = _assignments(grid.set | group.set)
+    seeded = any(override.partition("=")[0].strip() == "seed" for override in overrides)
     for preset in _presets(group.presets):
         base, own = read_source(preset)
+        made: dict[tuple[str, ...], tuple[set[str], dict[str, str], Config]] = {}
+        seeds: dict[str, int] = {}
         for chosen in group.rows():
-            assignments = (*shared, *_assignments(chosen), *overrides)
-            prepared = in_norm(base, assignments, preset)
-            config = overridden(scale_to_digits(prepared) if scaled else prepared, assignments, preset)
-            check_effect(config, own, preset)
-            yield preset, chosen, keys_of(assignments), retitled(config, base, keys_of(assignments))
+            # Nothing but the seed itself depends on a seed, and most runs of a large grid differ in it alone.
+            rest = _assignments({key: value for key, value in chosen.items() if key != "seed"})
+            seed = repr(chosen.get("seed"))
+            if rest in made and seed in seeds and not seeded:
+                said, void, config = made[rest]
+                config = config.model_copy(update={"seed": seeds[seed]})
+            else:
+                assignments = (*shared, *_assignments(chosen), *overrides)
+                prepared = in_norm(base, assignments, preset)
+                config = overridden(scale_to_digits(prepared) if scaled else prepared, assignments, preset)
+                check_effect(config, own, preset)
+                said = keys_of(assignments)
+                config = retitled(config, base, said)
+                void = refusals(config, said, preset)
+                config = at_default(config, without_effect(config))
+                made[rest] = said, void, config
+                seeds[seed] = config.seed
+            yield preset, chosen, said, void, config
 
 
 def _measured(asked: Measurement | Literal[False], scaled: bool) -> Measurement | None:
@@ -201,12 +220,12 @@ def _presets(patterns: list[str]) -> list[str]:
     return list(names)
 
 
-def _name(preset: str, chosen: dict[str, Any], config: Config) -> str:
+def _name(preset: str, chosen: dict[str, Any], config: Config, ending: str) -> str:
     """Compose a name that is safe for a folder, whatever the values are."""
     said = [f"{key.rpartition('.')[2]}{value}" for key, value in chosen.items() if key != "seed"]
     words = "-".join([Path(preset).stem, *said, f"s{config.seed}"])
     safe = "".join(c if c.isalnum() or c in "-._" else "_" for c in words)
-    return f"{safe[:120].lstrip('.')}-{digest(config)}"
+    return f"{safe[:120].lstrip('.')}-{ending}"
 
 
 def _assignments(values: dict[str, Any]) -> tuple[str, ...]:

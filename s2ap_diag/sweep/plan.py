@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from s2ap_core.config import Config
-from s2ap_core.runs.course import Until, beginnings, digest
+from s2ap_core.runs.course import Until, beginnings, digests
 from s2ap_diag.reading.results import SHARED
 from s2ap_diag.sweep.grid import Measurement, PlannedRun
 
@@ -42,7 +42,7 @@ def plan(runs: Sequence[PlannedRun]) -> list[Task]:
 
     A beginning that only one run has is part of that run's task.
     """
-    chains = {run.name: [(until, digest(run.config, until)) for until in beginnings(run.config)] for run in runs}
+    chains = {run.name: _chain(run.config) for run in runs}
     followers: dict[tuple[Until, str], set[str]] = defaultdict(set)
     for run in runs:
         chain = chains[run.name]
@@ -61,3 +61,8 @@ def plan(runs: Sequence[PlannedRun]) -> list[Task]:
             before = tasks[name]
         tasks[run.name] = Task(run.name, run.config, "end", before, run.sharpness)
     return list(tasks.values())
+
+
+def _chain(config: Config) -> list[tuple[Until, str]]:
+    points = beginnings(config)
+    return list(zip(points, digests(config, points), strict=True))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from s2ap_core.config import ObjectiveSettings
 from s2ap_core.errors import InputError
 from s2ap_core.masks.masking import attach
+from s2ap_core.presets.read import read_run
 from s2ap_core.runs.course import digest
 from s2ap_core.training.objectives import build_objective
 from s2ap_diag.commands import main
@@ -123,6 +124,22 @@ def test_a_grid_is_each_preset_with_each_combination_of_values():
     assert len(runs) == 6
     assert all(r.config.prune.epochs == 7 and r.config.evaluation.stages == ["prune"] for r in runs)
     assert len({r.name for r in runs}) == 6
+
+
+def test_runs_that_differ_in_their_seed_are_those_that_are_read_one_by_one():
+    # A seed's and a combination's first run is read whole, the others are copies: 1.0 is a seed, and there it is 1.
+    values = {"method.keep": [0.1, 0.05], "minimizer.gamma": [0.01], "seed": [0, 1.0, 2]}
+    group = Combinations(presets=["svhn-resnet18-hydra-*-90"], scale="digits", values=values)
+    planned = expand(Grid(group=[group]))
+    assert len(planned) > 6
+    preset = "svhn-resnet18-hydra-s2ap-90"
+    for keep in values["method.keep"]:
+        for seed in range(3):
+            overrides = (f"method.keep={keep}", "minimizer.gamma=0.01", f"seed={seed}")
+            alone = read_run(preset, "digits", overrides)
+            (run,) = [run for run in planned if run.name.startswith(preset) and run.name.endswith(digest(alone))]
+            assert run.config == alone
+            assert isinstance(run.config.seed, int)
 
 
 def test_every_table_is_a_grid_of_its_presets():
