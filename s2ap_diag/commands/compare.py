@@ -16,6 +16,7 @@ from s2ap_diag.comparison.metrics import PRINCIPAL, MetricComparison, spanned
 from s2ap_diag.output import forest
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import AT_LEAST, NOT_CONVERGED, Number, Table, make_table, marked, show
+from s2ap_diag.reading.files import told_shortly, which_is_which
 from s2ap_diag.reading.results import Run, collect
 
 log = logging.getLogger(__name__)
@@ -31,12 +32,14 @@ def run_command(runs: tuple[Path, ...], arms: tuple[str, ...], where: tuple[str,
         )
     p_values = adjusted_p(compared)
     records = [record(one, names, p_values) for one in compared]
-    output.emit(records, table_of(compared, names, p_values), rows=rows_of(records))
+    first_told, second_told = told_shortly(names)
+    told = (first_told, second_told)
+    output.emit(records, table_of(compared, told, p_values), rows=rows_of(records), above=which_is_which(names, told))
     if output.plot is not None:
-        forest.draw(compared, names, output.plot)
+        forest.draw(compared, told, output.plot)
     if output.quiet or output.json == "-":
         return
-    say(compared, names, p_values)
+    say(compared, told, p_values)
 
 
 def say(

@@ -9,7 +9,7 @@ from s2ap_core.errors import InputError
 from s2ap_diag.execution.progress import counting
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import Table, make_table
-from s2ap_diag.reading.files import FOLDERS, epoch_of, expand, how_read, told_apart
+from s2ap_diag.reading.files import FOLDERS, epoch_of, expand, how_read, told_apart, told_shortly, which_is_which
 from s2ap_diag.reading.read import read
 from s2ap_diag.stability import Hamming, PackedMasks, hamming
 
@@ -30,9 +30,11 @@ def run_command(
         names = [f"{p}{more}" for p, more in zip(masks, again, strict=True)]
         groups = {name: expand([p], "masks") for name, p in zip(names, masks, strict=True)}
         runs = told_apart([p.parent if p.name == FOLDERS["masks"] else p for p in map(Path.absolute, masks)])
-        short = {name: f"{run}{more}" for name, run, more in zip(names, runs, again, strict=True)}
+        whole = [f"{run}{more}" for run, more in zip(runs, again, strict=True)]
+        told = told_shortly(whole)
+        short, above = dict(zip(names, told, strict=True)), which_is_which(whole, told)
     else:
-        groups, short = {"masks": expand(masks, "masks")}, {"masks": "masks"}
+        groups, short, above = {"masks": expand(masks, "masks")}, {"masks": "masks"}, []
     if against == "other" and len(groups) != 2:
         raise InputError("--against other: give two folders of masks")
     with counting("hamming", sum(map(len, groups.values())), output.quiet) as advance:
@@ -59,7 +61,8 @@ def run_command(
         differences = [{"epoch": e, "difference": first[e] - second[e]} for e in first if e in second]
     records = [row for rows in compared.values() for row in rows]
     table = table_of(compared, short, differences, measure, against)
-    output.emit([*records, *differences], table, notes=[*how_read(headers.items()), *renamed(begins)])
+    notes = [*how_read(headers.items()), *renamed(begins)]
+    output.emit([*records, *differences], table, above=above, notes=notes)
     if output.plot is not None:
         from s2ap_diag.output import mask_changes  # matplotlib takes longer than the rest
 

@@ -57,13 +57,14 @@ class Output:
         records: Sequence[dict[str, Any]],
         *tables: Table,
         rows: Sequence[dict[str, Any]] | None = None,
+        above: Iterable[str] = (),
         notes: Iterable[str] = (),
     ) -> None:
         """Show tables and write the records; with JSON on standard output, nothing else goes there.
 
         Args:
             rows: what the CSV holds, where records are nested.
-            notes: lines below the tables.
+            above, notes: lines above and below the tables.
         """
         if self.csv is not None:
             import pandas as pd  # takes longer than all of a command that needs no torch
@@ -75,6 +76,8 @@ class Output:
                 click.echo(text, nl=False)
                 return
             write_file(Path(self.json), text)
+        for line in () if self.quiet else above:
+            show_note(line)
         for table in tables:
             show_table(table, self.quiet, wide=self.wide)
         for note in () if self.quiet else notes:

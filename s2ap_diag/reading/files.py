@@ -1,7 +1,9 @@
 """Where checkpoints and masks lie: the files that paths to files, folders and runs stand for."""
 
+import itertools
 import os
 import re
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +35,13 @@ _EPOCH = re.compile(r"[-_ ]?epoch[-_ ]?(\d+)", re.IGNORECASE)
 
 
 _LAST_NUMBER = re.compile(r"(?:^|[-_ ])(\d+)$")
+
+
+_CHECKSUM = re.compile(r"-[0-9a-f]{8}$")
+
+
+COMFORT = 20
+"""Characters of a name up to which it heads a column whole."""
 
 
 _BEST = re.compile(r"(?:^|[-_ ])best$", re.IGNORECASE)
@@ -93,6 +102,41 @@ def told_apart(paths: Sequence[Path]) -> list[str]:
     while len({path.parts[-depth:] for path in whole}) < len(set(whole)):
         depth += 1
     return ["/".join(path.parts[-depth:]) for path in whole]
+
+
+def told_shortly(names: Sequence[str]) -> list[str]:
+    """Name what is called at length by the words in which the names differ, or by letters; short names stay.
+
+    The checksum that ends the name of a sweep's run is no word where the others tell the names apart.
+
+    >>> told_shortly(["svhn-harp-orig-90-fold0-s0-045c95db", "svhn-harp-s2ap-plain-90-fold0-s0-a7fa7034"])
+    ['orig', 's2ap-plain']
+    >>> told_shortly(["svhn-resnet18-harp-s2ap-90", "svhn-resnet18-harp-s2ap-plain-90"])
+    ['s2ap', 's2ap-plain']
+    >>> told_shortly(["the_narrow_network_again", "the_wide_network_of_may"])
+    ['A', 'B']
+    """
+    if len(names) < 2 or max(map(len, names)) <= COMFORT:
+        return list(names)
+    bare = [_CHECKSUM.sub("", name) for name in names]
+    words = [re.split("[-/]", name) for name in (bare if len(set(bare)) == len(set(names)) else names)]
+    same = set.intersection(*map(set, words))
+    if not all(set(one) - same for one in words):  # one has no word of its own and is called by the one before
+        begins = len([*itertools.takewhile(lambda those: len(set(those)) == 1, zip(*words, strict=False))])
+        same -= set(words[0][max(begins - 1, 0) : begins])
+    told = ["-".join(word for word in one if word not in same) for one in words]
+    if all(told) and len(set(told)) == len(set(names)) and max(map(len, told)) <= COMFORT:
+        return told
+    return list(string.ascii_uppercase[: len(names)]) if len(names) <= len(string.ascii_uppercase) else list(names)
+
+
+def which_is_which(names: Sequence[str], told: Sequence[str]) -> list[str]:
+    """Say what each of the names that were made short stands for.
+
+    >>> which_is_which(["svhn-harp-orig-90", "svhn-harp-s2ap-90"], ["orig", "s2ap"])
+    ['orig: svhn-harp-orig-90', 's2ap: svhn-harp-s2ap-90']
+    """
+    return [f"{one}: {name}" for name, one in zip(names, told, strict=True) if one != name]
 
 
 def epoch_of(path: Path, networks: Iterable[str] = NUMBERED) -> int | None:

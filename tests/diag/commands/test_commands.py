@@ -543,6 +543,17 @@ def test_runs_that_differ_in_their_seed_alone_are_one_arm(run, tmp_path):
     assert "(2 seeds)" in (tmp_path / "h.svg").read_text()
 
 
+def test_folders_of_long_names_head_columns_by_what_tells_them_apart(run, tmp_path):
+    names = [f"svhn-resnet18-harp-{arm}-90-keep0.05-fold0-s0" for arm in ("orig", "s2ap-plain")]
+    for name in names:
+        shutil.copytree(run / "masks", tmp_path / name / "masks")
+    lines = invoke("hamming", *(tmp_path / name / "masks" for name in names)).output.splitlines()
+    assert lines[:2] == [f"orig: {names[0]}", f"s2ap-plain: {names[1]}"]
+    heading = [line for line in lines if line.startswith("┃")]
+    assert len(heading) <= 2
+    assert {"orig", "s2ap-plain", "difference"} <= {cell.strip() for cell in heading[-1].split("┃")}
+
+
 def test_checkpoints_that_differ_in_their_seed_alone_are_averaged(run, tmp_path):
     found = load_checkpoint(run / "ckpt" / "prune-best.safetensors")
     files = []

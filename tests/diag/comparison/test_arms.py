@@ -130,6 +130,18 @@ def test_arms_are_told_apart_within_one_folder(runs):
     assert together == apart
 
 
+def test_long_names_head_columns_by_what_tells_them_apart(runs):
+    first = (runs / "orig").rename(runs / "svhn-resnet18-harp-orig-90-keep0.05-fold0-s0-045c95db")
+    second = (runs / "s2ap").rename(runs / "svhn-resnet18-harp-s2ap-plain-90-keep0.05-fold0-s0-a7fa7034")
+    said, *lines = compare(first, second).output.splitlines()
+    assert (said, lines[0]) == (f"orig: {first.name}", f"s2ap-plain: {second.name}")
+    heading = [line for line in lines if line.startswith("┃")]
+    assert len(heading) <= 2
+    assert not any("svhn" in line for line in heading)
+    (found,) = records(compare(first, second, "--json", "-"))
+    assert found["arms"] == [first.name, second.name]
+
+
 def test_each_setting_is_compared_and_p_is_corrected_for_their_number(runs, tmp_path):
     for arm in ROBUST:
         shutil.copytree(runs / arm, runs / "more" / arm)
