@@ -123,7 +123,10 @@ def _loss_difference_record(difference: LossDifference, margins: ScoreMargins) -
 
 def without_scores(path: Path) -> InputError:
     """Make the refusal of a checkpoint, or of a folder of them, that holds no scores."""
-    return InputError(f"{path}: has no scores; give a checkpoint of the search, as RUN/ckpt/prune-best")
+    return InputError(
+        f"{path}: has no scores; give a checkpoint of the search, as RUN/ckpt/prune-best, or another tool's file with "
+        "LAYER.popup_scores (HYDRA, HARP) or LAYER.scores beside each LAYER.weight (hamming and evaluate need none)"
+    )
 
 
 def measure_sharpness(
