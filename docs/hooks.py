@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import sys
+import tempfile
 import types
 from fractions import Fraction
 from pathlib import Path
@@ -144,9 +145,11 @@ def run_notebook(path: Path) -> Any:
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     notebook = nbformat.read(path, as_version=4)
     folder = {"metadata": {"path": str(path.parent)}}
-    # A kernel that listens on TCP warns that others of this machine may read along.
-    sockets = Config({"ConnectionFileMixin": {"transport": "ipc"}})
-    NotebookClient(notebook, timeout=600, startup_timeout=600, resources=folder, config=sockets).execute()
+    # A kernel that listens on TCP warns that others of this machine may read along. Sockets have their whole path: it
+    # runs in another folder than we do.
+    with tempfile.TemporaryDirectory() as place:
+        sockets = Config({"ConnectionFileMixin": {"transport": "ipc", "ip": f"{place}/kernel"}})
+        NotebookClient(notebook, timeout=600, startup_timeout=600, resources=folder, config=sockets).execute()
     return notebook
 
 
