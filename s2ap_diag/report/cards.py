@@ -46,13 +46,13 @@ class Card:
     """What the page says of a group.
 
     Attributes:
-        arms: each with its number of runs, in the order of their colours and markers.
+        arms: each with its number of runs and the number that decides its colour and marker.
         moved: the layers of each facet and arm that changed hands most.
         left_out: runs that say the same as another one.
     """
 
     title: str
-    arms: Sequence[tuple[str, int]]
+    arms: Sequence[tuple[str, int, int]]
     verdicts: Verdicts | None
     checked: Checked
     panels: Sequence[Panel]
@@ -88,7 +88,9 @@ def _card(group: Group, findings: Sequence[Finding], numbers: Mapping[str, int],
     paths = {str(run.path) for run in group.runs}
     return Card(
         title=group.title,
-        arms=[(arm, sum(len(facet.arms.get(arm, ())) for facet in group.facets)) for arm in group.arms],
+        arms=[
+            (arm, sum(len(facet.arms.get(arm, ())) for facet in group.facets), group.marks[arm]) for arm in group.arms
+        ],
         verdicts=verdicts(group),
         checked=Checked.of([finding for finding in findings if _is_of(finding, paths)]),
         panels=overlays(group, numbers),

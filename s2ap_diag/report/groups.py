@@ -1,7 +1,7 @@
 """Which runs stand beside which: cards of one data set and network, facets of one setting, arms in one order."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from s2ap_core.runs import course
 from s2ap_core.runs.identity import flat
@@ -31,7 +31,8 @@ class Group:
     """What one card shows: runs of one data set and network.
 
     Attributes:
-        arms: all that its facets have; the first is the reference, and the order decides colour and marker.
+        arms: all that its facets have; the first is the reference.
+        marks: the numbers of its arms, which decide colours and markers.
         left_out: runs that say the same as another one: of two with all settings and the seed in common the first
             counts.
     """
@@ -40,6 +41,7 @@ class Group:
     arms: Sequence[str]
     facets: Sequence[Facet]
     left_out: Sequence[Run]
+    marks: Mapping[str, int]
 
     @property
     def runs(self) -> list[Run]:
@@ -77,7 +79,48 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
             references = [one for one in paired if one.arm == REFERENCE and _budget(one.run) in budgets]
             beside = [(_budget(one.run), one.method, one.run) for one in (*references, *alone)]
             groups.append(_group(f"{title}: methods" if paired else title, beside))
-    return groups
+    marks = {arm: mark for mark, arm in enumerate(dict.fromkeys(arm for group in groups for arm in group.arms))}
+    return [replace(group, marks=marks) for group in groups]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What decides the colour and marker of a run: the number of its arm.
+
+    Attributes:
+        own: its arm's in the first group that it is in.
+        method: method and arm, where those of several methods stand beside each other, and their number.
+    """
+
+    own: int
+    method: tuple[str, int]
+
+
+def marks_of(groups: Sequence[Group]) -> dict[str, Mark]:
+    """Give each run of the groups, by its path, its mark: a name has one colour and marker in the whole page.
+
+    Where one method alone has an arm, the two together are marked as the arm is.
+    """
+    arms: dict[str, list[tuple[str, int]]] = {}
+    methods: dict[str, str] = {}
+    users: dict[str, set[str]] = {}
+    for group in groups:
+        for facet in group.facets:
+            for arm, seeds in facet.arms.items():
+                for run in seeds.values():
+                    path, method = run.path.as_posix(), run.config.method.name
+                    arms.setdefault(path, []).append((arm, group.marks[arm]))
+                    methods[path] = method
+                    users.setdefault(arms[path][0][0], set()).add(method)
+    numbers = dict(groups[0].marks) if groups else {}
+    found = {}
+    for path, ours in arms.items():
+        (first, own), method = ours[0], methods[path]
+        name = next((arm for arm, _ in ours if arm == method or arm.startswith(f"{method} ")), f"{method} {first}")
+        if name not in numbers and len(users[first]) == 1:
+            numbers[name] = own
+        found[path] = Mark(own, (name, numbers.setdefault(name, max(numbers.values()) + 1)))
+    return found
 
 
 def _group(title: str, placed: Sequence[tuple[str, str, Run]]) -> Group:
@@ -95,7 +138,7 @@ def _group(title: str, placed: Sequence[tuple[str, str, Run]]) -> Group:
             counts[arm] = counts.get(arm, 0) + 1
     order = sorted(counts, key=lambda arm: (not _is_reference(arm), -counts[arm], arm))
     ordered = [Facet(title, {arm: arms[arm] for arm in order if arm in arms}) for title, arms in facets.items()]
-    return Group(title, order, ordered, left_out)
+    return Group(title, order, ordered, left_out, {})
 
 
 def _is_reference(arm: str) -> bool:

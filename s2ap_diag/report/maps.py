@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from pydantic import BaseModel
 
 from s2ap_core.files.packed import PackedMask
@@ -15,11 +16,14 @@ from s2ap_core.runs import course
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.reading.read import read
 from s2ap_diag.reading.results import Run, validated
-from s2ap_diag.report.groups import Group
+from s2ap_diag.report.groups import Group, marks_of
 from s2ap_diag.stability import Hamming, PackedMasks, hamming
 
 COLOUR_MAP, OF_DIFFERENCES = "cividis", "PuOr_r"
 """Both can be read without red or green cones; the lightness of the first rises evenly, so that it reads in grey."""
+
+BY_NIGHT = LinearSegmentedColormap.from_list("by_night", ["#b2abd2", "#14171a", "#fdb863"])
+"""Of differences in a dark page: from its ground to lighter tones of the same two colours."""
 
 STOPS = 32
 """Colours of a map that the page interpolates between."""
@@ -214,30 +218,39 @@ def atlas(groups: Sequence[Group], maps: Mapping[str, LayerMaps], numbers: Mappi
 
     Returns:
         ``kinds`` by key, ``layers``: the lists of names that there are; ``runs`` by number: the number of their
-        list, epochs and maps; ``sides``: each arm of a facet with its runs.
+        list, epochs, arm and maps; ``sides``: each arm of a facet with its runs.
     """
     names: list[Sequence[str]] = []
-    runs = {}
+    runs, marks = {}, marks_of(groups)
     for path, one in maps.items():
         if path in numbers and one.epochs:
             if one.layers not in names:
                 names.append(one.layers)
-            runs[numbers[path]] = {"layers": names.index(one.layers), "epochs": one.epochs, "maps": one.compact()}
+            about = {
+                "layers": names.index(one.layers),
+                "epochs": one.epochs,
+                "arm": marks[path].own if path in marks else None,
+            }
+            runs[numbers[path]] = about | {"maps": one.compact()}
     sides = [
-        {"name": f"{facet.title}: {arm}", "group": index, "arm": group.arms.index(arm), "runs": shown}
+        {"name": f"{facet.title}: {arm}", "group": index, "arm": group.marks[arm], "runs": shown}
         for index, group in enumerate(groups)
         for facet in group.facets
         for arm, seeds in facet.arms.items()
         if (shown := [n for run in seeds.values() if (n := numbers.get(run.path.as_posix())) in runs])
     ]
     kinds = {key: asdict(kind) for key, kind in KINDS.items()}
-    colours = {"values": _stops(COLOUR_MAP), "differences": _stops(OF_DIFFERENCES)}
+    colours = {
+        "values": _stops(colormaps[COLOUR_MAP]),
+        "differences": _stops(colormaps[OF_DIFFERENCES]),
+        "by_night": _stops(BY_NIGHT),
+    }
     return {"kinds": kinds, "layers": names, "runs": runs, "sides": sides, "colours": colours}
 
 
-def _stops(name: str) -> list[list[int]]:
+def _stops(colours: Colormap) -> list[list[int]]:
     """Give a colour map as red, green and blue of evenly spaced places."""
-    return [[round(255 * channel) for channel in colormaps[name](i / (STOPS - 1))[:3]] for i in range(STOPS)]
+    return [[round(255 * channel) for channel in colours(i / (STOPS - 1))[:3]] for i in range(STOPS)]
 
 
 def _short(value: float) -> float | None:

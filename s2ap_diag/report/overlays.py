@@ -107,7 +107,7 @@ def _curves(
             others = [_points(curve) for run in seeds.values() if second and (curve := second(run))]
             if curves or others:
                 means = (_mean(curves, geometric), _mean(others, geometric))
-                lines.append(_Lines(group.arms.index(arm), arm, curves, *means))
+                lines.append(_Lines(group.marks[arm], arm, curves, *means))
         if lines:
             facets.append((facet.title, lines))
     shown = [curve for _, lines in facets for one in lines for curve in (*one.seeds, one.mean, one.second) if curve]
@@ -222,7 +222,7 @@ class _Accuracy:
 def _dots(group: Group, facet: Facet, numbers: Numbers) -> list[_Accuracy]:
     dots = []
     for arm, seeds in facet.arms.items():
-        mark = group.arms.index(arm)
+        mark = group.marks[arm]
         for stage, name in STAGES.items():
             by_seed = {}
             for seed, run in seeds.items():

@@ -22,7 +22,7 @@ from s2ap_diag.reading.results import Run, Skipped, collect
 from s2ap_diag.report.axes import FRAME
 from s2ap_diag.report.cards import Card, Checked, check_runs, make_cards
 from s2ap_diag.report.charts import show
-from s2ap_diag.report.groups import group_runs
+from s2ap_diag.report.groups import group_runs, marks_of
 from s2ap_diag.report.maps import atlas
 from s2ap_diag.report.measured import STAGES
 from s2ap_diag.report.table import make_table
@@ -75,7 +75,12 @@ def write_report(
     numbers = {run.path.as_posix(): number for number, run in enumerate(shown, 1)}
     maps = {run.path.as_posix(): one.maps for run, one in viewed if one.maps is not None}
     cards, others = make_cards(findings, groups, numbers, maps)
-    views = [replace(one, cost=costs.get(run.path.as_posix())) for run, one in viewed]
+    marks = marks_of(groups)
+    views = [
+        replace(one, cost=costs.get(path), mark=marks.get(path))
+        for run, one in viewed
+        for path in [run.path.as_posix()]
+    ]
     page = Page(title or runs.resolve().name, views, skipped, cards, others, atlas(groups, maps, numbers))
     write_file(out, render(page))
     return skipped
@@ -120,7 +125,8 @@ def render(page: Page) -> str:
         policy=_policy(style, script),
         table=make_table(page.views),
         tradeoffs=traded,
-        marks=max([8, *(len(card.arms) for card in page.cards), *(len(one.arms) for one in traded)]),
+        marks=1
+        + max([7, *(mark for one in traded for _, mark in one.arms), *(m for c in page.cards for *_, m in c.arms)]),
         stages=STAGES,
         frame=FRAME,
         version=__version__,

@@ -1,5 +1,6 @@
 """Trade-offs: settings against outcomes over all runs of a network, and robust accuracy against what a mask costs."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,9 @@ FEWEST_RUNS = 4
 
 ROOM = 1120
 """CSS pixels that the axes fit into at a width of 1280, as long as they need not stand closer than can be read."""
+
+LETTER = 8.2
+"""CSS pixels that a letter of an axis's name takes, about."""
 
 WIDE = 20
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
@@ -68,7 +72,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Parallel:
-    """Settings and outcomes side by side, a line for each run; what is missing lies below the axes."""
+    """Settings and outcomes side by side, a line for each run; what is missing lies below the axes.
+
+    Attributes:
+        staggered: whether the axes' names stand in two rows, since they would touch in one.
+    """
 
     label: str
     width: int
@@ -76,6 +84,7 @@ class Parallel:
     missing: float | None
     lanes: Sequence[Lane]
     lines: Sequence[Line]
+    staggered: bool
 
 
 @dataclass(frozen=True)
@@ -83,12 +92,12 @@ class Tradeoff:
     """The trade-offs of one data set, network and attack.
 
     Attributes:
-        arms: method and arm, in the order of their colours and markers.
+        arms: method and arm, and the number that decides their colour and marker.
         fronts: robust accuracy against each cost that was measured.
     """
 
     title: str
-    arms: Sequence[str]
+    arms: Sequence[tuple[str, int]]
     parallel: Parallel | None
     fronts: Sequence[Chart]
 
@@ -105,16 +114,16 @@ def tradeoffs(views: Sequence[RunView]) -> list[Tradeoff]:
 
 
 def _tradeoff(title: str, runs: Sequence[tuple[int, RunView]]) -> Tradeoff:
-    arms = list(dict.fromkeys(_arm(view) for _, view in runs))
-    fronts = [front for name in COSTS if (front := _front(name, runs, arms)) is not None]
-    return Tradeoff(title, arms, _parallel(runs, arms), fronts)
+    fronts = [front for name in COSTS if (front := _front(name, runs)) is not None]
+    return Tradeoff(title, list(dict.fromkeys(_arm(view) for _, view in runs)), _parallel(runs), fronts)
 
 
-def _arm(view: RunView) -> str:
-    return f"{view.method} {view.arm}"
+def _arm(view: RunView) -> tuple[str, int]:
+    """Name method and arm, with their number; a run that says the same as another one is in no group."""
+    return (f"{view.method} {view.arm}", 0) if view.mark is None else view.mark.method
 
 
-def _parallel(runs: Sequence[tuple[int, RunView]], arms: Sequence[str]) -> Parallel | None:
+def _parallel(runs: Sequence[tuple[int, RunView]]) -> Parallel | None:
     """Lay out settings, then outcomes; None for few runs, or runs that differ in no setting."""
     views = [view for _, view in runs]
     settings = [key for key in varying(views) if key not in SEEDS]
@@ -138,7 +147,7 @@ def _parallel(runs: Sequence[tuple[int, RunView]], arms: Sequence[str]) -> Paral
         said = [f"{names[key]} {values[key][index] or '–'}" for key in chosen]
         said += [f"{name} {show(read[index])}" for name, read in outcomes.items()]
         points = " ".join(f"{x},{missing if y is None else y:g}" for x, y in zip(xs, at, strict=True))
-        lines.append(Line(points, number, arms.index(_arm(view)), f"{view.name}: {', '.join(said)}"))
+        lines.append(Line(points, number, _arm(view)[1], f"{view.name}: {', '.join(said)}"))
     return Parallel(
         label=f"{len(runs)} runs across {', '.join(name for name, _, _ in scales)}. The table has the values.",
         width=xs[-1] + 80,
@@ -146,6 +155,9 @@ def _parallel(runs: Sequence[tuple[int, RunView]], arms: Sequence[str]) -> Paral
         missing=missing if any(y is None for place in places for y in place) else None,
         lanes=[Lane(name, x, ticks) for (name, ticks, _), x in zip(scales, xs, strict=True)],
         lines=lines,
+        staggered=any(
+            LETTER * (len(a) + len(b)) / 2 > step for a, b in itertools.pairwise([name for name, _, _ in scales])
+        ),
     )
 
 
@@ -185,7 +197,7 @@ def _float(text: str | None) -> Number:
         return None
 
 
-def _front(name: str, runs: Sequence[tuple[int, RunView]], arms: Sequence[str]) -> Chart | None:
+def _front(name: str, runs: Sequence[tuple[int, RunView]]) -> Chart | None:
     """Draw robust accuracy against a cost: a dot for each run, the means of each arm and budget, their Pareto front."""
     read = OUTCOMES[name]
     points: list[tuple[float, float, int, RunView]] = []
@@ -202,7 +214,7 @@ def _front(name: str, runs: Sequence[tuple[int, RunView]], arms: Sequence[str]) 
         Dot(
             along(x),
             up(y),
-            arms.index(_arm(view)),
+            _arm(view)[1],
             "",
             f"{view.name}: {name} {show(x)}, robust {y:.1f} %",
             number,
@@ -210,17 +222,17 @@ def _front(name: str, runs: Sequence[tuple[int, RunView]], arms: Sequence[str]) 
         )
         for x, y, number, view in points
     ]
-    means: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    means: dict[tuple[tuple[str, int], str], list[tuple[float, float]]] = {}
     for x, y, _, view in points:
         means.setdefault((_arm(view), view.reduction), []).append((x, y))
     placed = {
         key: (float(np.mean([x for x, _ in of])), float(np.mean([y for _, y in of]))) for key, of in means.items()
     }
     front = pareto(list(placed.values()))
-    for (arm, reduction), (x, y) in placed.items():
+    for ((arm, mark), reduction), (x, y) in placed.items():
         on = " on the front" if (x, y) in front else ""
         said = f"{arm}, {reduction}, mean: {name} {show(x)}, robust {y:.1f} %{on}"
-        dots.append(Dot(along(x), up(y), arms.index(arm), "", said, None, "mean"))
+        dots.append(Dot(along(x), up(y), mark, "", said, None, "mean"))
     series: list[Series] = [draw("Pareto front", dict(front), along, up, "front", place=name, read=False)]
     best = "; ".join(dot.label for dot in dots if dot.label.endswith("front"))
     return Chart(

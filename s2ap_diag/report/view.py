@@ -13,6 +13,7 @@ from s2ap_core.runs.identity import flat
 from s2ap_diag.comparison.cost import Cost
 from s2ap_diag.reading.results import SHARPNESS, Run
 from s2ap_diag.report.charts import Chart, chart
+from s2ap_diag.report.groups import Mark
 from s2ap_diag.report.maps import LayerMaps, read_maps
 from s2ap_diag.report.measured import (
     ALL,
@@ -71,6 +72,7 @@ class RunView:
         settings: by dotted key, as text.
         accuracies: for each evaluated stage clean and robust accuracy, the latter None without an attack.
         cost: of the last network's mask, None where it was not counted.
+        mark: of its arm, None where it is in no group.
         latency: milliseconds that the exported network takes for an image, None where it was not measured.
         h: of the last mask against the first (Eq. 13).
         rises: loss difference by rho.
@@ -95,6 +97,7 @@ class RunView:
     tracked: LambdaMax | None
     rises: Mapping[float, float]
     cost: Cost | None
+    mark: Mark | None
     latency: float | None
     h: float | None
     seconds: float
@@ -149,6 +152,7 @@ def view(run: Run, folder: Path, out: Path) -> RunView:
         tracked=_last_tracked(spectra),
         rises={rho: rise.mean for rho, rise in sharpness.loss_difference.items()} if sharpness else {},
         cost=None,
+        mark=None,
         latency=read_latency(run),
         h=distances[-1].h if distances else None,
         seconds=float(run.timing["seconds"].sum()),

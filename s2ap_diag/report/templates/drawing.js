@@ -51,9 +51,11 @@ function drawMap({ title, label, layers, epochs, values, scale, says, choose }) 
   const [row, left, width] = [13, 132, 218];
   const high = row * layers.length;
   const svg = make("svg", { class: "heat", viewBox: `0 0 360 ${high + 66}`, role: "img", "aria-label": label });
-  svg.append(make("image", {
-    href: paint(values, scale.stops, scale.share), x: left, y: 0, width, height: high, preserveAspectRatio: "none",
-  }));
+  const shades = scale.night ? [["day", scale.stops], ["night", scale.night]] : [["", scale.stops]];
+  const fill = (rows, share, y, height) => shades.forEach(([when, stops]) => svg.append(make("image", {
+    class: when, href: paint(rows, stops, share), x: left, y, width, height, preserveAspectRatio: "none",
+  })));
+  fill(values, scale.share, 0, high);
   layers.forEach((name, i) => {
     const text = make("text", { class: "y", x: left - 6, y: row * (i + 1) - 3 }, middle(name, 20));
     if (middle(name, 20) !== name) text.append(make("title", {}, name));
@@ -65,11 +67,11 @@ function drawMap({ title, label, layers, epochs, values, scale, says, choose }) 
     svg.append(make("text", { class: "x", x, y: high + 14 }, String(epochs[i])));
   });
   svg.append(make("text", { class: "x", x: left + width / 2, y: high + 14 }, "epoch"));
-  const bar = paint([Array.from({ length: 64 }, (_, i) => i / 63)], scale.stops, (value) => value);
-  svg.append(make("image", { href: bar, x: left, y: high + 30, width, height: 10, preserveAspectRatio: "none" }));
-  svg.append(make("text", { x: left, y: high + 54 }, scale.low));
-  if (scale.middle) svg.append(make("text", { class: "x", x: left + width / 2, y: high + 54 }, scale.middle));
-  svg.append(make("text", { class: "y", x: left + width, y: high + 54 }, scale.high));
+  const even = scale.low === scale.high;
+  if (!even) fill([Array.from({ length: 64 }, (_, i) => i / 63)], (value) => value, high + 30, 10);
+  svg.append(make("text", { x: left, y: high + (even ? 36 : 54) }, even ? `${scale.low} everywhere` : scale.low));
+  if (scale.middle && !even) svg.append(make("text", { class: "x", x: left + width / 2, y: high + 54 }, scale.middle));
+  if (!even) svg.append(make("text", { class: "y", x: left + width, y: high + 54 }, scale.high));
   watchMap(svg, { layers, epochs, values, row, left, across: width / epochs.length, says, choose });
   return element("figure", {}, element("figcaption", {}, title), svg);
 }
@@ -128,7 +130,7 @@ function drawCurves({ title, label, epochs, lines, log }) {
   for (const { name, style, mark, values } of lines) {
     const there = epochs.map((epoch, i) => [epoch, values[i]]).filter(([, value]) => value !== null && !(logs && value <= 0));
     const line = make("polyline", { points: there.map(([epoch, value]) => `${across(epoch)},${up(value)}`).join(" ") });
-    if (style === "mean") {
+    if (style.startsWith("mean")) {
       line.setAttribute("class", "curve");
       for (const end of ["start", "mid", "end"]) line.setAttribute(`marker-${end}`, `url(#m${mark})`);
       Object.assign(line.dataset, { name, x: JSON.stringify(there.map(([epoch]) => epoch)), y: JSON.stringify(there.map(([, value]) => value)) });

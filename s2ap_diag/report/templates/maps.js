@@ -18,7 +18,7 @@ function differenceScale(kind, values) {
   const top = Math.max(...values.flat().filter((value) => value !== null).map(Math.abs), 0);
   const said = (value) => (kind.log ? `×${short(10 ** value)}` : short(value));
   return {
-    stops: atlas.colours.differences, share: (value) => (top ? 0.5 + value / (2 * top) : 0.5),
+    stops: atlas.colours.differences, night: atlas.colours.by_night, share: (value) => (top ? 0.5 + value / (2 * top) : 0.5),
     low: said(-top), middle: kind.log ? "×1" : "0", high: said(top),
   };
 }
@@ -66,7 +66,7 @@ function drawRunMaps(place) {
 }
 
 if (atlas.sides.length) {
-  const own = Object.keys(atlas.runs).map((number) => ({ name: runNames[number - 1], runs: [Number(number)], arm: null }));
+  const own = Object.keys(atlas.runs).map((number) => ({ name: runNames[number - 1], runs: [Number(number)], arm: atlas.runs[number].arm, one: true }));
   const sides = [...atlas.sides, ...own];
   const present = Object.keys(atlas.kinds).filter((key) => Object.values(atlas.runs).some((run) => run.maps[key]));
   const choice = (name, options, start) => {
@@ -74,7 +74,7 @@ if (atlas.sides.length) {
     select.value = start;
     return [element("label", {}, `${name} `, select), select];
   };
-  const names = sides.map(({ name, runs, arm }) => (arm === null ? name : `${name} (${runs.length > 1 ? `mean of ${runs.length}` : "1 run"})`));
+  const names = sides.map(({ name, runs, one }) => (one ? name : `${name} (${runs.length > 1 ? `mean of ${runs.length}` : "1 run"})`));
   const other = sides.findIndex((side, i) => i && side.group === sides[0].group);
   const [kindLabel, kindOf] = choice("Map of", present.map((key) => atlas.kinds[key].title), 0);
   const [firstLabel, firstOf] = choice("first", names, 0);
@@ -154,25 +154,23 @@ function drawLayer(place, layer, kind, key, chosen) {
     const at = map ? map.layers.indexOf(layer) : -1;
     if (at < 0) return;
     const mark = side.arm ?? i;
+    const other = i && chosen[0] !== side && mark === (chosen[0].arm ?? 0) ? " other" : "";  // dashed: the same arm once more
     epochs = [...new Set([...epochs, ...map.epochs])].sort((x, y) => x - y);
     const fill = (row) => epochs.map((epoch) => (map.epochs.includes(epoch) ? row[map.epochs.indexOf(epoch)] : null));
-    if (map.of.length > 1) map.of.forEach((run) => lines.push({ name: side.name, style: "fold", mark, values: fill(run.maps[key][at]) }));
-    lines.push({ name: side.name, style: "mean", mark, values: fill(map.values[at]) });
+    if (map.of.length > 1) map.of.forEach((run) => lines.push({ name: side.name, style: `fold${other}`, mark, values: fill(run.maps[key][at]) }));
+    lines.push({ name: side.name, style: `mean${other}`, mark, values: fill(map.values[at]) });
   });
-  if (lines.length > 1 && lines[0].mark === lines[lines.length - 1].mark && chosen[0] !== chosen[1]) {
-    lines.filter((line) => line.name === chosen[1].name).forEach((line) => { line.mark = (line.mark + 1) % 8; });
-  }
   const title = `${layer}: ${kind.title}`;
-  const means = lines.filter((line) => line.style === "mean");
-  const key_ = element("ul", { class: "arms" }, ...means.map(({ name, mark }) => element("li", {}, sample(mark), ` ${name}`)));
+  const means = lines.filter((line) => line.style.startsWith("mean"));
+  const key_ = element("ul", { class: "arms" }, ...means.map(({ name, mark, style }) => element("li", {}, sample(mark, style), ` ${name}`)));
   const said = means.map(({ name, values }) => `${name}: from ${short(values[0])} to ${short(values[values.length - 1])}`).join("; ");
   const figure = drawCurves({ title, label: `${title} by epoch. ${said}.`, epochs, lines, log: kind.log });
   figure.querySelector("figcaption").after(key_);
   place.replaceChildren(figure);
 }
 
-function sample(mark) {
+function sample(mark, style) {
   const shape = (mark + Math.floor(mark / 8)) % 8;
   return make("svg", { class: `sample c${mark % 8}`, viewBox: "0 0 30 12", width: 30, height: 12, "aria-hidden": "true" },
-    make("path", { d: "M1,6H29" }), make("use", { href: `#shape-${shape}`, transform: "translate(15,6)" }));
+    make("path", { d: "M1,6H29", ...(style === "mean" ? {} : { "stroke-dasharray": "5 3" }) }), make("use", { href: `#shape-${shape}`, transform: "translate(15,6)" }));
 }

@@ -87,6 +87,25 @@ def test_the_curves_are_the_seeds_and_their_means(world, world_page):
     assert {curve["marker-mid"] for curve in curves(card, "mean", 1)} == {"url(#m1)"}
 
 
+def test_a_name_has_one_colour_and_marker_in_the_whole_page(world_page):
+    html = world_page.read_text()
+    cards, _, rest = html.partition('id="tradeoffs"')
+    key = re.compile(
+        r'<li data-arm="(\d+)"><svg class="sample c\d".*?href="#shape-(\d)".*?</svg>\s*([^<]*?)\s*<', re.DOTALL
+    )
+    marks = {name: (int(mark), int(shape)) for mark, shape, name in key.findall(cards)}
+    assert set(marks) == {"orig", "s2ap", "hydra orig", "magnitude"}
+    assert len(set(marks.values())) == 4  # and no two share one
+    found = {name: (int(mark), int(shape)) for mark, shape, name in key.findall(rest)}
+    assert found == {"hydra orig": marks["hydra orig"], "hydra s2ap": marks["s2ap"]}
+    sections = re.findall(r'<details class="run".*?</details>', rest, re.DOTALL)
+    for section in sections:
+        method, _, arm, _ = re.search(r"<h3>(.*?)</h3>", section)[1].split("-")
+        mark = marks[arm if method == "hydra" else method][0]
+        assert f'<svg class="sample c{mark}"' in section
+        assert set(re.findall(r"marker-mid=\"url\(#m(\d+)h?\)", section)) == {str(mark)}
+
+
 def curves(html: str, style: str, arm: int) -> list[dict]:
     return [
         a

@@ -52,6 +52,18 @@ def test_two_arms_stand_side_by_side_with_their_difference(opened, world, world_
         assert float(said.rpartition(" ")[2]) == pytest.approx(expected, abs=2e-3 * seen[0])
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_difference_has_the_tone_of_the_page(opened, world_page, scheme):
+    browser = opened(page=world_page, scheme=scheme)
+    bars = browser.find_elements("css selector", "#map figure:nth-child(3) image")[2:]
+    (bar,) = [image for image in bars if image.is_displayed()]
+    data = bar.get_attribute("href").removeprefix("data:image/png;base64,")
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)[0]
+    ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert np.abs(pixels[31:33] - ground).max() < 24
+    assert np.abs(pixels[[0, -1]] - ground).max(axis=1).min() > 100
+
+
 def test_a_layer_is_opened_by_click_and_by_key_as_its_curves_in_both(opened, world, world_page):
     browser = opened(page=world_page)
     svg = browser.find_element("css selector", "#map svg.heat")
