@@ -158,7 +158,7 @@ def folder(name: str, root: Path | None, inner: str) -> Path:
         InputError: if ``root`` is None or no folder.
     """
     if root is None:
-        raise InputError(f"data set {name} is read from a folder: set its root")
+        raise InputError(f"data set {name} is read from a folder: set its root, --root or data.root")
     if not os.path.isdir(root):  # pathlib's raises for names that no file can have
         raise InputError(f"{root}: no such folder; {remedy(name)}")
     return root / inner if (root / inner).is_dir() else root

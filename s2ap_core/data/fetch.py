@@ -103,7 +103,7 @@ def check(name: str, root: Path | None, on_part: Callable[[int, int], None] | No
         data = load(name, root)
         return [Part(f"{split} split", True, data.count(split), None) for split in ("train", "val", "test")]
     if root is None:
-        raise InputError(f"data set {name} is read from a folder: set its root")
+        raise InputError(f"data set {name} is read from a folder: set its root, --root or data.root")
     parts = []
     expected = list(PARTS[name](root))
     for path, count in expected:

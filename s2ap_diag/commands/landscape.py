@@ -33,6 +33,8 @@ from s2ap_diag.sharpness import batches_of, without_scores
 
 SOLVER = Lanczos()
 
+AXES = "v: top eigenvector of live channels; z: S2AP's; +v: rise at that end"
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -83,7 +85,7 @@ def run_command(
         for file in files:
             file.complete(source.data(file.checkpoint).to(device), advance)
     records = [file.record() for file in files]
-    output.emit(records, table_of(records), rows=rows_of(records))
+    output.emit(records, table_of(records), rows=rows_of(records), notes=[AXES])
     if output.plot is not None:
         landscape_plot.draw(records, told_apart([file.checkpoint.path for file in files]), output.plot)
 
@@ -93,7 +95,7 @@ def cost(files: Sequence["Measured"], asked: Asked) -> str:
     points = asked.side**2
     batches = -(-asked.images // asked.batch_size)
     left, known = sum(file.passes_left() for file in files), sum(file.found is not None for file in files)
-    each_point = f"{count(batches, 'batch')} of {asked.batch_size}"
+    each_point = f"{count(batches, 'batch')} of {min(asked.images, asked.batch_size)}"
     said = f"{len(files)} x {points} points x {each_point}: {left * batches} forward passes"
     done = len(files) * points - left
     said += f" left, {done * batches} are measured" if done else ""

@@ -106,4 +106,4 @@ def status_table(root: str, status: SweepStatus) -> Table:
     title = f"{root}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + f"; time left: {left}"
     shown = [t for t in tasks if t.state in ("running", "failed")]
     rows: list[list[Any]] = [[t.name, t.state, t.error or t.log] for t in shown]
-    return make_table(title, ["task", "state", "error or log"], rows)
+    return make_table(title, ["task", "state", "error or log"] if rows else [], rows)

@@ -68,7 +68,10 @@ class Table:
         return [max(map(cell_len, texts)) for texts in zip(self.columns, *self.rows, strict=True)]
 
     def fitted(self, width: int) -> Group:
-        """Lay out as many columns as ``width`` characters hold."""
+        """Lay out as many columns as ``width`` characters hold; without columns there are the lines around alone."""
+        title = [Text(self.title, style="table.title")] if self.title else []
+        if not self.columns:
+            return Group(*title, *(Text(note, style="table.caption") for note in self.notes))
         cells, whole = list(zip(self.columns, *self.rows, strict=True)), self._whole()
         pieces = [max(cell_len(piece.rstrip()) for text in texts for piece in _ENDS.split(text)) for texts in cells]
         least = [
@@ -101,7 +104,6 @@ class Table:
             )
         for row in self.rows:
             table.add_row(*(Text("\n".join(fold(row[i], widths[i]))) for i in shown))
-        title = [Text(self.title, style="table.title")] if self.title else []
         return Group(*title, table, *(Text(note, style="table.caption") for note in (*self.notes, *said)))
 
     def _shared(self, shown: Sequence[int], whole: Sequence[int], least: Sequence[int], width: int) -> list[int]:

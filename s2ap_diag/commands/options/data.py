@@ -15,7 +15,7 @@ def command(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-@command.command(name="fetch")
+@command.command(name="fetch", short_help="Download data set NAME into a folder.")
 @click.argument("name")
 @click.option("--root", type=EXISTING, required=True, help="Folder for all data sets; made if it is not there.")
 @table_options
@@ -26,7 +26,7 @@ def fetch(**options: Any) -> None:
     fetch_command(**options)
 
 
-@command.command(name="check")
+@command.command(name="check", short_help="Say what of data set NAME, or of `all`, is there.")
 @click.argument("name")
 @click.option("--root", type=EXISTING, help="Folder that holds the data sets; digits needs none.")
 @table_options

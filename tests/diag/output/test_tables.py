@@ -100,3 +100,8 @@ def test_marks_are_explained_where_they_occur():
     assert notes(marked("1.2"), 3.4) == []
     assert notes(marked("1.2", converged=False)) == [NOT_CONVERGED]
     assert notes(marked("1.2", at_least=True), marked("0.1", converged=False)) == [NOT_CONVERGED, AT_LEAST]
+
+
+def test_a_table_without_columns_is_its_title(capsys):
+    show_table(make_table("90 done, 0 running", [], []))
+    assert capsys.readouterr().out == "90 done, 0 running\n"
