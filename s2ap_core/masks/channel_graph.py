@@ -159,7 +159,9 @@ class ChannelGraph:
             The exact number for such ``kept``; differentiable in them, where a channel's derivative is
             what it costs if no other consumer of it keeps it.
         """
-        kept = {name: channels.cpu().double() for name, channels in kept.items()}
+        if kept:  # hundreds of short vectors are added up on the CPU, and read back from a GPU at once
+            together = torch.cat([channels.double() for channels in kept.values()]).cpu()
+            kept = dict(zip(kept, together.split([len(channels) for channels in kept.values()]), strict=True))
         needed = self.needed(kept)
         total = torch.tensor(float(self._other_flops), dtype=torch.float64)
         for node in self.nodes:

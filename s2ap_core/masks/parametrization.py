@@ -74,9 +74,9 @@ class ScoreMask(nn.Module):
         return None if rate is None else rate * self.scores.numel()
 
     def _count(self) -> int | Tensor:
-        """Count the scores kept: where a rate is learned on a GPU, a scalar there, since reading it would wait."""
+        """Count the scores kept: where a rate is learned off the CPU, a scalar there, since reading it would wait."""
         rate = self.keep_rate()
-        if rate is None or not rate.is_cuda:
+        if rate is None or rate.device.type == "cpu":
             return self.n_keep
         numel = self.scores.numel()
         return numel - ((1 - rate.detach()) * numel).long()
@@ -130,7 +130,7 @@ class LayerMask(ScoreMask):
         return round(self.keep * self.scores.numel())
 
     def _count(self) -> int | Tensor:
-        if not self.nominal_keep.is_cuda:
+        if self.nominal_keep.device.type == "cpu":
             return self.n_keep
         return (self.nominal_keep * self.scores.numel()).round().long()
 
@@ -203,7 +203,7 @@ class UnitMask(ScoreMask):
         """Select within each part; the gradient of its mask goes to the magnitudes and, where given, to its rate."""
         size, rates = self._part_size, self._keep_rates().detach()
         dropped = ((1 - rates) * size).long()
-        counts = (size - dropped).unbind() if rates.is_cuda else [size - n for n in dropped.tolist()]
+        counts = (size - dropped).unbind() if rates.device.type != "cpu" else [size - n for n in dropped.tolist()]
         parts = [
             straight_through_topk(part, None if keeps is None else keeps[unit], counts[unit])
             for part, unit in zip(self.split(magnitude), self.unit_of_part, strict=True)
@@ -245,8 +245,12 @@ class ChannelMask(ScoreMask):
         """Number of channels kept."""
         return self.count(self.keep)
 
-    def _count(self) -> int:
-        return self.n_keep
+    def _count(self) -> int | Tensor:
+        rate = self.keep_rate()
+        keep = self.nominal_keep if rate is None else rate.detach()
+        if keep.device.type == "cpu":
+            return self.n_keep
+        return (keep * self.scores.numel()).round().clamp(min=1).long()
 
     def count(self, keep: float) -> int:
         """Count the channels that a keep rate keeps."""

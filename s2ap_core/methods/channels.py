@@ -94,7 +94,7 @@ class ChannelMethod(Method):
         """
         kept = {}
         for name, mask in channel_masks(model).items():
-            kept[name] = topk_mask(mask.scores.detach().abs(), mask.n_keep).flatten().double()
+            kept[name] = mask.select(mask.scores.detach().abs()).flatten().double()
             rate = mask.keep_rate()
             if rate is not None:
                 kept[name] = kept[name] + (rate - rate.detach())

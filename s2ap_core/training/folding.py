@@ -78,7 +78,9 @@ def attacked(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
         images: [B, C, H, W], some that it will be attacked on.
     """
     with train_mode(model, False), constant_mask(model):
-        if torch.is_autocast_enabled(images.device.type) or has_forward_hooks(model):
+        kind = images.device.type
+        lowered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        if lowered or has_forward_hooks(model):
             yield model
             return
         twin = _twins.get(model)

@@ -82,7 +82,7 @@ def iterate(
     # Line 10, the update: s <- s - eta * gradient, by the method's own optimizer.
     if clip is not None:
         nn.utils.clip_grad_norm_(trained_by(optimizer), clip)
-    if loss.is_cuda or loss.isfinite():  # a GPU would be waited for; whoever called sees the loss and stops
+    if loss.device.type != "cpu" or loss.isfinite():  # a GPU would be waited for; whoever called sees the loss
         optimizer.step()
     return Step(x_adv, loss)
 

@@ -166,7 +166,7 @@ class Loop:
                 losses.append(step.loss)
                 counts.append(share.count)
                 # Reading a loss waits for its iteration; so on a GPU the one before is read while this one runs.
-                self._check(losses[-2:][0] if step.loss.is_cuda else step.loss)
+                self._check(losses[-1] if step.loss.device.type == "cpu" else losses[-2:][0])
                 for callback in self.callbacks:
                     callback.on_iteration(self, step)
             self._check(losses[-1])
