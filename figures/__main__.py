@@ -17,8 +17,8 @@ from s2ap_diag.curvature.hessian import BatchNormMode
 from s2ap_diag.execution.exits import refuse
 from s2ap_diag.output.tables import make_table, show_table
 
-GIVES_WAY = ("Seeds needed", "First", "Second", "Data", "Seeds", "Network", "Arms")
-"""Columns of the claims that are left out first on a narrow terminal."""
+GIVES_WAY = ("Seeds needed", "First", "Second", "Data", "Seeds", "Arms", "Network")
+"""Columns of the claims that are left out first on a narrow terminal, after those that say the same in each row."""
 
 
 class Only(click.Command):
@@ -104,7 +104,10 @@ def command(
         judged = claims_of(library)
         for table in judged.tables:
             cells = [[cell.text for cell in row] for row in table.rows]
-            show_table(make_table(table.heading, table.columns, cells, gives_way=GIVES_WAY), wide=wide)
+            told = zip(table.columns[1:], list(zip(*cells, strict=True))[1:], strict=True)
+            alike = [column for column, texts in told if len(set(texts)) == 1]
+            gives_way = list(dict.fromkeys([*alike, *GIVES_WAY]))
+            show_table(make_table(table.heading, table.columns, cells, gives_way=gives_way), wide=wide)
             for sentence in table.caption:
                 click.echo(sentence)
         rendered = [] if out is None else render_claims(judged, out)
