@@ -17,7 +17,7 @@ from s2ap_diag.curvature.hessian import BatchNormMode
 from s2ap_diag.execution.exits import refuse
 from s2ap_diag.output.tables import make_table, show_table
 
-GIVES_WAY = ("Seeds needed", "First", "Second", "Data", "Seeds", "Arms", "Network")
+GIVES_WAY = ("Seeds needed", "First", "Second", "Data", "Seeds", "Arms")
 """Columns of the claims that are left out first on a narrow terminal, after those that say the same in each row."""
 
 
