@@ -9,13 +9,12 @@ from pathlib import Path
 
 import processes
 import pytest
+import soak
 
 from s2ap_core.runs import course
 from s2ap_core.runs.directory import RunDirectory
 
-SOAK = "S2AP_SOAK" in os.environ
-KILLS = 50 if SOAK else 12
-SEED = random.SystemRandom().randrange(10**6) if SOAK else 0
+KILLS = soak.amount(12, 62)
 
 
 def in_mid_write(steps: int) -> Callable[[], None]:
@@ -56,9 +55,9 @@ def kill_once(kind: str, config: Path, run: Path, rng: random.Random, share: flo
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(fault_table):
-    rng, whole, kills, ends = random.Random(SEED), processes.uninterrupted(), 0, 0
+    rng, whole, kills, ends = random.Random(soak.SEED), processes.uninterrupted(), 0, 0
     kinds = ["by the clock", "in mid-write"] * 2 + ["the command"] + ["in mid-write", "by the clock"]
-    while kills < KILLS:
+    while kills < KILLS and soak.time_left():
         folder = processes.new_folder()
         config, run = folder / "tiny.toml", folder / "run"
         planned = min(12, KILLS - kills)
@@ -73,12 +72,12 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(fault_t
         processes.finish(config, run)
         lost = processes.differing(run, whole)
         for _ in range(tried):
-            fault_table.add("kill -9", survived=not lost)
-        assert lost == [], f"seed {SEED}"
+            fault_table.add("kill -9 / at any moment", survived=not lost)
+        assert lost == [], f"seed {soak.SEED}"
         rows = [tuple(row.values())[:4] for row in processes.metrics(run)]
         assert len(rows) == len(set(rows))
         ends += 1
-    assert kills >= KILLS
+    assert kills >= KILLS or not soak.time_left()
     assert ends <= KILLS  # the kills come while runs are at work, not between runs that had ended
 
 
@@ -92,7 +91,7 @@ def test_a_run_that_is_killed_as_it_begins_begins_again(steps, fault_table):
     begun = (folder / "run" / "config.toml").exists()
     again = arguments if begun else [word for word in arguments if word != "--resume"]
     status = processes.wait(processes.fork(again, said, in_mid_write(12)))
-    fault_table.add("kill -9", survived=status == -signal.SIGKILL)
+    fault_table.add("kill -9 / as it begins", survived=status == -signal.SIGKILL)
     assert status == -signal.SIGKILL, said.read_text()
     assert processes.done(folder / "run") >= 1
 
@@ -128,5 +127,5 @@ def test_a_run_that_is_killed_between_any_two_stages_ends_as_if_it_had_not_been(
     processes.finish(config, run)
     lost = processes.differing(run, whole)
     for _ in 2 * stages:
-        fault_table.add("kill -9", survived=not lost)
+        fault_table.add("kill -9 / between two stages", survived=not lost)
     assert lost == []

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from s2ap_diag.commands.options.shared import EXISTING, table_options
+from s2ap_diag.commands.options.shared import EXISTING, FOLDER, table_options
 
 
 @click.group(name="data", invoke_without_command=True)
@@ -17,7 +17,7 @@ def command(ctx: click.Context) -> None:
 
 @command.command(name="fetch", short_help="Download data set NAME into a folder.")
 @click.argument("name")
-@click.option("--root", type=EXISTING, required=True, help="Folder for all data sets; made if it is not there.")
+@click.option("--root", type=FOLDER, required=True, help="Folder for all data sets; made if it is not there.")
 @table_options
 def fetch(**options: Any) -> None:
     """Download data set NAME into a folder, checksum and all; goes on where an earlier download broke off."""

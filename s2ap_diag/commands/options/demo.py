@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from s2ap_diag.commands.options.shared import EXISTING, device_option, output_options
+from s2ap_diag.commands.options.shared import FOLDER, device_option, output_options
 
 
 @click.command(name="demo")
-@click.option("--out", type=EXISTING, default=Path("runs/demo"), show_default=True, help="Folder of the runs.")
+@click.option("--out", type=FOLDER, default=Path("runs/demo"), show_default=True, help="Folder of the runs.")
 @click.option("--quick", is_flag=True, help="One fold and a few epochs: a smoke test.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed.")
 @output_options

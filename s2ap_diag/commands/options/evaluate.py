@@ -4,7 +4,14 @@ from typing import Any
 
 import click
 
-from s2ap_diag.commands.options.shared import EXISTING, device_option, output_options, seed_option, source_options
+from s2ap_diag.commands.options.shared import (
+    EXISTING,
+    FOLDER,
+    device_option,
+    output_options,
+    seed_option,
+    source_options,
+)
 
 
 @click.command(name="evaluate")
@@ -34,7 +41,7 @@ from s2ap_diag.commands.options.shared import EXISTING, device_option, output_op
 @click.option("--severity", type=click.IntRange(1, 5), help="With --dataset cifar10c: how strong; the default is 3.")
 @click.option(
     "--evals",
-    type=EXISTING,
+    type=FOLDER,
     help="Folder for correctness by image, saved after each batch and continued; default RUN/evals for RUN/ckpt/FILE.",
 )
 @source_options

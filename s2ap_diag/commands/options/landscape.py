@@ -4,7 +4,14 @@ from typing import Any
 
 import click
 
-from s2ap_diag.commands.options.shared import EXISTING, device_option, output_options, seed_option, source_options
+from s2ap_diag.commands.options.shared import (
+    EXISTING,
+    FOLDER,
+    device_option,
+    output_options,
+    seed_option,
+    source_options,
+)
 
 
 @click.command(name="landscape")
@@ -19,7 +26,7 @@ from s2ap_diag.commands.options.shared import EXISTING, device_option, output_op
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--objective", help="trades, pgd-at, mart, fast-at or clean; default the checkpoint's own, or trades.")
 @click.option("--eps", help="Radius of the adversary; default the checkpoint's own, or 8/255.")
-@click.option("--out", type=EXISTING, help="Folder for what is measured, from which an interrupted call goes on.  "
+@click.option("--out", type=FOLDER, help="Folder for what is measured, from which an interrupted call goes on.  "
               "[default: RUN/landscape for RUN/ckpt/FILE]")  # fmt: skip
 @source_options
 @output_options

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from s2ap_diag.commands.options import completion
-from s2ap_diag.commands.options.shared import EXISTING, device_option, quiet_option
+from s2ap_diag.commands.options.shared import FOLDER, device_option, quiet_option
 
 
 @click.command(name="run")
@@ -29,7 +29,7 @@ from s2ap_diag.commands.options.shared import EXISTING, device_option, quiet_opt
     help="Override a setting, e.g. method.keep=0.05.",
     shell_complete=completion.settings,
 )
-@click.option("--out", type=EXISTING, help="The run directory; default runs/CONFIG.")
+@click.option("--out", type=FOLDER, help="The run directory; default runs/CONFIG.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped.")
 @click.option(
     "--force", is_flag=True, help="With --resume: go on although config, images or code changed; it is written down."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from s2ap_core.errors import InputError
 from s2ap_core.files.kinds import check_input
 from s2ap_core.files.writer import writes_files
 from s2ap_diag.commands.options import completion
@@ -31,7 +32,19 @@ class GivenPath(click.Path):
         return path
 
 
+class OutputFolder(GivenPath):
+    """A folder that a command writes into, made where it is missing: before anything is measured, no file is there."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path: Path = super().convert(value, param, ctx)
+        there = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
+        if os.path.isfile(there):
+            raise InputError(f"{path}: {there} is a file, where a folder is to be; name another folder")
+        return path
+
+
 EXISTING = GivenPath(path_type=Path)
+FOLDER = OutputFolder(path_type=Path)
 
 
 class OutputFile(click.Path):
