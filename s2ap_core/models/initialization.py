@@ -10,5 +10,6 @@ def init_convolutions(model: nn.Module) -> None:
     default, which follows the fan-in, so that narrow networks train too.
     """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        # On the meta device torch would import its compiler, a second, to draw nothing.
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -96,7 +96,8 @@ class ViT(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads, norm_affine) for _ in range(DEPTH)))
         self.norm = nn.LayerNorm(width, elementwise_affine=norm_affine)
         self.head = nn.Linear(width, classes)
-        nn.init.normal_(self.positions, std=0.02)
+        if not self.positions.is_meta:  # as in init_convolutions
+            nn.init.normal_(self.positions, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
