@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,17 +69,11 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
         InputError: if the file is missing, truncated, mislabelled, of another format, or asks for memory or time out
             of proportion to its size.
     """
-    from scipy.io import loadmat, whosmat  # a third of a second, for this data set alone
-
     if not path.is_file():
         raise InputError(f"{path}: missing; {remedy(NAME)}")
     try:
-        declared = sum(math.prod(shape) for _, shape, _ in whosmat(path))
-        if declared > max(UNPACKED, RATIO * path.stat().st_size):
-            raise ValueError(f"it unpacks to {declared:,} numbers, over {RATIO} times its size")
-        load = partial(loadmat, path, variable_names=["X", "y"])
-        rehearse(load, path.stat().st_size)
-        content = load()
+        rehearse(lambda: _load(path), path.stat().st_size)
+        content = _load(path)
     except TooMuch as error:
         raise InputError(f"{path}: refused, {error}; {remedy(NAME)}") from None
     except Exception as error:  # a broken .mat file can raise nearly anything
@@ -89,3 +83,13 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     images = check_images(NAME, path, content["X"], (32, 32, 3, None))
     labels = check_labels(NAME, path, content["y"].ravel(), images.shape[-1], range(1, 11))
     return np.ascontiguousarray(images.transpose(3, 2, 0, 1)), labels % 10
+
+
+def _load(path: Path) -> dict[str, Any]:
+    from scipy.io import loadmat, whosmat  # a third of a second, for this data set alone
+
+    declared = sum(math.prod(shape) for _, shape, _ in whosmat(path))
+    if declared > max(UNPACKED, RATIO * path.stat().st_size):
+        raise ValueError(f"it unpacks to {declared:,} numbers, over {RATIO} times its size")
+    content: dict[str, Any] = loadmat(path, variable_names=["X", "y"])
+    return content
