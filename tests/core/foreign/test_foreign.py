@@ -171,6 +171,7 @@ def test_scores_become_the_published_masks(form: str, prefix: str, tmp_path: Pat
         "dataset": "cifar10",
         "method": form,
         "keep": KEEP,
+        "keep_is_counted": False,
         "stage": "prune",
         "epoch": 20,
         "format": form,
