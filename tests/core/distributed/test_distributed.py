@@ -212,8 +212,9 @@ def test_masks_do_not_depend_on_the_number_of_processes(one, two):
         ours, theirs = ({k: m for k, m in f["float64"].items() if k != "validation"} for f in (found, one))
         assert disagreement(ours, theirs) == 0
         ours, theirs = ({k: m for k, m in f["float32"].items() if k != "validation"} for f in (found, one))
-        # Rounding alone: parts of a batch take other convolutions, and which ones is the processor's affair.
-        assert disagreement(ours, theirs) <= 0.005
+        # Rounding alone: parts of a batch take other convolutions, and which ones is the processor's affair; folding
+        # BatchNorm into those of the attack adds to it.
+        assert disagreement(ours, theirs) <= 0.01
     torch.testing.assert_close(two[0]["float64"]["validation"], one["float64"]["validation"], rtol=1e-9, atol=1e-9)
 
 
