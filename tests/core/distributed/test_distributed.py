@@ -70,7 +70,7 @@ def two(tmp_path_factory, one) -> list[dict[str, Any]]:
     """The same in two processes: what each of them found."""
     folder = tmp_path_factory.mktemp("two")
     command = torchrun(Path(worker.__file__), folder, one["checkpoint"])
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=110)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return [{**torch.load(folder / f"rank-{r}.pt", weights_only=False), "folder": folder} for r in range(2)]
 
