@@ -84,19 +84,31 @@ def attacked(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
             yield model
             return
         twin = _twins.get(model)
+        if twin is not None and twin.in_force:
+            yield twin.network or model
+            return
         if twin is None or not twin.is_of(model):
             with torch.random.fork_rng([images.device] if images.is_cuda else []):  # of a network that draws
                 twin = _twins[model] = _Twin(model, images)
-        yield twin.up_to_date() or model
+        with twin.following():
+            yield twin.network or model
 
 
 class _Twin:
-    """A trace of a network that shares its modules, the convolutions apart that BatchNorm is folded into."""
+    """A trace of a network that shares its modules, the convolutions apart that BatchNorm is folded into.
+
+    Attributes:
+        network: the trace; None if the network cannot be folded.
+        in_force: whether a block of :meth:`following` is open.
+    """
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         self.parts = list(model.modules())[1:]  # without the network itself, which then can be collected
         self.folds: list[_Fold] = []
         self.network: nn.Module | None = None
+        self.in_force = False
+        if not any(isinstance(part, nn.BatchNorm2d) for part in self.parts):
+            return
         try:
             network = fx.GraphModule(model, _Tracer().trace(model))
             self.folds = _fold(network)
@@ -116,11 +128,16 @@ class _Twin:
         """Return whether the network still is made of the same modules."""
         return list(model.modules())[1:] == self.parts
 
-    def up_to_date(self) -> nn.Module | None:
-        """Return it with the weights that the network has now; None if the network cannot be folded."""
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Compute our convolutions from the network's, once for the block, in which its weights are constant."""
         if self.network is not None:
             self._follow()
-        return self.network
+        self.in_force = True
+        try:
+            yield
+        finally:
+            self.in_force = False
 
     def _follow(self) -> None:
         for fold in self.folds:

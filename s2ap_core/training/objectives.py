@@ -96,14 +96,15 @@ def trades(threat: Threat, beta: float) -> Objective:
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         del y
-        with torch.no_grad(), attacked(model, x) as network:
-            p_clean = F.softmax(network(x), dim=1)
+        with attacked(model, x) as network:  # held over the steps, too
+            with torch.no_grad():
+                p_clean = F.softmax(network(x), dim=1)
 
-        def divergence(logits: Tensor) -> Tensor:
-            return F.kl_div(F.log_softmax(logits, dim=1), p_clean, reduction="sum")
+            def divergence(logits: Tensor) -> Tensor:
+                return F.kl_div(F.log_softmax(logits, dim=1), p_clean, reduction="sum")
 
-        start = normal_start(x, 0.001, generator)
-        return _pgd(model, x, divergence, start, threat)
+            start = normal_start(x, 0.001, generator)
+            return _pgd(model, x, divergence, start, threat)
 
     def loss(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         log_p, log_p_adv = F.log_softmax(model(x), dim=1), F.log_softmax(model(x_adv), dim=1)
