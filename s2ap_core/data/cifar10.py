@@ -18,7 +18,7 @@ from s2ap_core.data.base import check_images, check_labels, folder, hold_out, re
 from s2ap_core.data.memory import InMemory
 from s2ap_core.errors import InputError
 from s2ap_core.files.kinds import check_input
-from s2ap_core.files.rehearsal import TooMuch, rehearse
+from s2ap_core.files.rehearsal import TooMuch, rehearsed
 
 NAME, FOLDER = "cifar10", "cifar-10-batches-py"
 TRAIN, TEST = tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch"
@@ -55,7 +55,7 @@ def load(root: Path | None = None, val: int = 1000, augment: bool = True) -> InM
     )
 
 
-def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
+def parts(root: Path | None) -> Iterator[tuple[Path, Callable[[Path], int]]]:
     """List the files that make up the data set, each with the function that counts its images."""
     base = folder(NAME, root, FOLDER)
     for name in (*TRAIN, TEST):
@@ -71,8 +71,7 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     check_input(path)
     try:
-        rehearse(lambda: _load(path), path.stat().st_size)
-        batch = _load(path)
+        batch = rehearsed(lambda: _load(path), path.stat().st_size)
     except FileNotFoundError:
         raise InputError(f"{path}: missing; {remedy(NAME)}") from None
     except (ForbiddenPickle, TooMuch) as error:

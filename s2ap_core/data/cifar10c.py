@@ -67,7 +67,7 @@ def load(root: Path | None, corruption: str, severity: int = 3) -> InMemory:
     return InMemory(NAME, 10, {"test": test})
 
 
-def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
+def parts(root: Path | None) -> Iterator[tuple[Path, Callable[[Path], int]]]:
     """List the files that make up the data set, each with the function that counts its images.
 
     The four extra corruptions are counted where they are there; they are not required.

@@ -70,7 +70,7 @@ SOURCES = {
     ),
 }
 
-PARTS: dict[str, Callable[[Path], Iterator[tuple[Path, Callable[[Path], int]]]]] = {
+PARTS: dict[str, Callable[[Path | None], Iterator[tuple[Path, Callable[[Path], int]]]]] = {
     "cifar10": cifar10.parts,
     "cifar10c": cifar10c.parts,
     "svhn": svhn.parts,
@@ -97,13 +97,11 @@ def check(name: str, root: Path | None, on_part: Callable[[int, int], None] | No
         on_part: called after each part with the number read and the number in all.
 
     Raises:
-        InputError: if the data set is unknown or ``root`` is no folder.
+        InputError: if the data set is unknown, or is read from a folder and ``root`` is none.
     """
     if name not in PARTS:
         data = load(name, root)
         return [Part(f"{split} split", True, data.count(split), None) for split in ("train", "val", "test")]
-    if root is None:
-        raise InputError(f"data set {name} is read from a folder: set its root, --root or data.root")
     parts = []
     expected = list(PARTS[name](root))
     for path, count in expected:

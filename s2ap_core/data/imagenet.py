@@ -67,7 +67,7 @@ def load(root: Path | None = None, size: int = 224, workers: int | None = None, 
     return ImageFolders(base, size, min(8, cores) if workers is None else workers, augment)
 
 
-def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
+def parts(root: Path | None) -> Iterator[tuple[Path, Callable[[Path], int]]]:
     """List the two folders that make up the data set, each with the function that counts its images."""
     base = folder(NAME, root, FOLDER)
 

@@ -17,7 +17,7 @@ from s2ap_core.data.base import check_images, check_labels, folder, hold_out, re
 from s2ap_core.data.memory import InMemory
 from s2ap_core.errors import InputError
 from s2ap_core.files.arrays import RATIO, UNPACKED
-from s2ap_core.files.rehearsal import TooMuch, rehearse
+from s2ap_core.files.rehearsal import TooMuch, rehearsed
 
 NAME, FOLDER = "svhn", "svhn"
 TRAIN, TEST = "train_32x32.mat", "test_32x32.mat"
@@ -55,7 +55,7 @@ def load(root: Path | None = None, val: int = 1000, augment: bool = True) -> InM
     )
 
 
-def parts(root: Path) -> Iterator[tuple[Path, Callable[[Path], int]]]:
+def parts(root: Path | None) -> Iterator[tuple[Path, Callable[[Path], int]]]:
     """List the files that make up the data set, each with the function that counts its images."""
     base = folder(NAME, root, FOLDER)
     for name in (TRAIN, TEST):
@@ -72,8 +72,7 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise InputError(f"{path}: missing; {remedy(NAME)}")
     try:
-        rehearse(lambda: _load(path), path.stat().st_size)
-        content = _load(path)
+        content = rehearsed(lambda: _load(path), path.stat().st_size)
     except TooMuch as error:
         raise InputError(f"{path}: refused, {error}; {remedy(NAME)}") from None
     except Exception as error:  # a broken .mat file can raise nearly anything

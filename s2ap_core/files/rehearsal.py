@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 import psutil
 
@@ -32,8 +33,21 @@ WAITED = 6
 _FINE, _MEMORY = 0, 3
 
 
+T = TypeVar("T")
+
+
 class TooMuch(ValueError):
     """A file that takes more to read than its size explains, or than there is."""
+
+
+def rehearsed(read: Callable[[], T], content: int) -> T:
+    """Return what ``read`` returns, once :func:`rehearse` has let it pass.
+
+    Raises:
+        TooMuch: as :func:`rehearse`.
+    """
+    rehearse(read, content)
+    return read()
 
 
 def rehearse(read: Callable[[], object], content: int) -> None:

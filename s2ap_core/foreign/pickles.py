@@ -16,7 +16,7 @@ from torch.serialization import safe_globals
 from s2ap_core.errors import InputError
 from s2ap_core.files.arrays import unpacked_size
 from s2ap_core.files.kinds import check_input
-from s2ap_core.files.rehearsal import TooMuch, rehearse
+from s2ap_core.files.rehearsal import TooMuch, rehearsed
 
 
 def _number_type(name: object, *_: object) -> np.dtype[Any]:
@@ -59,8 +59,7 @@ def unpickle(path: Path) -> object:
     """
     check_input(path)
     try:
-        rehearse(lambda: _load(path), unpacked_size(path))
-        return _load(path)
+        return rehearsed(lambda: _load(path), unpacked_size(path))
     except TooMuch as error:
         raise InputError(f"{path}: refused, {error}; save the state dict alone") from error
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
