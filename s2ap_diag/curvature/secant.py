@@ -43,7 +43,7 @@ def probe(
     perturbation = Perturbation(model, layers, radius=Relative(gamma), source="last")
     tensors = [layer.tensor for layer in layers]
     before = [tensor.detach().clone() for tensor in tensors]
-    at_s = [tensor.new_zeros(tensor.shape) if tensor.grad is None else tensor.grad for tensor in tensors]
+    at_s = [tensor.grad for tensor in tensors if tensor.grad is not None]
     with perturbation.applied(robust_loss, optimizer, seed), frozen_statistics(model), one_mask(model):
         loss = robust_loss()
         loss, *there = add_up([loss.detach(), *torch.autograd.grad(loss, tensors)])
