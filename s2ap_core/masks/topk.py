@@ -30,13 +30,13 @@ def topk_mask(magnitude: Tensor, n_keep: int) -> Tensor:
     Raises:
         InputError: if ``magnitude`` holds NaN, for which no order exists.
     """
+    if magnitude.device.type != "cpu":
+        return topk_mask_on_device(magnitude, n_keep)
     n = magnitude.numel()
     if n_keep in (0, n):
         if magnitude.isnan().any():
             raise InputError("scores hold NaN: no top-k exists; restore an earlier epoch")
         return torch.full_like(magnitude, float(n_keep == n))
-    if magnitude.device.type != "cpu":
-        return topk_mask_on_device(magnitude, n_keep)
     values = magnitude.detach().numpy()
     # The threshold does not depend on the order of the entries: memory order needs no copy.
     threshold = np.partition(values.ravel(order="K"), n - n_keep)[n - n_keep]
@@ -51,37 +51,33 @@ def topk_mask(magnitude: Tensor, n_keep: int) -> Tensor:
 
 
 def topk_mask_on_device(magnitude: Tensor, n_keep: int | Tensor) -> Tensor:
-    """Select as :func:`topk_mask` without a host synchronisation: ties are counted on the device.
+    """Select as :func:`topk_mask`, in few kernels and without a host synchronisation.
 
     Args:
         n_keep: a number, or an integer scalar on the device, as HARP's learned rates give it.
     """
     flat = magnitude.detach().reshape(-1)
     n = flat.numel()
-    ascending = flat.sort().values
+    ascending, order = flat.sort(stable=True)
+    # Nothing can be raised without a synchronisation: NaN, which sorts last, makes the mask, and so the loss, NaN.
+    one = ascending[-1:] * 0 + 1
     if isinstance(n_keep, Tensor):
-        threshold = ascending.gather(0, (n - n_keep).clamp(0, n - 1).view(1))
+        kept = torch.empty_like(flat).scatter_(0, order, (torch.arange(n, device=flat.device) >= n - n_keep) * one)
     else:
-        threshold = ascending[n - n_keep]
-    above, tied = flat > threshold, flat == threshold
-    ties_after = tied.sum() - tied.cumsum(0)
-    kept = above | (tied & (ties_after < n_keep - above.sum()))
-    mask = torch.empty_like(magnitude)  # keeps the layout of the scores
-    # Nothing can be raised without a synchronisation: NaN scores make the mask, and so the loss, NaN.
-    return mask.copy_(kept.view(magnitude.shape)).add_(flat.sum() * 0)
+        kept = torch.zeros_like(flat).scatter_(0, order[n - n_keep :], one.expand(n_keep))
+    kept = kept.view(magnitude.shape)
+    return kept if magnitude.is_contiguous() else torch.empty_like(magnitude).copy_(kept)  # the layout of the scores
 
 
 def kth_smallest(values: Tensor, k: Tensor) -> Tensor:
-    """Select the k-th smallest of all values, k from 1, a scalar; off the CPU without a host synchronisation.
+    """Select the k-th smallest of all values for each k in a vector, counted from 1; nothing is read from a GPU.
 
     Where there are fewer than k, the largest.
     """
+    position = (k.long() - 1).clamp(max=values.numel() - 1)
     if values.device.type == "cpu":
-        flat = values.numpy().ravel(order="K")
-        position = min(int(k), flat.size) - 1
-        return torch.tensor(np.partition(flat, position)[position])
-    ascending = values.reshape(-1).sort().values
-    return ascending.gather(0, (k.long() - 1).clamp(max=ascending.numel() - 1).view(1))[0]
+        return torch.from_numpy(np.partition(values.numpy().ravel(order="K"), position.numpy())[position.numpy()])
+    return values.reshape(-1).sort().values[position]
 
 
 def straight_through_topk(magnitude: Tensor, keep: Tensor | None, n_keep: int | Tensor) -> Tensor:

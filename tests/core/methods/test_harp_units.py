@@ -23,7 +23,7 @@ from s2ap_core.models import NETWORKS
 from s2ap_core.models.vit import Attention
 from s2ap_core.runs.checkpoints import load_checkpoint, save_checkpoint
 from s2ap_core.seeds import generator
-from s2ap_core.training.ball import PerturbedLayer, radius_of_swaps
+from s2ap_core.training.ball import PerturbedLayer, radii_of_swaps
 from s2ap_core.training.stages import Stages
 from s2ap_diag.curvature.reach import perturbation_reach
 from s2ap_diag.execution.execute import prepare
@@ -370,7 +370,7 @@ def test_the_radius_of_swaps_is_about_the_smallest_in_a_split_layer(share):
     ascent = torch.randn(30, 40, generator=rng)
     wished = round(share * mask.n_keep)
     layer = PerturbedLayer(mask.scores, mask.scores.norm, mask)
-    radius = radius_of_swaps(layer, ascent, torch.tensor(float(wished)))
+    (radius,) = radii_of_swaps([layer], [layer.kept()], [ascent], torch.tensor([float(wished)]))
 
     def swapped(radius: float) -> int:
         moved = (mask.scores + radius * ascent / ascent.norm()).detach().abs()

@@ -10,7 +10,9 @@ from torch import nn
 from s2ap_core.config import MethodSettings, MinimizerSettings
 from s2ap_core.masks.masking import attach, masks
 from s2ap_core.methods import build_method
-from s2ap_core.training.ball import Flips, Relative, Rise, radius_of_swaps, score_layers, search_radius
+from s2ap_core.training.ball import Flips, PerturbedLayer, Relative, Rise, radii_of_swaps, score_layers, search_radius
+
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 
 
 def one_layer(entries: int, keep: float, seed: int, scale: str = "normal"):
@@ -33,13 +35,20 @@ def swaps_at(model: nn.Module, layer, z: torch.Tensor) -> int:
     return len(before - after)
 
 
+def radius_of_swaps(layer: PerturbedLayer, direction: torch.Tensor, swaps: int) -> torch.Tensor:
+    wished = torch.tensor([float(swaps)], device=direction.device)
+    return radii_of_swaps([layer], [layer.kept()], [direction], wished)[0]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 @pytest.mark.parametrize("direction", ["normal", "heavy", "sparse", "along s", "against s"])
 @pytest.mark.parametrize("keep", [0.5, 0.1, 0.01])
 @pytest.mark.parametrize("scale", ["normal", "heavy"])
-def test_a_layer_flips_the_share_that_is_asked_for(direction, keep, scale):
+def test_a_layer_flips_the_share_that_is_asked_for(direction, keep, scale, device):
     within, readings = 0, 0
     for seed in range(3):
         model, layer = one_layer(20_000, keep, seed, scale)
+        model.to(device)
         torch.manual_seed(100 + seed)
         d = torch.randn_like(layer.tensor)
         d = {
@@ -51,7 +60,7 @@ def test_a_layer_flips_the_share_that_is_asked_for(direction, keep, scale):
         }[direction]
         for share in (0.003, 0.01, 0.03, 0.1):
             wish = max(1, round(share * int(keep * 20_000)))
-            radius = radius_of_swaps(layer, d, torch.tensor(float(wish)))
+            radius = radius_of_swaps(layer, d, wish)
             found = swaps_at(model, layer, 1.0001 * radius * d / d.norm())
             if wish > 0.05 * keep * 20_000 and direction == "sparse":
                 continue  # so many do not move
@@ -68,7 +77,7 @@ def test_a_layer_flips_the_share_that_is_asked_for(direction, keep, scale):
 def test_a_layer_of_few_entries_can_swap_one():
     model, layer = one_layer(8, 0.5, 0)
     d = torch.randn_like(layer.tensor)
-    radius = radius_of_swaps(layer, d, torch.tensor(1.0))
+    radius = radius_of_swaps(layer, d, 1)
     assert swaps_at(model, layer, 1.001 * radius * d / d.norm()) >= 1
     assert swaps_at(model, layer, 0.5 * radius * d / d.norm()) == 0
 
@@ -97,9 +106,9 @@ def test_a_broken_number_of_swaps_is_right_on_average():
 def test_where_nothing_can_flip_the_radius_is_0(keep):
     _, layer = one_layer(30, keep, 0)
     d = torch.randn_like(layer.tensor) if keep == 1.0 else torch.zeros_like(layer.tensor)
-    assert radius_of_swaps(layer, d, torch.tensor(2.0)) == 0
+    assert radius_of_swaps(layer, d, 2) == 0
     d[0, 0] = math.nan
-    assert radius_of_swaps(layer, d, torch.tensor(2.0)) == 0
+    assert radius_of_swaps(layer, d, 2) == 0
 
 
 @pytest.mark.parametrize("method", ["hydra", "harp", "rlth", "hydra-channels", "harp-channels"])
