@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks.measure import Rounds, Row, Setting, at_most, interleaved, timed
 from benchmarks.worlds import TRADES, bare, colour_digits, pretrained, search
 from s2ap_core.masks.masking import scores
+from s2ap_core.modes import gpu_arithmetic
 from s2ap_core.seeds import generator
 from s2ap_diag.curvature.eigen import Lanczos, lambda_max
 from s2ap_diag.curvature.hessian import Loss, ScoreHessian, batch_norm_mode
@@ -29,7 +30,8 @@ def run(setting: Setting) -> list[Row]:
     ours = search(pretrained("resnet18", data, count // 2, setting), x)
     batch = (x, ours.objective.attack(ours.model, x, y, generator(x.device, 0, "benchmark")), y)
     loss = batch_loss(ours.objective)
-    return [_auto_pgd(setting, ours.model, loss, batch), *_lambda_max(setting, ours.model, loss, batch)]
+    with gpu_arithmetic(tf32=False):  # ours measures curvature in float32 whatever torch is set to
+        return [_auto_pgd(setting, ours.model, loss, batch), *_lambda_max(setting, ours.model, loss, batch)]
 
 
 def _auto_pgd(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) -> Row:

@@ -59,6 +59,9 @@ def _record(step: Callable[[Tensor], Tensor], state: Tensor) -> torch.cuda.CUDAG
         except RuntimeError as error:
             log.info("the attack's steps are not recorded, which would be faster: %s", error)
             _latest[state.device] = None
+            # Torch's default generator still waits for the end of the recording, and would draw nothing before.
+            drawing = torch.cuda.default_generators[torch.cuda.current_device()]
+            drawing.graphsafe_set_state(drawing.clone_state())
             return None
     _latest[state.device] = graph
     return graph

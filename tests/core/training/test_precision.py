@@ -158,3 +158,4 @@ def test_steps_that_are_replayed_are_those_that_are_launched(reads_back):
     recorded = replay._latest[state.device]  # the results would be the same without a recording
     assert (recorded is None) == reads_back
     replay.release()
+    torch.rand(1, device="cuda")  # which a recording that failed would not let through
