@@ -168,10 +168,6 @@ SELECTIONS = 6
 """Masks of a layer that :func:`radii_of_swaps` selects at most, besides the one in force."""
 
 
-SELECTIONS_ON_DEVICE = 4
-"""As many are made off the CPU, where a look at what was found would wait; 99 of 100 readings are within 20 % then."""
-
-
 CLOSE = 1.1
 """Swaps over those wished for at which the search for a radius may end."""
 
@@ -210,7 +206,7 @@ def radii_of_swaps(
         radii[i] = _first_radius(layers[i], kept[i], ascent[i], lengths[i], swaps[i])
     low, at_low = torch.zeros_like(radii), torch.zeros_like(swaps)
     high, at_high = torch.full_like(radii, math.inf), swaps.clone()
-    for _ in range(SELECTIONS if on_cpu else SELECTIONS_ON_DEVICE):
+    for _ in range(SELECTIONS):
         found = at_high.clone()
         for i in sought:
             found[i] = swapped(i, radii[i])

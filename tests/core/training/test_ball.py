@@ -10,6 +10,7 @@ from torch import nn
 from s2ap_core.config import MethodSettings, MinimizerSettings
 from s2ap_core.masks.masking import attach, masks
 from s2ap_core.methods import build_method
+from s2ap_core.training import ball
 from s2ap_core.training.ball import Flips, PerturbedLayer, Relative, Rise, radii_of_swaps, score_layers, search_radius
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
@@ -40,11 +41,13 @@ def radius_of_swaps(layer: PerturbedLayer, direction: torch.Tensor, swaps: int) 
     return radii_of_swaps([layer], [layer.kept()], [direction], wished)[0]
 
 
+@pytest.mark.parametrize("close", [ball.CLOSE, 0], ids=["looks", "never looks"])  # as off the CPU
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 @pytest.mark.parametrize("direction", ["normal", "heavy", "sparse", "along s", "against s"])
 @pytest.mark.parametrize("keep", [0.5, 0.1, 0.01])
 @pytest.mark.parametrize("scale", ["normal", "heavy"])
-def test_a_layer_flips_the_share_that_is_asked_for(direction, keep, scale, device):
+def test_a_layer_flips_the_share_that_is_asked_for(direction, keep, scale, device, close, monkeypatch):
+    monkeypatch.setattr(ball, "CLOSE", close)
     within, readings = 0, 0
     for seed in range(3):
         model, layer = one_layer(20_000, keep, seed, scale)
