@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2ap_core.errors import InputError
@@ -22,7 +23,7 @@ from s2ap_core.masks.state import selects
 from s2ap_core.models import NETWORKS
 from s2ap_core.runs.checkpoints import Checkpoint, build_network, check_header, fill, load_checkpoint
 
-CONVOLUTIONS: Mapping[int, Callable[..., nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+CONVOLUTIONS: Mapping[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 """By the dimensions of their weight."""
 
 
@@ -40,20 +41,25 @@ class Cost:
     flops: float | None
 
 
-def masked_network(path: Path) -> Checkpoint:
-    """Load a checkpoint of ours; of a network whose code is not named, its masked layers alone.
+def masked_network(path: Path, *, whole: bool = False) -> Checkpoint:
+    """Load the masked layers of a checkpoint of ours, without the network that they are of.
+
+    Args:
+        whole: load the network itself, unless it is one whose code is not named.
 
     Raises:
         InputError: as :func:`s2ap_core.runs.checkpoints.load_checkpoint`.
     """
     tensors, header = load_tensors(path)
     described = header.get("network")
-    if not isinstance(described, Mapping) or NETWORKS.knows(str(described.get("name"))):
+    known = isinstance(described, Mapping) and NETWORKS.knows(str(described.get("name")))
+    if not isinstance(described, Mapping) or (whole and known):
         return load_checkpoint(path)
     try:
         check_header(header)
         model = _layers(tensors)
-        own = {name for name in tensors if name in model.state_dict() or selects(name)}
+        weights = model.state_dict()
+        own = {name for name in tensors if name in weights or selects(name)}
         fill(model, {name: tensors[name] for name in own}, header["keep"])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -65,15 +71,15 @@ def _layers(tensors: Mapping[str, Tensor]) -> nn.Module:
     masked = [name for name in tensors if selects(name) and name.endswith(("scores", "mask"))]
     weights = {name: tensors[name] for name in (re.sub("(scores|mask)$", "weight", one) for one in masked)}
     layers: dict[str, nn.Module] = {}
-    for name, weight in weights.items():
+    for name, weight in weights.items():  # which are filled, not drawn
         path, _, parameter = name.rpartition(".")
         if parameter == "in_proj_weight":
-            layers[path] = nn.MultiheadAttention(weight.shape[1], 1, bias=False)
+            layers[path] = skip_init(nn.MultiheadAttention, weight.shape[1], 1, bias=False)
         elif parameter == "weight" and weight.ndim == 2:
-            layers[path] = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            layers[path] = skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=False)
         elif parameter == "weight" and weight.ndim in CONVOLUTIONS:
             outputs, inputs, *kernel = weight.shape
-            layers[path] = CONVOLUTIONS[weight.ndim](inputs, outputs, tuple(kernel), bias=False)
+            layers[path] = skip_init(CONVOLUTIONS[weight.ndim], inputs, outputs, tuple(kernel), bias=False)
         else:
             raise InputError(f"{name} is of a layer that is not known without its network")
     root = nn.Module()

@@ -152,8 +152,10 @@ def _budget(run: Run) -> Budget | None:
     if "prune" not in run.results:
         return None
     config = run.config
-    checkpoint = masked_network(RunDirectory(run.path, config).result(course.trained(config)[-1]))
-    reduction, spent = course.flops_reduction(config), cost(checkpoint)
+    reduction = course.flops_reduction(config)
+    network = RunDirectory(run.path, config).result(course.trained(config)[-1])
+    checkpoint = masked_network(network, whole=reduction is not None)
+    spent = cost(checkpoint)
     if reduction is not None and spent.flops is None:
         name = checkpoint.header["network"]["name"]
         raise InputError(
