@@ -79,11 +79,12 @@ def run_command(
         raise without_scores(checkpoints[0])
     files = [Measured.of(checkpoint, asked, out) for checkpoint in scored]
     left = [file.passes_left() for file in files]
+    data = source.data(files[0].checkpoint).to(device)  # before the cost is told: data that are missing cost nothing
     if not output.quiet:
         click.echo(cost(files, asked), err=True)
     with counting("landscape", sum(left), output.quiet) as advance:
-        for file in files:
-            file.complete(source.data(file.checkpoint).to(device), advance)
+        for number, file in enumerate(files):
+            file.complete(data if number == 0 else source.data(file.checkpoint).to(device), advance)
     records = [file.record() for file in files]
     output.emit(records, table_of(records), rows=rows_of(records), notes=[AXES])
     if output.plot is not None:

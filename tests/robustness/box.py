@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import multiprocessing.util
 import os
 import resource
 import shutil
@@ -82,6 +83,7 @@ def _run(arguments: list[str], box: Path, *said: Path) -> NoReturn:
         traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):
+            multiprocessing.util._exit_function()  # as Python does before it ends: or semaphores of pools stay behind
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
