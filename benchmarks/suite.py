@@ -13,6 +13,7 @@ from benchmarks import (
     memory,
     profile,
     s2ap,
+    scale,
     sharpness,
     sources,
     start,
@@ -36,9 +37,10 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "hamming": hamming.run,
     "start": start.run,
     "sweeps": sweeps.run,
+    "scale": scale.run,
     "loader": loader.run,
     "distributed": distributed.run,
     "table7": table7.run,
 }
 # Absolute times of searches that nobody makes on a CPU, and work of the CPU in which a GPU has no part.
-UNUSUAL = {"cpu": {"table7"}, "cuda": {"gap", "hamming", "headline", "loader", "profile", "start", "sweeps"}}
+UNUSUAL = {"cpu": {"table7"}, "cuda": {"gap", "hamming", "headline", "loader", "profile", "scale", "start", "sweeps"}}
