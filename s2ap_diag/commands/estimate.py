@@ -19,12 +19,12 @@ from s2ap_diag.sweep.estimate import (
     disk,
     images_of,
     macs_of_a_pass,
-    memory_of,
     seconds,
     stages,
     wall,
 )  # fmt: skip
 from s2ap_diag.sweep.grid import Grid, expand, is_grid, read_grid
+from s2ap_diag.sweep.memory import memory_of
 from s2ap_diag.sweep.plan import plan
 from s2ap_diag.sweep.rates import Rates, rates_of
 

@@ -30,7 +30,7 @@ from s2ap_core.masks.parametrization import ScoreMask
 from s2ap_core.modes import frozen_statistics, gpu_arithmetic, train_mode
 from s2ap_core.seeds import generator
 from s2ap_diag.curvature.batches import held, shares_of
-from s2ap_diag.curvature.memory import BytesAllocated
+from s2ap_diag.curvature.memory import LiveBytes
 
 BatchNormMode = Literal["running", "batch"]
 
@@ -263,9 +263,9 @@ class ScoreHessian:
 
     def _graphs_fit(self, weights: Sequence[float]) -> bool:
         """Say by the first of several graphs whether all may be kept; it is kept if they may."""
-        with BytesAllocated() as allocated:
+        with LiveBytes() as live:
             first = self._gradient_graph(0, weights)
-        fit: bool = allocated.bytes * len(weights) <= KEPT_GRAPHS
+        fit: bool = live.now * len(weights) <= KEPT_GRAPHS
         self._graphs = [first] if fit else []
         return fit
 

@@ -1,5 +1,7 @@
-"""What a computation allocates."""
+"""The memory of a computation's tensors."""
 
+import weakref
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -7,24 +9,47 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class BytesAllocated(TorchDispatchMode):
-    """Count the bytes of all tensors that the operations in the block make: no less than what autograd keeps of them.
+class LiveBytes(TorchDispatchMode):
+    """Follow the bytes of the tensors that are alive in the block.
+
+    Args:
+        held: tensors that are alive all the time.
+
+    Attributes:
+        now, most: bytes alive, and the most that they have been.
 
     >>> import torch
-    >>> with BytesAllocated() as allocated:
-    ...     y = (torch.ones(3) * 2).view(3, 1)
-    >>> allocated.bytes
-    24
+    >>> with LiveBytes() as live:
+    ...     y = (torch.ones(4) * 2).view(2, 2)
+    >>> live.now, live.most  # y, and before it the ones
+    (16, 32)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
+        self.now = self.most = 0
+        self._known: set[int] = set()
+        for tensor in held:
+            self._note(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation; what it returns of its arguments, or as a view of them, is not new."""
+        """Run an operation, and note the memory of what it returns, if it is new."""
         del types
         out = func(*args, **(kwargs or {}))
-        if not any(value.alias_info for value in func._schema.returns):
-            self.bytes += sum(leaf.nbytes for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._note(leaf)
         return out
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._known:
+            return
+        self._known.add(storage._cdata)
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._drop, storage._cdata, storage.nbytes()).atexit = False
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size

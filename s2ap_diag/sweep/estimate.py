@@ -9,15 +9,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2ap_core.config import Config, NetworkSettings
 from s2ap_core.data import Split
-from s2ap_core.runs.checkpoints import Images as ShapeOfImages
 from s2ap_core.runs.checkpoints import build_network, describe_network
 from s2ap_core.runs.disk import files_of_run, files_taken_over
 from s2ap_core.runs.passes import image_passes, passes_of_a_loss, passes_of_a_step
@@ -45,10 +43,6 @@ IMAGES = {
 PRODUCTS = 12
 """Hessian-vector products of one spectrum in ``sharpness``: Lanczos on digits takes ten, the error and the symmetry
 defect two."""
-
-
-PASSES_HELD = 3
-"""Activations are held forward, backward, and once more by what the passes make on the way."""
 
 
 @dataclass(frozen=True)
@@ -111,26 +105,6 @@ def stages(config: Config) -> dict[str, float]:
     """Count the passes of a run by stage, an evaluation's as ``evaluate-STAGE``."""
     images = images_of(config)
     return image_passes(config, {"train": images.train, "val": images.val, "test": images.test})
-
-
-def memory_of(config: Config, images: ShapeOfImages) -> float:
-    """Bound the bytes that a run's tensors need, from the activations of one image on the meta device."""
-    held = 0
-
-    def count(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal held
-        if not list(module.children()) and isinstance(output, Tensor):
-            held += output.numel() * output.element_size()
-
-    with torch.device("meta"):
-        model = build_network(describe_network(config, images)).eval()
-        for module in model.modules():
-            module.register_forward_hook(count)
-        model(torch.empty(1, images.channels, images.size, images.size))
-    batch = max(config.pretrain.batch_size, config.prune.batch_size, config.finetune.batch_size)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    # Weights, scores, their gradients and momentum, and a copy to attack.
-    return PASSES_HELD * batch * held + 6 * weights
 
 
 def disk(task: Task) -> int:

@@ -27,7 +27,7 @@ PAPER = {
 """Table 7: hours of a search by the published code on A6000s, and its passes. On CIFAR-10 20 epochs with ten steps
 of the attack and two passes of the loss, on ImageNet 10 epochs with one and one."""
 
-H100 = {"resnet18": 0.076, "vgg16_bn": 0.047, "wrn_28_4": 0.109}
+H100 = {"resnet18": 0.060, "vgg16_bn": 0.042, "wrn_28_4": 0.102}
 """Seconds of an iteration of ours on an H100: batch 128 of CIFAR-10, ten steps, tf32; see docs/guide.md."""
 
 TIMED = 1.0

@@ -8,8 +8,9 @@ import torch
 
 from s2ap_core.errors import InputError
 from s2ap_diag.execution.execute import prepare
-from s2ap_diag.sweep.estimate import memory_of
+from s2ap_diag.sweep.estimate import macs_of_a_pass
 from s2ap_diag.sweep.executors import LocalExecutor, RayExecutor
+from s2ap_diag.sweep.memory import memory_of
 from s2ap_diag.sweep.place import filesystem_of
 from s2ap_diag.sweep.plan import Task
 
@@ -40,8 +41,9 @@ def resources(
         return LocalExecutor(len(slots), slots), len(slots), threads or max(1, cores // len(slots))
     if workers is None:
         settings = {(t.config.data.name, t.config.network.name, t.config.network.width): t.config for t in tasks}
-        largest = max(PROCESS + memory_of(config, prepare(config)) for config in settings.values())
-        workers = min(fitting_workers(largest, cores), len(tasks)) if device == "cpu" else 1
+        largest = max(settings.values(), key=macs_of_a_pass)
+        needed = PROCESS + memory_of(largest, prepare(largest))
+        workers = min(fitting_workers(needed, cores), len(tasks)) if device == "cpu" else 1
     return LocalExecutor(workers), workers, threads or max(1, cores // workers)
 
 

@@ -25,7 +25,7 @@ from s2ap_core.methods import MethodSettings, build_method
 from s2ap_diag.curvature.dead import dead_scores
 from s2ap_diag.curvature.eigen import Lanczos, PowerIteration, lambda_max
 from s2ap_diag.curvature.hessian import ScoreHessian, batch_norm_mode
-from s2ap_diag.curvature.memory import BytesAllocated
+from s2ap_diag.curvature.memory import LiveBytes
 
 
 class ConvNet(nn.Module):
@@ -362,12 +362,12 @@ def test_only_several_graphs_are_weighed_and_those_once(monkeypatch: pytest.Monk
     """Weighing slows each operation down; a search that is tracked reads one batch at a time."""
     weighed: list[int] = []
 
-    class Noted(BytesAllocated):
+    class Noted(LiveBytes):
         def __enter__(self) -> "Noted":
             weighed.append(1)
             return super().__enter__()
 
-    monkeypatch.setattr(s2ap_diag.curvature.hessian, "BytesAllocated", Noted)
+    monkeypatch.setattr(s2ap_diag.curvature.hessian, "LiveBytes", Noted)
     model, (x, y) = world("mlp")
     for batches, times in (([(x, y)], 0), ([(x[:7], y[:7]), (x[7:], y[7:])], 1)):
         weighed.clear()
