@@ -73,7 +73,9 @@ class Axis:
 
     @classmethod
     def lying(cls, low: float, high: float, *, log: bool = False) -> Self:
-        """Lay an axis across the frame that begins and ends with a round tick."""
+        """Lay an axis across the frame that begins and ends with a round tick, or at its single value."""
+        if low == high and not log:
+            return cls(low, high, FRAME.left, FRAME.right, False, (low,))
         return cls._round(low, high, FRAME.left, FRAME.right, log, 5)
 
     @classmethod

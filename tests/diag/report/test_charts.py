@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from s2ap_diag.report.axes import FRAME, Axis
 from s2ap_diag.report.charts import chart
 from tests.diag.report.pages import Parsed, report
 
@@ -50,3 +51,8 @@ def test_one_value_and_equal_values_can_be_drawn():
             points = np.array([point.split(",") for point in drawn.series[0].points.split()], dtype=float)
             assert ((points >= [52, 30]) & (points <= [350, 182])).all()
     assert chart("t", {"a": {}}) is None
+
+
+def test_an_axis_of_one_value_has_one_tick_in_its_middle():
+    (tick,) = Axis.lying(0.01, 0.01).ticks
+    assert (tick.at, tick.text) == ((FRAME.left + FRAME.right) / 2, "0.01")
