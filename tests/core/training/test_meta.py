@@ -40,10 +40,10 @@ def test_an_iteration_reads_nothing_back(method, how):
     source = how if how in SOURCES else "pass"
     perturbation = Perturbation(model, score_layers(model), radius=radius, source=source)
     optimizer = torch.optim.SGD(searched_parameters(model, PruneSettings()), 0.1, momentum=0.9)
-    for _ in range(2):  # the first has neither a last gradient nor momentum
+    for _ in range(2 if how in SOURCES else 1):  # the first has neither a last gradient nor momentum
         step = iterate(
             model, X, Y, optimizer=optimizer, perturbation=perturbation, clip=1.0,
-            objective=build_objective(ObjectiveSettings(steps=2)),
+            objective=build_objective(ObjectiveSettings(steps=1)),
             generator=torch.Generator().manual_seed(0), penalty=lambda: attached.penalty(model, 0),
         )  # fmt: skip
         assert step.loss.is_meta
