@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from s2ap_core.config import ObjectiveSettings, PruneSettings
+from s2ap_core.masks.topk import topk_mask
 from s2ap_core.methods import MethodSettings, build_method
 from s2ap_core.models import build
 from s2ap_core.training.ball import Flips, Relative, score_layers
@@ -48,6 +49,11 @@ def test_an_iteration_reads_nothing_back(method, how):
         )  # fmt: skip
         assert step.loss.is_meta
         assert step.x_adv.is_meta
+
+
+@pytest.mark.parametrize("n_keep", [0, 2, 6])
+def test_a_mask_that_keeps_all_or_nothing_reads_nothing_back(n_keep):
+    assert topk_mask(torch.rand(2, 3, device="meta"), n_keep).is_meta
 
 
 def test_a_learned_rate_of_channels_is_read_once(monkeypatch):
