@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,9 @@ def run_command(
 ) -> None:
     """Measure the slice of each checkpoint, from where an earlier call stopped, and show them at one scale."""
     device = check_device(device)
+    for option, place in (("--csv", output.csv), ("--json", output.json), ("--plot", output.plot)):
+        if out is not None and place is not None and os.path.realpath(place) == os.path.realpath(out):
+            raise InputError(f"{option} {place}: --out makes a folder of that name; name another file")
     asked = Asked(flips, points, batch_norm, images, batch_size, objective, eps, seed)
     opened = [source.open(path, device) for path in expand(checkpoints, "checkpoint")]
     scored = [checkpoint for checkpoint in opened if score_masks(checkpoint.model)]

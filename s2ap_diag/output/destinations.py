@@ -106,6 +106,8 @@ def check_destinations(
     places: dict[str, str] = {}
     parts = [*map(_part, named)]
     for option, path in outputs.items():
+        if str(path) == "-":
+            raise InputError(f"{option} -: --json - alone writes to standard output; name a file")
         if option in pictures and path.suffix.lower() not in PICTURES:
             raise InputError(f"{option} {path}: end the name in .png, .pdf or .svg")
         try:

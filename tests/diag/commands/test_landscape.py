@@ -184,3 +184,13 @@ def test_arms_are_drawn_at_one_scale_and_tabulated(best, tmp_path):
     dense = best.with_name("pretrain.safetensors")
     assert "has no scores" in invoke("landscape", dense, *SMALL).stderr
     assert isinstance(load_checkpoint(best).model, nn.Module)
+
+
+@pytest.mark.parametrize(("option", "place"), [("--csv", "kept"), ("--csv", "-"), ("--plot", "-")])
+def test_an_output_that_is_no_file_is_refused_before_anything_is_measured(option, place, best, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = invoke("landscape", best, *SMALL, "--out", "kept", option, place)
+    assert refused.exit_code == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert f"{option} {place}" in refused.stderr
+    assert not list(tmp_path.glob("kept"))
