@@ -18,8 +18,8 @@ X, Y = torch.empty(6, 3, 8, 8, device="meta"), torch.empty(6, dtype=torch.long, 
 SOURCES = ["last", "attack", "momentum"]
 # Each kind of mask; not harp-channels, whose FLOPs are added up on the CPU.
 SEARCHES = [
-    *((method, "number") for method in ("harp", "rlth", "harp-units", "harp-heads", "hydra-channels")),
-    *(("hydra", how) for how in ("number", *SOURCES)),
+    *((method, "number") for method in ("harp", "rlth", "harp-units", "harp-heads", "hydra-erk", "hydra-channels")),
+    *(("hydra", how) for how in ("number", "flips", *SOURCES)),
     ("hydra-erk", "flips"),
 ]  # fmt: skip
 

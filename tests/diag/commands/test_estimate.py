@@ -75,7 +75,7 @@ def test_the_kind_of_device_changes_hours_alone():
     slow, fast = (estimate(PRESET, "--device", kind) for kind in ("a6000", "h100"))
     for first, second in zip(slow, fast, strict=True):
         assert first | {"hours": 0} == second | {"hours": 0}
-        # docs/guide.md: an iteration of Orig. takes 76 ms; Table 7's is 3.27 h of 20 x 50,000 / 128 iterations.
+        # docs/guide.md: an iteration of Orig. takes 60 ms; Table 7's is 3.27 h of 20 x 50,000 / 128 iterations.
         assert first["hours"] / second["hours"] == pytest.approx(3.27 * 3600 / (20 * 50_000 / 128) / 0.060)
 
 
