@@ -4,12 +4,12 @@ from typing import Any
 
 import click
 
-from s2ap_diag.commands.options.shared import EXISTING, output_options, source_options
+from s2ap_diag.commands.options.shared import EXISTING, Number, output_options, source_options
 
 
 @click.command(name="inspect")
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
-@click.option("--gamma", type=click.FloatRange(min=0, min_open=True),
+@click.option("--gamma", type=Number(min=0, min_open=True),
               help="Say the most mask entries that |z| <= gamma |s| can flip.  [default: the search's]")  # fmt: skip
 @source_options
 @output_options

@@ -7,6 +7,7 @@ import click
 from s2ap_diag.commands.options.shared import (
     EXISTING,
     FOLDER,
+    Number,
     device_option,
     output_options,
     seed_option,
@@ -16,7 +17,7 @@ from s2ap_diag.commands.options.shared import (
 
 @click.command(name="landscape")
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING)
-@click.option("--flips", type=click.FloatRange(0, 1, min_open=True), default=0.005, show_default=True,
+@click.option("--flips", type=Number(0, 1, min_open=True), default=0.005, show_default=True,
               help="Share of the mask's bits that a step to the end of an axis flips.")  # fmt: skip
 @click.option("--points", type=click.IntRange(min=1), default=5, show_default=True,
               help="Steps to each side of the scores, on each axis: (2 points + 1)^2 evaluations.")  # fmt: skip

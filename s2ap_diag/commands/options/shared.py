@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,17 @@ class OutputFolder(GivenPath):
 
 EXISTING = GivenPath(path_type=Path)
 FOLDER = OutputFolder(path_type=Path)
+
+
+class Number(click.FloatRange):
+    """A number in a range, in which NaN is not, though no comparison says so."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert as click does, and refuse NaN."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 class OutputFile(click.Path):

@@ -6,6 +6,7 @@ import click
 
 from s2ap_diag.commands.options.shared import (
     EXISTING,
+    Number,
     OutputFile,
     device_option,
     output_options,
@@ -20,7 +21,7 @@ from s2ap_diag.commands.options.shared import (
               help="power is the paper's: ten iterations, converged or not.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(min=1),
               help="Of the method, at most; a product each.  [default: 64 of lanczos, 10 of power]")  # fmt: skip
-@click.option("--tolerance", type=click.FloatRange(min=0, min_open=True),
+@click.option("--tolerance", type=Number(min=0, min_open=True),
               help="Stop at this residual.  [default: 0.01 of lanczos]")  # fmt: skip
 @click.option("--thorough", is_flag=True, help="The paper's defaults instead: 1,024 images, the five rho of Table 13, "
               "2 ascents of 20 steps, and a residual of 1e-4; some five times the time.")  # fmt: skip
@@ -30,7 +31,7 @@ from s2ap_diag.commands.options.shared import (
 )  # fmt: skip
 @click.option("--by-layer", "by_layer", flag_value="layer", help="lambda_max of each layer's diagonal block too.")
 @click.option("--by-block", "by_layer", flag_value="block", help="The same for blocks of layers, such as layer1.0.")
-@click.option("--rho", multiple=True, type=click.FloatRange(min=0),
+@click.option("--rho", multiple=True, type=Number(min=0),
               help="Radius of the loss difference; may be repeated.  [default: 0.001, 0.005, 0.01]")  # fmt: skip
 @click.option("--no-loss-difference", is_flag=True, help="lambda_max alone.")
 @click.option(

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from s2ap_diag.commands.options import completion
-from s2ap_diag.commands.options.shared import device_option, quiet_option, scale_option, set_option
+from s2ap_diag.commands.options.shared import Number, device_option, quiet_option, scale_option, set_option
 
 
 @click.command(name="sweep")
@@ -18,9 +18,7 @@ from s2ap_diag.commands.options.shared import device_option, quiet_option, scale
 @set_option
 @click.option("--workers", type=click.IntRange(min=1), help="Runs at once.  [default: as many as fit]")
 @click.option("--ray", "address", metavar="ADDRESS", help="Run on this Ray cluster, e.g. auto or host:6379.")
-@click.option(
-    "--gpus-per-run", default=0.0, type=click.FloatRange(min=0), help="GPUs that a run takes; fractions share one."
-)
+@click.option("--gpus-per-run", default=0.0, type=Number(min=0), help="GPUs that a run takes; fractions share one.")
 @device_option
 @quiet_option
 def command(**options: Any) -> int | None:

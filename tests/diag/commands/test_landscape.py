@@ -194,3 +194,10 @@ def test_an_output_that_is_no_file_is_refused_before_anything_is_measured(option
     assert len(refused.stderr.splitlines()) == 1
     assert f"{option} {place}" in refused.stderr
     assert not list(tmp_path.glob("kept"))
+
+
+def test_nan_is_in_no_range():
+    for command in (("landscape", "x", "--flips"), ("sharpness", "x", "--rho"), ("inspect", "x", "--gamma")):
+        refused = invoke(*command, "nan")
+        assert refused.exit_code == 2
+        assert f"'{command[-1]}': nan is not in the range" in refused.stderr
