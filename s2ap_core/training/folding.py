@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from s2ap_core.distributed.batch_norm import single_process_class
@@ -214,8 +213,10 @@ def _with_bias(conv: nn.Conv2d) -> nn.Conv2d:
     """Build a plain convolution of the same shape that has a bias."""
     sizes = (conv.in_channels, conv.out_channels, conv.kernel_size)
     geometry = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")}
-    ours = skip_init(nn.Conv2d, *sizes, **geometry, device=conv.weight.device, dtype=conv.weight.dtype)
-    assert isinstance(ours, nn.Conv2d)
+    ours = nn.Conv2d(*sizes, **geometry, bias=False, device="meta")
+    # Not torch's skip_init, which comes to the same and imports sympy, for longer than a small attack takes.
+    ours.weight = nn.Parameter(torch.empty_like(conv.weight))
+    ours.bias = nn.Parameter(conv.weight.new_empty(conv.out_channels))
     return ours.requires_grad_(False).eval()
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 import numpy as np
-import pandas as pd
 
 from s2ap_core.config import AttackNorm, EvaluationSettings, ObjectiveSettings, parse_config
 from s2ap_core.data import Dataset, load
@@ -21,7 +20,7 @@ from s2ap_core.training.evaluation import evaluate
 from s2ap_diag.curvature.adversary import objective_of, own_objective
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import plain_progress
-from s2ap_diag.output import plots, security_curve
+from s2ap_diag.output import security_curve
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import Table, make_table
 from s2ap_diag.reading.files import expand, how_read, told_apart
@@ -213,6 +212,10 @@ def _with_interval(record: dict[str, Any], kind: str) -> str:
 
 def draw(records: list[dict[str, Any]], file: Path) -> None:
     """Tabulate the accuracies of each checkpoint, or corruption, with their intervals."""
+    import pandas as pd  # takes longer, with what draws it, than a small evaluation
+
+    from s2ap_diag.output import plots
+
     told = told_apart([Path(r["checkpoint"]) for r in records])
     names = [r.get("corruption", name) for r, name in zip(records, told, strict=True)]
     unknown = (np.nan, np.nan)  # of a mean over corruptions

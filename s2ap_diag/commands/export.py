@@ -21,7 +21,6 @@ from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.training.evaluation import load_evaluation
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import counting
-from s2ap_diag.output import plots
 from s2ap_diag.output.destinations import Output, check_destinations
 from s2ap_diag.output.tables import Table, make_table
 from s2ap_diag.reading.source import Source
@@ -74,6 +73,8 @@ def run_command(
     }
     output.emit([record], table_of(record))
     if output.plot is not None:
+        from s2ap_diag.output import plots  # matplotlib takes as long as the rest
+
         with plots.picture(output.plot, plots.COLUMN, max(2.4, 0.13 * len(kept) + 0.8)) as axes:
             shares = {name: float(bits.float().mean()) for name, bits in kept.items()}
             plots.layer_bars(axes, shares, xlabel="fraction of input channels kept")

@@ -16,7 +16,6 @@ from s2ap_diag.curvature.hessian import BatchNormMode
 from s2ap_diag.curvature.pyhessian import PyHessian
 from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.progress import counting
-from s2ap_diag.output import plots, sharpness_plot
 from s2ap_diag.output.curves import mode_of, names_of
 from s2ap_diag.output.destinations import Output, as_json
 from s2ap_diag.output.tables import AT_LEAST, NOT_CONVERGED, Number, Table, count, make_table, marked, show
@@ -118,8 +117,12 @@ def write_out(jobs: Sequence[Job], found: Mapping[Job, Measured], output: Output
     notes = how_read((Path(record["checkpoint"]), record) for record in records)
     output.emit(everything, table_of(everything, skipped), *layers, notes=notes)
     if output.plot is not None:
+        from s2ap_diag.output import sharpness_plot  # takes as long to import as a measurement of a small network
+
         sharpness_plot.draw(records, output.plot)
     if spectrum is not None:
+        from s2ap_diag.output import plots
+
         measured = [found[job].density for job in jobs if found[job].record is not None]
         densities = {name: density for name, density in zip(names_of(records), measured, strict=True) if density}
         modes = ", ".join(dict.fromkeys(record["batch_norm"] for record in records))

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from s2ap_diag.output import plots
-
 log = logging.getLogger(__name__)
 
 Records = Sequence[dict[str, Any]]
@@ -42,6 +40,8 @@ def warn(records: Records) -> None:
 
 def draw(records: Records, file: Path) -> None:
     """Draw robust accuracy against eps, from the clean accuracy at 0 on; a band of the 95 % Wilson intervals."""
+    from s2ap_diag.output import plots  # takes longer to import than a small evaluation, which may want no picture
+
     first = records[0]
     with plots.picture(file, plots.COLUMN, 2.6) as axes:
         for index, (name, points) in enumerate(curves(records).items()):
