@@ -1,6 +1,7 @@
 """``python -m benchmarks``."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,12 +53,14 @@ def _run(names: Sequence[str], setting: Setting, json_file: Path | None, *, resu
         if name in done:
             console.print(f"{name}: measured before")
             continue
+        started = time.perf_counter()
         with console.status(name):
             rows = BENCHMARKS[name](setting)
+        seconds = round(time.perf_counter() - started)
         if setting.quick:  # goals are for the sizes of the full suite
             rows = [replace(row, goal=None) for row in rows]
-        console.print(_table(name, rows))
-        records += [{"benchmark": name, **row.record()} for row in rows]
+        console.print(_table(f"{name}, measured in {seconds} s", rows))
+        records += [{"benchmark": name, "benchmark_seconds": seconds, **row.record()} for row in rows]
         if json_file is not None:  # after each, so that an interrupted suite leaves what it measured
             report = {"machine": facts, "quick": setting.quick, "rows": records}
             write_file(json_file, json.dumps(report, indent=2) + "\n")
@@ -83,8 +86,8 @@ def _measured_before(file: Path, facts: Mapping[str, Any], setting: Setting, nam
     return rows
 
 
-def _table(name: str, rows: list[Row]) -> Table:
-    table = Table(title=name, title_justify="left")
+def _table(title: str, rows: list[Row]) -> Table:
+    table = Table(title=title, title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("goal", justify="right", no_wrap=True)

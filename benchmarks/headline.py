@@ -1,12 +1,11 @@
 """The commands that a reader types first, as seconds until they end: measured whole, Python's start included."""
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measure import Row, Setting, at_most, timed
+from benchmarks.command import s2ap_diag
+from benchmarks.measure import Row, Setting, at_most
 
 PRESET = "svhn-resnet18-hydra-s2ap-plain-90"
 """On digits at width 8: the network of the demo."""
@@ -16,15 +15,21 @@ def run(setting: Setting) -> list[Row]:
     epochs = 1 if setting.quick else 20  # 22 checkpoints: before the search, after each epoch, the best
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "run"
-        short = {"network.width": 8, "prune.epochs": epochs, "evaluation.stages": '["prune"]', "minimizer.warmup": 0}
+        short = {
+            "network.width": 8,
+            "prune.epochs": epochs,
+            "evaluation.stages": '["prune"]',
+            "minimizer.warmup": 0,
+            "finetune.epochs": 1,
+        }
         overrides = [text for key, value in short.items() for text in ("--set", f"{key}={value}")]
         attack = ["--set", "evaluation.attack=none", "--quiet"]
-        _command("run", PRESET, "--scale", "digits", *overrides, *attack, "--out", str(made))
+        s2ap_diag("run", PRESET, "--scale", "digits", *overrides, *attack, "--out", str(made))
         checkpoints, masks = made / "ckpt", str(made / "masks")
         seconds = {
-            name: [_seconds(*call, "--quiet") for _ in range(rounds)]
+            name: [s2ap_diag(*call, "--quiet").seconds for _ in range(rounds)]
             for name, (call, rounds) in {
-                "one": (("sharpness", str(checkpoints / "prune-best.safetensors")), 1 if setting.quick else 3),
+                "one": (("sharpness", str(checkpoints / "prune-best.safetensors")), 1 if setting.quick else 2),
                 "folder": (("sharpness", str(checkpoints)), 1),
                 "hamming": (("hamming", masks, masks), 1 if setting.quick else 5),
             }.items()
@@ -34,11 +39,3 @@ def run(setting: Setting) -> list[Row]:
         Row(f"sharpness of a run's {epochs + 2} checkpoints", median(seconds["folder"]), "s", at_most(180)),
         Row("hamming of two folders of masks", median(seconds["hamming"]), "s", at_most(1.5)),
     ]
-
-
-def _seconds(*arguments: str) -> float:
-    return timed(lambda: _command(*arguments), "cpu")
-
-
-def _command(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "s2ap_diag", *arguments], check=True, stdout=subprocess.DEVNULL)

@@ -14,7 +14,7 @@ CLASSES, BATCH = 4, 16
 
 
 def run(setting: Setting) -> list[Row]:
-    count = 128 if setting.quick else 512
+    count = 128 if setting.quick else 256
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), count)
         return [*_by_workers(Path(folder), setting), _half(Path(folder))]

@@ -65,8 +65,10 @@ class Setting:
     threads: int = 1
     quick: bool = False
 
-    def batch(self, full: int) -> int:
-        """Choose the batch size: a quarter of it in quick runs."""
+    def batch(self, full: int, cpu: int | None = None) -> int:
+        """Choose the batch size: a quarter of it in quick runs, and ``cpu`` on a CPU, where larger ones take long."""
+        if self.device == "cpu" and cpu is not None:
+            full = cpu
         return full // 4 if self.quick else full
 
     @property

@@ -25,7 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def run(setting: Setting) -> list[Row]:
-    x, y = images(setting.batch(64), setting)
+    x, y = images(setting.batch(64, cpu=32), setting)
     ours = search(network("resnet18", setting), x)
     functions: dict[str, Callable[[], object]] = {"orig": lambda: ours.iterate(x, y)}
     for name, options in deepcopy(VARIANTS).items():
@@ -34,7 +34,7 @@ def run(setting: Setting) -> list[Row]:
         functions[name] = partial(ours.iterate, x, y, perturbation)
     for function in functions.values():
         function()
-    rounds = interleaved(functions, rounds=5, device=setting.device)
+    rounds = interleaved(functions, rounds=3, device=setting.device)
     ratio = {name: rounds.ratio(name, "orig") for name in VARIANTS}
     where = f"resnet18, batch {len(x)}"
     every = (ratio["s2ap"] + (SERVES - 1) * ratio["kept"]) / SERVES

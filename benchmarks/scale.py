@@ -1,17 +1,14 @@
 """Many runs, masks and rows: whole commands, Python's start included, as seconds and as memory."""
 
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from benchmarks.command import python, s2ap_diag
 from benchmarks.measure import Row, Setting, at_most, timed
 from s2ap_core.config import Config
 from s2ap_core.files.tensors import save_masks
@@ -36,13 +33,6 @@ SHORT = {
 }
 
 
-class Ended(NamedTuple):
-    """What a command took: seconds by the clock, and its peak of memory in MB."""
-
-    seconds: float
-    memory: float
-
-
 def run(setting: Setting) -> list[Row]:
     few = 100 if setting.quick else 1  # how many times fewer
     with tempfile.TemporaryDirectory() as name:
@@ -59,10 +49,10 @@ def _sweep(folder: Path, runs: int) -> Iterator[Row]:
     grid, root = folder / "grid.toml", folder / "sweep"
     seeds = ", ".join(map(str, range(runs // 2)))
     grid.write_text(f'scale = "digits"\n[[group]]\npresets = {list(PRESETS)}\nvalues = {{ seed = [{seeds}] }}\n')
-    planned = _command("sweep", str(grid), "--runs", str(root), "--dry-run")
+    planned = s2ap_diag("sweep", str(grid), "--runs", str(root), "--dry-run")
     yield Row(f"a sweep of {runs:,} runs planned", planned.seconds, "s", at_most(5), f"{planned.memory:.0f} MB")
     Schedule(plan(expand(read_grid(str(grid)))), Workplace(str(root)), 1).save()
-    status = _command("sweep", "--runs", str(root), "--status")
+    status = s2ap_diag("sweep", "--runs", str(root), "--status")
     yield Row(f"--status of {runs:,} runs", status.seconds, "s", at_most(5), f"{status.memory:.0f} MB")
 
 
@@ -71,15 +61,15 @@ def _reports(folder: Path, runs: int) -> Iterator[Row]:
     for preset in PRESETS:
         templates.append(folder / preset)
         overrides = [text for key, value in SHORT.items() for text in ("--set", f"{key}={value}")]
-        _command("run", preset, "--scale", "digits", *overrides, "--quiet", "--out", str(templates[-1]))
+        s2ap_diag("run", preset, "--scale", "digits", *overrides, "--quiet", "--out", str(templates[-1]))
     many, report = folder / "runs", folder / "report.html"
     for seed in range(runs // len(templates)):
         for template in templates:
             _again(template, many / f"{template.name}-{seed:04d}", seed)
-    written = _command("report", str(many), "--out", str(report))
+    written = s2ap_diag("report", str(many), "--out", str(report))
     size = f"{written.memory:.0f} MB of memory, a page of {report.stat().st_size / 1e6:.1f} MB"
     yield Row(f"a report of {runs:,} runs", written.seconds, "s", at_most(30), size)
-    drawn = _module("figures", "--runs", str(many), "--out", str(folder / "figures"), "--free")
+    drawn = python("-m", "figures", "--runs", str(many), "--out", str(folder / "figures"), "--free")
     yield Row(f"figures of {runs:,} runs", drawn.seconds, "s", at_most(30), f"{drawn.memory:.0f} MB of memory")
     most = max(written.memory, drawn.memory)
     yield Row(f"most memory of both, {runs:,} runs", most, "MB", at_most(1_000), "")
@@ -107,7 +97,7 @@ def _masks(folder: Path, count: int, side: int) -> Iterator[Row]:
         layers = {name: bits ^ flips.roll(epoch, 0) for name, bits in layers.items()}
         save_masks(masks / f"epoch-{epoch:03d}.safetensors", layers, {"epoch": epoch})
     read = timed(lambda: [file.read_bytes() for file in masks.iterdir()], "cpu")
-    compared = _command("hamming", str(masks))
+    compared = s2ap_diag("hamming", str(masks))
     held = sum(file.stat().st_size for file in masks.iterdir()) / 1e6
     detail = (
         f"{held:.0f} MB, which take {read:.2g} s to read alone from the page cache; {compared.memory:.0f} MB of memory"
@@ -129,19 +119,3 @@ def _metrics(run: Path, rows: int) -> Iterator[Row]:
             one.tracked(f"metric{metric}")
 
     yield Row(f"a metrics.csv of {rows:,} rows read", timed(read, "cpu"), "s", at_most(2), "and 50 metrics looked up")
-
-
-def _command(*arguments: str) -> Ended:
-    return _module("s2ap_diag", *arguments)
-
-
-def _module(*arguments: str) -> Ended:
-    started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read().decode()
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, arguments, stderr=said)
-    return Ended(time.perf_counter() - started, used.ru_maxrss / 1024)

@@ -24,7 +24,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def run(setting: Setting) -> list[Row]:
-    count = setting.batch(128)
+    count = setting.batch(128, cpu=64)
     data = colour_digits(8 * count, setting)
     x, y, _ = next(data.batches("train", count))
     ours = search(pretrained("resnet18", data, count // 2, setting), x)

@@ -1,13 +1,12 @@
 """What a user waits for before anything is computed, over what Python and numpy take to start."""
 
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from benchmarks.command import python, s2ap_diag
 from benchmarks.measure import Row, Setting, at_most, interleaved
 from s2ap_core.files.tensors import save_masks
 from s2ap_core.seeds import generator
@@ -21,10 +20,10 @@ def run(setting: Setting) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         first, second = (_write(Path(folder) / name, name) for name in ("none", "s2ap"))
         calls = {
-            "pass": _python("-c", "pass"),
-            "help": _python("-m", "s2ap_diag", "--help"),
-            "numpy": _python("-c", "import numpy"),
-            "hamming": _python("-m", "s2ap_diag", "hamming", str(first), str(second)),
+            "pass": partial(python, "-c", "pass"),
+            "help": partial(s2ap_diag, "--help"),
+            "numpy": partial(python, "-c", "import numpy"),
+            "hamming": partial(s2ap_diag, "hamming", str(first), str(second)),
         }
         for call in calls.values():  # files into the page cache
             call()
@@ -37,10 +36,6 @@ def run(setting: Setting) -> list[Row]:
         Row(name, timed.ratio(*pair), "x", at_most(bound), timed.compare(*pair))
         for pair, (name, bound) in goals.items()
     ]
-
-
-def _python(*arguments: str) -> Callable[[], object]:
-    return lambda: subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def _write(folder: Path, minimizer: str) -> Path:

@@ -1,11 +1,10 @@
 """Runs per hour of a small gallery on this machine, and what several at once gain over one on all cores."""
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import Row, Setting, at_least, timed
+from benchmarks.command import s2ap_diag
+from benchmarks.measure import Row, Setting, at_least
 
 GRID = """
 title = "the gallery's networks and arms, two folds, a third of its search"
@@ -35,14 +34,10 @@ def run(setting: Setting) -> list[Row]:
             grid = Path(folder) / "grid.toml"
             grid.write_text(GRID)
             short = ["--set", "prune.epochs=1", "--set", "minimizer.warmup=0"] if setting.quick else []
-            command = ["sweep", str(grid), "--runs", f"{folder}/runs", "--quiet", *options, *short]
-            seconds[name] = timed(lambda command=command: _command(*command), "cpu")  # type: ignore[misc]
+            ended = s2ap_diag("sweep", str(grid), "--runs", f"{folder}/runs", "--quiet", *options, *short)
+            seconds[name] = ended.seconds
     detail = f"{seconds['several']:.3g} s for {RUNS} runs and what they share, {seconds['one']:.3g} s one at a time"
     return [
         Row("runs of a small gallery per hour", 3600 * RUNS / seconds["several"], "", None, detail),
         Row("one run at a time over several at once", seconds["one"] / seconds["several"], "x", at_least(1.5), detail),
     ]
-
-
-def _command(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "s2ap_diag", *arguments], check=True, stdout=subprocess.DEVNULL)

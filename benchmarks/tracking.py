@@ -160,7 +160,7 @@ def _search(world: Digits, epochs: int, readings: Readings) -> int:
 
 
 def _full_width(setting: Setting) -> Row:
-    batch, iterations = setting.batch(64), 6
+    batch, iterations = setting.batch(64, cpu=32), 4
     data = colour_digits(batch * iterations, setting)
     model = pretrained("resnet18", data, batch // 2, setting)
     ours = search(model, next(data.batches("train", batch)).x)

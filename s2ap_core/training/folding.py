@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -211,9 +211,9 @@ def _fold(traced: fx.GraphModule) -> list[_Fold]:
 
 def _with_bias(conv: nn.Conv2d) -> nn.Conv2d:
     """Build a plain convolution of the same shape that has a bias."""
-    sizes = (conv.in_channels, conv.out_channels, conv.kernel_size)
-    geometry = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")}
-    ours = nn.Conv2d(*sizes, **geometry, bias=False, device="meta")
+    names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    geometry: dict[str, Any] = {name: getattr(conv, name) for name in names}
+    ours = nn.Conv2d(conv.in_channels, conv.out_channels, **geometry, bias=False, device="meta")
     # Not torch's skip_init, which comes to the same and imports sympy, for longer than a small attack takes.
     ours.weight = nn.Parameter(torch.empty_like(conv.weight))
     ours.bias = nn.Parameter(conv.weight.new_empty(conv.out_channels))

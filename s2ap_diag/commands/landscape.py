@@ -82,13 +82,15 @@ def run_command(
     if not scored:
         raise without_scores(checkpoints[0])
     files = [Measured.of(checkpoint, asked, out) for checkpoint in scored]
-    left = [file.passes_left() for file in files]
-    data = source.data(files[0].checkpoint).to(device)  # before the cost is told: data that are missing cost nothing
+    unfinished = [file for file in files if file.passes_left()]
+    # Before the cost is told: data that are missing cost nothing.
+    first_data = source.data(unfinished[0].checkpoint).to(device) if unfinished else None
     if not output.quiet:
         click.echo(cost(files, asked), err=True)
-    with counting("landscape", sum(left), output.quiet) as advance:
-        for number, file in enumerate(files):
-            file.complete(data if number == 0 else source.data(file.checkpoint).to(device), advance)
+    with counting("landscape", sum(file.passes_left() for file in unfinished), output.quiet) as advance:
+        for file in unfinished:
+            data, first_data = first_data or source.data(file.checkpoint).to(device), None
+            file.complete(data, advance)
     records = [file.record() for file in files]
     output.emit(records, table_of(records), rows=rows_of(records), notes=[AXES])
     if output.plot is not None:
@@ -164,8 +166,6 @@ class Measured:
 
     def complete(self, data: Dataset, advance: Any) -> None:
         """Measure what is missing, and save it row by row."""
-        if self.found is not None and not self.passes_left():
-            return
         checkpoint, asked = self.checkpoint, self.asked
         objective = objective_of(checkpoint, asked.objective, asked.eps)
         adversary = Adversary(build_objective(objective), asked.seed)
