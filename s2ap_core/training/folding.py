@@ -20,6 +20,7 @@ from s2ap_core.masks.layers import (
     has_parametrization,
     to_channels_last,
 )
+from s2ap_core.models.initialization import unfilled
 from s2ap_core.modes import gpu_arithmetic, train_mode
 
 log = logging.getLogger(__name__)
@@ -213,10 +214,7 @@ def _with_bias(conv: nn.Conv2d) -> nn.Conv2d:
     """Build a plain convolution of the same shape that has a bias."""
     names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     geometry: dict[str, Any] = {name: getattr(conv, name) for name in names}
-    ours = nn.Conv2d(conv.in_channels, conv.out_channels, **geometry, bias=False, device="meta")
-    # Not torch's skip_init, which comes to the same and imports sympy, for longer than a small attack takes.
-    ours.weight = nn.Parameter(torch.empty_like(conv.weight))
-    ours.bias = nn.Parameter(conv.weight.new_empty(conv.out_channels))
+    ours = unfilled(nn.Conv2d, conv.in_channels, conv.out_channels, like=conv.weight, **geometry)
     return ours.requires_grad_(False).eval()
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2ap_core.errors import InputError
@@ -21,6 +20,7 @@ from s2ap_core.masks.layers import masked_layers
 from s2ap_core.masks.masking import masks
 from s2ap_core.masks.state import selects
 from s2ap_core.models import NETWORKS
+from s2ap_core.models.initialization import unfilled
 from s2ap_core.runs.checkpoints import Checkpoint, build_network, check_header, fill, load_checkpoint
 
 CONVOLUTIONS: Mapping[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
@@ -74,12 +74,12 @@ def _layers(tensors: Mapping[str, Tensor]) -> nn.Module:
     for name, weight in weights.items():  # which are filled, not drawn
         path, _, parameter = name.rpartition(".")
         if parameter == "in_proj_weight":
-            layers[path] = skip_init(nn.MultiheadAttention, weight.shape[1], 1, bias=False)
+            layers[path] = unfilled(nn.MultiheadAttention, weight.shape[1], 1, like=weight, bias=False)
         elif parameter == "weight" and weight.ndim == 2:
-            layers[path] = skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=False)
+            layers[path] = unfilled(nn.Linear, weight.shape[1], weight.shape[0], like=weight, bias=False)
         elif parameter == "weight" and weight.ndim in CONVOLUTIONS:
             outputs, inputs, *kernel = weight.shape
-            layers[path] = skip_init(CONVOLUTIONS[weight.ndim], inputs, outputs, tuple(kernel), bias=False)
+            layers[path] = unfilled(CONVOLUTIONS[weight.ndim], inputs, outputs, tuple(kernel), like=weight, bias=False)
         else:
             raise InputError(f"{name} is of a layer that is not known without its network")
     root = nn.Module()
