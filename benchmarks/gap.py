@@ -70,23 +70,23 @@ def searched_networks(setting: Setting) -> Iterator[tuple[nn.Module, Loss, tuple
     # Cross-entropy under PGD, which torch can take of many networks at once.
     objective = build_objective(ObjectiveSettings(name="pgd-at", eps="32/255", step="8/255"))
     settings = cast(StageSettings, read_config("digits").prune.model_copy(update={"batch_size": 64}))
-    seeds = range(1 if setting.quick else 2)
-    for hidden, norm, keep, seed in itertools.product((16, 32), (False, True), (0.1, 0.3), seeds):
+    sizes = (16,) if setting.quick else (16, 32)
+    for hidden, norm, keep in itertools.product(sizes, (False, True), (0.1, 0.3)):
         with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
+            torch.manual_seed(0)
             norms = [nn.BatchNorm1d(hidden)] if norm else []
             layers = [nn.Flatten(), nn.Linear(64, hidden), *norms, nn.ReLU(), nn.Linear(hidden, 10)]
             model = nn.Sequential(*layers).to(setting.device)
         for stage, epochs in (("pretrain", 15), ("prune", 4)):
             parameters = list(model.parameters() if stage == "pretrain" else scores(model).values())
-            loop = Loop(stage, settings, model, objective, sgd(parameters), data, seed)
+            loop = Loop(stage, settings, model, objective, sgd(parameters), data, 0)
             for loop.epoch in range(1, epochs + 1):
                 loop.train_epoch()
             if stage == "pretrain":
-                build_method(MethodSettings(keep=keep)).attach(model, generator("cpu", seed, "scores"))
+                build_method(MethodSettings(keep=keep)).attach(model, generator("cpu", 0, "scores"))
         model.eval()
         x, y, _ = next(data.batches("train", 64))
-        yield model, batch_loss(objective), (x, objective.attack(model, x, y, generator(x.device, seed, "gap")), y)
+        yield model, batch_loss(objective), (x, objective.attack(model, x, y, generator(x.device, 0, "gap")), y)
 
 
 def reachable(scores: Tensor, n_keep: int, rho: float) -> Tensor:

@@ -21,6 +21,7 @@ def run(setting: Setting) -> list[Row]:
             "evaluation.stages": '["prune"]',
             "minimizer.warmup": 0,
             "finetune.epochs": 1,
+            "tracking.every": 0,
         }
         overrides = [text for key, value in short.items() for text in ("--set", f"{key}={value}")]
         attack = ["--set", "evaluation.attack=none", "--quiet"]
