@@ -35,11 +35,12 @@ class FaultTable:
         """The table: tried, survived, lost, kind."""
         kinds = sorted(self.survived.keys() | self.lost.keys())
         rows = [("faults", "tried", "survived", "lost")]
-        rows += [(k, *map(str, (self.tried(k), self.survived[k], self.lost[k]))) for k in kinds]
+        counts = [(self.survived[kind], self.lost[kind]) for kind in kinds]
+        rows += [(kind, *map(str, (sum(both), *both))) for kind, both in zip(kinds, counts, strict=True)]
         rows.append(("all", *map(str, (self.tried(), self.survived.total(), self.lost.total()))))
         width = max(len(row[0]) for row in rows)
-        for name, *counts in rows:
-            yield f"{name:<{width}}" + "".join(f"{count:>10}" for count in counts)
+        for name, *cells in rows:
+            yield f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells)
 
 
 TABLE = pytest.StashKey[FaultTable]()
