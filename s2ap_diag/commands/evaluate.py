@@ -214,7 +214,7 @@ def draw(records: list[dict[str, Any]], file: Path) -> None:
     """Tabulate the accuracies of each checkpoint, or corruption, with their intervals."""
     import pandas as pd  # takes longer, with what draws it, than a small evaluation
 
-    from s2ap_diag.output import plots
+    from s2ap_diag.output import plots  # as above
 
     told = told_apart([Path(r["checkpoint"]) for r in records])
     names = [r.get("corruption", name) for r, name in zip(records, told, strict=True)]

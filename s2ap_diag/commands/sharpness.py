@@ -121,7 +121,7 @@ def write_out(jobs: Sequence[Job], found: Mapping[Job, Measured], output: Output
 
         sharpness_plot.draw(records, output.plot)
     if spectrum is not None:
-        from s2ap_diag.output import plots
+        from s2ap_diag.output import plots  # takes long to import, as above
 
         measured = [found[job].density for job in jobs if found[job].record is not None]
         densities = {name: density for name, density in zip(names_of(records), measured, strict=True) if density}
