@@ -97,7 +97,7 @@ def order(count: int, shuffle: int | None, limit: int | None, augment: bool) -> 
 
 def cut(visit: Tensor, batch_size: int, part: Part | None) -> Sequence[Tensor]:
     """Select the positions of each batch that is loaded here, given those of all images in the order of the visit."""
-    batches = visit.split(batch_size)
+    batches = visit.split(min(batch_size, len(visit) or 1))  # torch refuses sizes beyond 64 bits
     return batches if part is None else part(batches)
 
 

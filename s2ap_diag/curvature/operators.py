@@ -35,16 +35,19 @@ class Projected:
     """
 
     def __init__(self, op: SymmetricOperator, onto: Tensor) -> None:
-        self.op, self.index = op, onto.nonzero().squeeze(1)
-        self.n, self.dtype, self.device = len(self.index), op.dtype, op.device
+        self.op = op
+        # Where all stay, copies of long vectors would be a tenth of a product's time.
+        self.index = None if bool(onto.all()) else onto.nonzero().squeeze(1)
+        self.n = op.n if self.index is None else len(self.index)
+        self.dtype, self.device = op.dtype, op.device
 
     def restrict(self, v: Tensor) -> Tensor:
-        """Compute P'v: of a vector [m] the entries that stay, [n]."""
-        return v[self.index]
+        """Compute P'v: of a vector [m] the entries that stay, [n]; v itself where all do."""
+        return v if self.index is None else v[self.index]
 
     def expand(self, v: Tensor) -> Tensor:
-        """Compute Pv: a vector [n] with 0 in the other places, [m]."""
-        return v.new_zeros(self.op.n).index_copy_(0, self.index, v)
+        """Compute Pv: a vector [n] with 0 in the other places, [m]; v itself where all stay."""
+        return v if self.index is None else v.new_zeros(self.op.n).index_copy_(0, self.index, v)
 
     def matvec(self, v: Tensor) -> Tensor:
         """Compute P'HPv for a vector [n], at one product of H."""

@@ -77,6 +77,15 @@ def test_settings_that_nothing_can_compute_with(attempt: Attempt, tmp_path: Path
     assert setting.partition("=")[0].removesuffix(".val") in found.stderr
 
 
+def test_a_batch_beyond_64_bits_is_all_images(attempt: Attempt, world: World) -> None:
+    measured = []
+    for size in (100, 10**20):
+        call = ["sharpness", world.checkpoint, "--images", 16, "--rho", 0.01, "--batch-size", size]
+        (found,) = attempt("batch size", [*call, "--json", "-", "--quiet"]).records()
+        measured.append((found["lambda_max"], found["batches"], found["loss_difference"]))
+    assert measured[0] == measured[1]
+
+
 def test_masks_saved_as_parameters_are_masks(attempt: Attempt, tmp_path: Path) -> None:
     for number in range(2):
         mask = nn.Parameter((torch.arange(36.0).view(4, 1, 3, 3) % (number + 2) == 0).float())
