@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
 
-from s2ap_core.errors import InputError
+from s2ap_core.errors import InputError, did_you_mean
 from s2ap_core.files import code
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,8 +59,9 @@ class Registry(dict[str, F]):
                 with blamed(f"{self.kind} {name} ({entry.value})", None):
                     part: F = entry.load()
                     return part
-        known = ", ".join([*self, *sorted(entry.name for entry in self._installed())])
-        raise InputError(f"unknown {self.kind} {name!r}: choose one of {known}, or name your own, FILE.py:FACTORY")
+        known = [*self, *sorted(entry.name for entry in self._installed())]
+        all_of_them = f"choose one of {', '.join(known)}, or name your own, FILE.py:FACTORY"
+        raise InputError(f"unknown {self.kind} {name!r}: {did_you_mean(name, known, all_of_them)}")
 
     def knows(self, name: str) -> bool:
         """Return whether :meth:`find` would look further than the name: nothing is run."""

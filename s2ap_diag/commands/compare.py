@@ -2,13 +2,14 @@
 
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from s2ap_core.errors import InputError, printable
+from s2ap_core.errors import InputError, did_you_mean, printable
 from s2ap_core.runs import course
 from s2ap_core.runs.identity import flat
 from s2ap_diag.comparison.arms import SettingComparison, adjusted_p, compare_arms
@@ -51,10 +52,19 @@ def say(
         for name in PRINCIPAL:
             if name in one.metrics:
                 click.echo(printable(f"  {one.metrics[name].verdict(names, p_values.get((one.setting, name)))}"))
-        for note in one.notes:
+        for note in (*measured_on(one), *one.notes):
             click.echo(printable(f"  {note}"))
         said = [f"{key} {a} | {b}" for key, (a, b) in one.config_differences.items()]
         click.echo(printable(f"  settings that differ: {'; '.join(said) or 'none'}"))
+
+
+def measured_on(compared: SettingComparison) -> list[str]:
+    """Say what sharpness was measured on, a line for the metrics that share it."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, metric in compared.metrics.items():
+        if metric.measured_on:
+            names[metric.measured_on].append(name)
+    return [f"{', '.join(those)}: on {what}" for what, those in names.items()]
 
 
 def choose(
@@ -79,7 +89,9 @@ def choose(
     chosen = [[run for run in runs if matches(run, where)] for runs in chosen]
     for name, runs in zip(names, chosen, strict=True):
         if not runs:
-            raise InputError(f"{name}: no finished run of it; see `s2ap-diag report` for what {paths[0]} holds")
+            remedy = f"see `s2ap-diag report` for what {paths[0]} holds"
+            held = sorted({course.arm(run.config) for run in opened}) if arms else []
+            raise InputError(f"{name}: no finished run of it; {did_you_mean(name, held, remedy)}")
     return (names[0], names[1]), (chosen[0], chosen[1])
 
 
@@ -137,6 +149,7 @@ def _metric(metric: MetricComparison, adjusted: float | None) -> dict[str, Any]:
         "second": metric.second,
         "unit": metric.unit,
         "condition": metric.condition,
+        "measured_on": metric.measured_on,
         "converged": metric.converged,
         "difference": difference.mean,
         "low": low,

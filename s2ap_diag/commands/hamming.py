@@ -1,7 +1,7 @@
 """``s2ap-diag hamming``: how much does the mask change while it is searched?"""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,9 @@ def run_command(
         differences = [{"epoch": e, "difference": first[e] - second[e]} for e in first if e in second]
     records = [row for rows in compared.values() for row in rows]
     table = table_of(compared, short, differences, measure, against)
-    notes = [*how_read(headers.items()), *renamed(begins)]
+    notes = [*how_read(headers.items()), *renamed(begins), *kept_otherwise(records)]
+    if differences:
+        notes.append(f"difference: {' − '.join(arms)}")
     output.emit([*records, *differences], table, above=above, notes=notes)
     if output.plot is not None:
         from s2ap_diag.output import mask_changes  # matplotlib takes longer than the rest
@@ -71,6 +73,21 @@ def run_command(
             mask_changes.draw_layers(layers, output.plot)
         else:
             mask_changes.draw(arms, differences, output.plot, "h per kept weight" if per_kept else "h")
+
+
+KEPT_ALIKE = 0.05
+"""Share of h that may come from masks of different size before it is said."""
+
+
+def kept_otherwise(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Say of the distance that owes most to it which part only tells how many entries the two masks keep."""
+    parts = [abs(row["kept"] - row["kept_other"]) / row["flipped"] if row["flipped"] else 0.0 for row in records]
+    most = max(parts)
+    if most <= KEPT_ALIKE:
+        return []
+    row = records[parts.index(most)]
+    kept, other = (f"{row[name] / row['entries']:.1%}" for name in ("kept", "kept_other"))
+    return [f"{row['masks']}: keeps {other} of the entries against {kept}, which alone makes {most:.0%} of its h"]
 
 
 Compared = dict[str, list[dict[str, Any]]]
@@ -155,6 +172,7 @@ def record(path: Path, distance: Hamming, position: int) -> dict[str, Any]:
         "flipped": distance.flipped,
         "entries": distance.entries,
         "kept": distance.kept,
+        "kept_other": distance.kept_other,
         "iou": distance.iou,
         "chance": distance.chance,
         "h_over_chance": distance.h_over_chance,

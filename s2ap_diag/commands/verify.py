@@ -45,8 +45,8 @@ def run_command(
         {"checkpoint": str(path), "kind": f.kind, "layer": f.layer, "message": f.message} for path, f in findings
     ]
     violations = sum(f.kind == "violation" for _, f in findings)
-    rows = [[path.name, f.kind, f.layer, f.message] for path, f in findings]
+    rows = [[path.name, f.kind, f"{f.layer}: {f.message}" if f.layer else f.message] for path, f in findings]
     title = f"{count(len(paths), 'checkpoint')}, {count(violations, 'violation')}"
-    table = make_table(title, ["checkpoint", "finding", "layer", "what"], rows)
+    table = make_table(title, ["checkpoint", "finding", "what"], rows)
     output.emit(records, table, notes=how_read(read.items()))
     sys.exit(1 if violations else 0)

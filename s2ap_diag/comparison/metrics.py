@@ -40,7 +40,8 @@ class MetricComparison:
         first, second: the arms' means over the paired seeds, percent for accuracies.
         difference: second minus first.
         mcnemar: by seed, for accuracies.
-        condition: what it was measured under, in words; nothing where the name says all.
+        condition: what it was measured at, in words; nothing where the name says all.
+        measured_on: what sharpness was measured on, in words, since it depends on that; nothing for other metrics.
         converged: whether all readings have.
         at_least: the readings are lower bounds.
     """
@@ -53,6 +54,7 @@ class MetricComparison:
     difference: PairedDifference
     mcnemar: Mapping[Seed, float]
     condition: str = ""
+    measured_on: str = ""
     converged: bool = True
     at_least: bool = False
 
@@ -146,7 +148,8 @@ def _sharpness(name: str, pairs: Pairs) -> MetricComparison | None:
     positive = min(itertools.chain(*values.values())) > 0
     flag = name.replace("lambda_max", "converged")
     converged = all(record.get(flag, True) for pair in records.values() for record in pair)
-    return replace(_paired(name, values, "log10" if positive else ""), converged=converged)
+    compared = _paired(name, values, "log10" if positive else "")
+    return replace(compared, measured_on=_measured_on(records), converged=converged)
 
 
 def _loss_difference(name: str, pairs: Pairs) -> MetricComparison | None:
@@ -164,7 +167,9 @@ def _loss_difference(name: str, pairs: Pairs) -> MetricComparison | None:
     values = {
         seed: (a["loss_difference"][rho]["mean"], b["loss_difference"][rho]["mean"]) for seed, (a, b) in records.items()
     }
-    return replace(_paired(name, values, ""), condition=f"at rho = {rho}", at_least=True)
+    ascent = "{restarts} x {steps} steps of {ascent}".format_map(measured[0][rho])
+    measured_on = f"{_measured_on(records)}, {ascent}"
+    return replace(_paired(name, values, ""), condition=f"at rho = {rho}", measured_on=measured_on, at_least=True)
 
 
 def _h(name: str, pairs: Pairs) -> MetricComparison | None:
@@ -228,6 +233,12 @@ def _records(pairs: Pairs) -> dict[Seed, tuple[dict[str, Any], dict[str, Any]]] 
     for key in MEASURED_UNDER:
         _check_alike(key, [record.get(key) for pair in records.values() for record in pair])
     return records
+
+
+def _measured_on(records: Mapping[Seed, tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    """Say what readings that are alike were made on."""
+    first, _ = next(iter(records.values()))
+    return f"{first['batches']} x {first['batch_size']} images, BatchNorm {first['batch_norm']}"
 
 
 def _check_alike(what: str, values: Sequence[Any]) -> None:

@@ -262,6 +262,33 @@ def test_hamming_counts_like_numpy(run):
     assert [r["difference"] for r in records if "difference" in r] == [0.0, 0.0]
 
 
+def test_what_masks_of_other_sizes_alone_add_to_h_is_said(tmp_path):
+    entries = 1000
+    kept = {"a": range(100), "b": range(50, 150), "c": range(100, 400)}  # a and b are as large
+    for name, places in kept.items():
+        mask = torch.zeros(entries)
+        mask[list(places)] = 1
+        torch.save({"conv.weight": mask.view(10, 100)}, tmp_path / f"{name}.pt")
+    alike = invoke("hamming", tmp_path / "a.pt", tmp_path / "b.pt")
+    assert "of its h" not in alike.output
+    larger = invoke("hamming", tmp_path / "b.pt", tmp_path / "c.pt")  # 300 differ, of which 200 must
+    assert "c.pt: keeps 30.0% of the entries against 10.0%, which alone makes 67% of its h" in larger.output
+
+
+def test_the_difference_of_two_folders_says_which_is_taken_from_which(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run / "masks", other / "masks")
+    shutil.copy(other / "masks/epoch-001.safetensors", other / "masks/epoch-002.safetensors")
+    first, second = (
+        [r["h"] for r in json.loads(invoke("hamming", folder / "masks", "--json", "-").stdout)]
+        for folder in (run, other)
+    )
+    result = invoke("hamming", run / "masks", other / "masks", "--json", tmp_path / "found.json")
+    found = [r["difference"] for r in json.loads((tmp_path / "found.json").read_text()) if "difference" in r]
+    assert found == [a - b for a, b in zip(first, second, strict=True)]
+    assert f"difference: {run.name} − other" in result.output
+
+
 def test_evaluate_agrees_with_the_run(run):
     result = invoke(
         "evaluate", run / "ckpt" / "finetune-best.safetensors", "--attack", "pgd-50", "--n", 100, "--json", "-"

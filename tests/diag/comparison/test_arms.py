@@ -64,7 +64,8 @@ def evaluated(run: Path, robust: np.ndarray, fold: int = 0) -> None:
 
 
 def sharpness(value: float, **changes: Any) -> str:
-    by_rho = {"0.01": {"mean": value / 2, "ascent": "exchange"}, "0.1": {"mean": 9.0, "ascent": "exchange"}}
+    ascent = {"ascent": "exchange", "steps": 20, "restarts": 3}
+    by_rho = {"0.01": {"mean": value / 2} | ascent, "0.1": {"mean": 9.0} | ascent}
     about = {"batch_norm": "running", "adversary": "trades", "batches": 1, "batch_size": 8, "n_scores": 100}
     return json.dumps(
         [{"lambda_max": 10 * value, "lambda_max_live": value, "loss_difference": by_rho} | about | changes]
@@ -217,11 +218,19 @@ def test_sharpness_that_was_measured_otherwise_is_left_out_with_the_reason(runs)
     assert "lambda_max: not compared: batch_norm is running and batch; measure both alike" in found["notes"]
 
 
+def test_what_sharpness_was_measured_on_is_said_since_it_depends_on_that(runs):
+    """`sharpness` at its own defaults reads other values of the same checkpoints."""
+    said = compare(runs / "orig", runs / "s2ap").stdout.splitlines()
+    assert "  lambda_max_live, lambda_max: on 1 x 8 images, BatchNorm running" in said
+    assert "  loss_difference: on 1 x 8 images, BatchNorm running, 3 x 20 steps of exchange" in said
+
+
 def test_what_cannot_be_paired_is_refused_in_a_line(runs, tmp_path):
     refused = {
         (runs / "orig",): "give two runs or folders",
         (runs, runs / "orig"): "twice; leave one out",
         (runs, "--arm", "orig", "--arm", "awp"): "awp: no finished run",
+        (runs, "--arm", "orig", "--arm", "sap"): "sap: no finished run of it; did you mean s2ap?",
         (runs / "orig", runs / "s2ap", "--where", "gamma=1"): "--where gamma=1",
         (runs / "orig/0", runs / "s2ap/1"): "no seed in common",
         (runs / "orig", tmp_path / "none"): "no such folder",
