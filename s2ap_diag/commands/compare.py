@@ -14,6 +14,7 @@ from s2ap_core.runs import course
 from s2ap_core.runs.identity import flat
 from s2ap_diag.comparison.arms import SettingComparison, adjusted_p, compare_arms
 from s2ap_diag.comparison.metrics import PRINCIPAL, MetricComparison, spanned
+from s2ap_diag.comparison.statistics import LEVEL
 from s2ap_diag.output import forest
 from s2ap_diag.output.destinations import Output
 from s2ap_diag.output.tables import AT_LEAST, NOT_CONVERGED, Number, Table, make_table, marked, show
@@ -49,9 +50,10 @@ def say(
     """Put into words what the seeds allow to say, what could not be compared, and the settings that differ."""
     for one in compared:
         click.echo(printable(f"{one.setting}:"))
-        for name in PRINCIPAL:
-            if name in one.metrics:
-                click.echo(printable(f"  {one.metrics[name].verdict(names, p_values.get((one.setting, name)))}"))
+        for name, metric in one.metrics.items():
+            p = p_values.get((one.setting, name))
+            if name in PRINCIPAL or (p is not None and p < 1 - LEVEL):
+                click.echo(printable(f"  {metric.verdict(names, p)}"))
         for note in (*measured_on(one), *one.notes):
             click.echo(printable(f"  {note}"))
         said = [f"{key} {a} | {b}" for key, (a, b) in one.config_differences.items()]
@@ -195,9 +197,10 @@ def table_of(
                 ]
             )
     columns = ["metric", *names, f"{names[1]} − {names[0]} [95 %]", "p", "seeds", "seeds needed", "for one point"]
-    title = "" if several else compared[0].setting
+    units = "accuracies in %, λ_max as a ratio"
+    title = f"{units}; p by Holm over settings" if several else f"{compared[0].setting}: {units}; p of each by itself"
     return make_table(
-        f"{title}: accuracies in %, λ_max as a ratio; p by Holm over settings".lstrip(": "),
+        title,
         ["setting", *columns] if several else columns,
         rows,
         gives_way=["for one point", "seeds needed", "seeds"],

@@ -287,7 +287,7 @@ METRICS: dict[str, Reader] = {
 """The metrics in the order in which they are shown; for each how it is read."""
 
 PRINCIPAL = ("mask_robust", "finetuned_robust", "lambda_max_live", "loss_difference")
-"""The metrics whose comparison is also stated as a sentence."""
+"""The metrics whose comparison is stated as a sentence whatever it says; of others, what is beyond chance."""
 
 TRACKED: dict[str, Reader] = {
     "finetuned_gap": _accuracy,

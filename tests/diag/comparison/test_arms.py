@@ -218,6 +218,18 @@ def test_sharpness_that_was_measured_otherwise_is_left_out_with_the_reason(runs)
     assert "lambda_max: not compared: batch_norm is running and batch; measure both alike" in found["notes"]
 
 
+def test_whatever_is_beyond_chance_is_put_into_words(runs):
+    for seed in SEEDS:  # half as large in each seed, which no chance does
+        (runs / "s2ap" / str(seed) / "sharpness.json").write_text(sharpness(LAMBDA["orig"][seed] * (0.5 + 0.01 * seed)))
+    said = compare(runs / "orig", runs / "s2ap").stdout.splitlines()
+    assert [line.split(":")[0].strip() for line in said if "s2ap is better beyond chance" in line] == [
+        "finetuned_robust",
+        "lambda_max_live",
+        "lambda_max",
+    ]
+    assert not any(line.strip().startswith("finetuned_clean:") for line in said)  # the same in both arms
+
+
 def test_what_sharpness_was_measured_on_is_said_since_it_depends_on_that(runs):
     """`sharpness` at its own defaults reads other values of the same checkpoints."""
     said = compare(runs / "orig", runs / "s2ap").stdout.splitlines()
