@@ -22,6 +22,8 @@ from s2ap_core.files.atomic import write_file
 from s2ap_core.runs import course
 from s2ap_core.runs.identity import flat
 from s2ap_diag.commands.options.shared import EXISTING
+from s2ap_diag.comparison.arms import seed_of
+from s2ap_diag.comparison.metrics import Seed
 from s2ap_diag.output.tables import to_csv
 from s2ap_diag.reading.results import Run, collect
 
@@ -95,10 +97,10 @@ def table(runs: list[Run]) -> pd.DataFrame:
 
 
 def _rows(runs: list[Run], gamma: float) -> list[dict[str, Any]]:
-    arms: dict[str, dict[int, Run]] = defaultdict(dict)
+    arms: dict[str, dict[Seed, Run]] = defaultdict(dict)
     for run in runs:
         # Of runs that differ in their finetuning alone any will do: the search is the same.
-        arms[perturbation_of(run.config.minimizer)].setdefault(run.config.seed, run)
+        arms[perturbation_of(run.config.minimizer)].setdefault(seed_of(run), run)
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in arms.values())))
     if "Orig." not in arms or not seeds:
         return []

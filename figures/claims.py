@@ -13,7 +13,7 @@ from figures.rendered_table import RenderedTable, Text
 from s2ap_core.errors import InputError
 from s2ap_diag.comparison.arms import SettingComparison, compare_arms
 from s2ap_diag.comparison.metrics import METRICS, TRACKED, MetricComparison, many, spanned
-from s2ap_diag.comparison.statistics import LEAST_SEEDS, LEVEL, holm
+from s2ap_diag.comparison.statistics import LEAST_SEEDS, LEVEL, holm, tested
 
 Verdict = Literal["supported", "contradicted", "undecided"]
 
@@ -67,6 +67,7 @@ class Test:
 
     Attributes:
         adjusted_p: after Holm's correction over the settings of the claim, None with fewer than three seeds.
+        tests: how many settings these are.
     """
 
     claim: Claim
@@ -74,6 +75,7 @@ class Test:
     compared: MetricComparison
     seeds: int
     adjusted_p: float | None
+    tests: int
 
     @property
     def verdict(self) -> Verdict:
@@ -111,9 +113,10 @@ def judge_claims(library: Library) -> tuple[list[Test], list[str]]:
 
 def _judged(claim: Claim, settings: Sequence[tuple[Cell, SettingComparison]]) -> list[Test]:
     metrics = [compared.metrics[claim.metric] for _, compared in settings]
-    adjusted = holm([metric.difference.p for metric in metrics])
+    p_values = [metric.difference.p for metric in metrics]
+    adjusted, count = holm(p_values), tested(p_values)
     return [
-        Test(claim, cell, metric, len(compared.seeds), p)
+        Test(claim, cell, metric, len(compared.seeds), p, count)
         for (cell, compared), metric, p in zip(settings, metrics, adjusted, strict=True)
     ]
 
@@ -134,7 +137,8 @@ def claims_table(library: Library) -> RenderedTable:
         caption=[
             "Difference: second arm minus first over paired seeds, in points for accuracies, as a ratio for λ_max.",
             "Supported or contradicted where it is beyond chance at 5 % after Holm's correction over the settings of "
-            "the claim, else undecided. Seeds needed: to find a difference as large as that seen in 80 of 100 trials.",
+            "the claim, else undecided. Seeds needed: to find a difference as large as that seen in 80 of 100 trials, "
+            "at the level that the correction asks of the claim's first setting.",
             *(
                 [f"{unshown} tests of fewer than three seeds, which decide nothing, are in the CSV alone."]
                 if unshown
@@ -160,7 +164,8 @@ def _row(test: Test) -> list[Text]:
         f"{compared.second:.4g}",
         spanned(compared.difference, compared.unit),
     ]
-    needed = many(compared.difference.seeds_needed()) if compared.difference.p is not None else "three or more first"
+    testable = compared.difference.p is not None
+    needed = many(compared.difference.seeds_needed(tests=test.tests)) if testable else "three or more first"
     return [*map(Text, cells), Text(test.verdict, bold=decided), Text(str(test.seeds)), Text(needed)]
 
 
@@ -187,5 +192,5 @@ def _record(test: Test) -> dict[str, Any]:
         "adjusted_p": test.adjusted_p,
         "verdict": test.verdict,
         "seeds": test.seeds,
-        "seeds_needed": compared.difference.seeds_needed(),
+        "seeds_needed": compared.difference.seeds_needed(tests=test.tests),
     }

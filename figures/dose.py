@@ -67,8 +67,8 @@ class Study:
         """Average a metric's difference from Orig. over the doses of a direction, fold by fold."""
         doses = [by for (way, _), by in self.compared.items() if way == direction]
         found = [by[metric].difference for by in doses if metric in by]
-        if not found or len(found) < len(doses):
-            return None  # not all doses have it
+        if not found or len(found) < len(doses) or len({by[metric].unit for by in doses}) > 1:
+            return None  # not all doses have it, or some as a ratio and others as it is
         return paired_difference(np.mean([difference.by_unit for difference in found], axis=0).tolist())
 
     def moved(self, direction: str, metric: str) -> int:

@@ -26,7 +26,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.files.atomic import write_file
 from s2ap_diag.commands.options.shared import EXISTING
 from s2ap_diag.comparison.metrics import METRICS, MetricComparison, Seed, many, spanned, unit_means
-from s2ap_diag.comparison.statistics import LEVEL, holm
+from s2ap_diag.comparison.statistics import LEVEL, holm, tested
 from s2ap_diag.output.tables import to_csv
 from s2ap_diag.reading.results import collect
 
@@ -59,6 +59,7 @@ class Comparison:
     Attributes:
         question: what the rows differ in, ``rates`` or ``S2AP``.
         adjusted_p: after Holm's correction over all comparisons of this question and metric; None below three folds.
+        tests: how many these are.
     """
 
     setting: str
@@ -67,6 +68,7 @@ class Comparison:
     question: str
     compared: MetricComparison
     adjusted_p: float | None = None
+    tests: int = 1
 
     @property
     def verdict(self) -> str:
@@ -93,9 +95,9 @@ def compare_rates(settings: Mapping[str, Mapping[Row, Mapping[Seed, PlacedRun]]]
     for index, one in enumerate(found):
         families[one.question, one.compared.name].append(index)
     for indices in families.values():
-        adjusted = holm([found[index].compared.difference.p for index in indices])
-        for index, p in zip(indices, adjusted, strict=True):
-            found[index] = replace(found[index], adjusted_p=p)
+        p_values = [found[index].compared.difference.p for index in indices]
+        for index, p in zip(indices, holm(p_values), strict=True):
+            found[index] = replace(found[index], adjusted_p=p, tests=tested(p_values))
     return found
 
 
@@ -147,7 +149,7 @@ def rates_table(settings: Mapping[str, Mapping[Row, Mapping[Seed, PlacedRun]]]) 
             f"{_besides(settings)}.",
             "Differences over paired folds in points, with their 95 % interval; bold, ahead or behind where beyond "
             "chance at 5 % after Holm's correction over the column. Seeds needed: to find a difference as large as "
-            "that seen in 80 of 100 trials.",
+            "that seen in 80 of 100 trials, at the level that the correction asks of the column's first comparison.",
         ],
         records=pd.DataFrame([_record(one) for one in compared]),
     )
@@ -187,7 +189,7 @@ def _cell(one: Comparison | None) -> Text:
 def _decision(one: Comparison | None) -> list[Text]:
     if one is None:
         return [Text(""), Text("")]
-    needed = "" if one.verdict != "undecided" else many(one.compared.difference.seeds_needed())
+    needed = "" if one.verdict != "undecided" else many(one.compared.difference.seeds_needed(tests=one.tests))
     return [Text(one.verdict, bold=one.verdict != "undecided"), Text(needed)]
 
 
@@ -211,7 +213,7 @@ def _record(one: Comparison) -> dict[str, Any]:
         "adjusted_p": one.adjusted_p,
         "verdict": one.verdict,
         "folds": len(one.compared.difference.by_unit),
-        "seeds_needed": one.compared.difference.seeds_needed(),
+        "seeds_needed": one.compared.difference.seeds_needed(tests=one.tests),
     }
 
 

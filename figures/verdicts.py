@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from figures.catalogue import Entry
 from figures.numbers import Line
 from s2ap_core.errors import InputError
+from s2ap_diag.comparison.arms import seed_of
+from s2ap_diag.comparison.metrics import unit_means
 from s2ap_diag.comparison.statistics import LEVEL, Kind, PairedDifference, compare, holm, paired_difference
 
 
@@ -59,5 +61,6 @@ def _compared(entry: Entry, line: Line) -> Verdict:
             return Verdict(reason=str(error))
         return Verdict(comparison.difference.scaled(100), mcnemar=comparison.mcnemar)
     before, after = (line.readings[arm][metric].by_seed for arm in entry.arms)
-    seeds = sorted(before.keys() & after.keys())
-    return Verdict(paired_difference([after[seed] - before[seed] for seed in seeds])) if seeds else Verdict()
+    units = {run.config.seed: seed_of(run) for run in line.runs[entry.arms[0]]}
+    differences = {units[seed]: after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())}
+    return Verdict(paired_difference(unit_means(differences))) if differences else Verdict()

@@ -12,7 +12,7 @@ import click
 from s2ap_core.errors import InputError, did_you_mean, printable
 from s2ap_core.runs import course
 from s2ap_core.runs.identity import flat
-from s2ap_diag.comparison.arms import SettingComparison, adjusted_p, compare_arms
+from s2ap_diag.comparison.arms import SettingComparison, adjusted_p, compare_arms, tests_of
 from s2ap_diag.comparison.metrics import PRINCIPAL, MetricComparison, spanned
 from s2ap_diag.comparison.statistics import LEVEL
 from s2ap_diag.output import forest
@@ -53,7 +53,7 @@ def say(
         for name, metric in one.metrics.items():
             p = p_values.get((one.setting, name))
             if name in PRINCIPAL or (p is not None and p < 1 - LEVEL):
-                click.echo(printable(f"  {metric.verdict(names, p)}"))
+                click.echo(printable(f"  {metric.verdict(names, p, tests_of(p_values, name))}"))
         for note in (*measured_on(one), *one.notes):
             click.echo(printable(f"  {note}"))
         said = [f"{key} {a} | {b}" for key, (a, b) in one.config_differences.items()]
@@ -136,14 +136,15 @@ def record(
         "seeds": [seed for seed, _ in compared.seeds],
         "folds": [fold for _, fold in compared.seeds if fold >= 0],
         "metrics": {
-            name: _metric(metric, p_values.get((compared.setting, name))) for name, metric in compared.metrics.items()
+            name: _metric(metric, p_values.get((compared.setting, name)), tests_of(p_values, name))
+            for name, metric in compared.metrics.items()
         },
         "notes": list(compared.notes),
         "config_differences": {key: list(values) for key, values in compared.config_differences.items()},
     }
 
 
-def _metric(metric: MetricComparison, adjusted: float | None) -> dict[str, Any]:
+def _metric(metric: MetricComparison, adjusted: float | None, tests: int) -> dict[str, Any]:
     difference = metric.difference
     low, high = difference.interval or (None, None)
     return {
@@ -159,8 +160,8 @@ def _metric(metric: MetricComparison, adjusted: float | None) -> dict[str, Any]:
         "p": difference.p,
         "adjusted_p": adjusted,
         "seeds": len(difference.by_unit),
-        "seeds_needed": difference.seeds_needed(),
-        "seeds_needed_for_one_point": difference.seeds_needed(1.0) if metric.unit == "points" else None,
+        "seeds_needed": difference.seeds_needed(tests=tests),
+        "seeds_needed_for_one_point": difference.seeds_needed(1.0, tests) if metric.unit == "points" else None,
         "mcnemar": {str(seed) if fold < 0 else f"{seed}/{fold}": p for (seed, fold), p in metric.mcnemar.items()},
     }
 
@@ -184,6 +185,7 @@ def table_of(
     for one in compared:
         for name, metric in one.metrics.items():
             difference, points = metric.difference, metric.unit == "points"
+            tests = tests_of(p_values, name)
             rows.append(
                 [
                     *([one.setting] if several else []),
@@ -192,8 +194,8 @@ def table_of(
                     spanned(difference, metric.unit),
                     p_values.get((one.setting, name)),
                     len(difference.by_unit),
-                    difference.seeds_needed(),
-                    difference.seeds_needed(1.0) if points else None,
+                    difference.seeds_needed(tests=tests),
+                    difference.seeds_needed(1.0, tests) if points else None,
                 ]
             )
     columns = ["metric", *names, f"{names[1]} − {names[0]} [95 %]", "p", "seeds", "seeds needed", "for one point"]

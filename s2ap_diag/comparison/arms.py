@@ -10,7 +10,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.runs import course
 from s2ap_core.runs.identity import differences
 from s2ap_diag.comparison.metrics import METRICS, MetricComparison, Reader, Seed, Unlike
-from s2ap_diag.comparison.statistics import holm
+from s2ap_diag.comparison.statistics import holm, tested
 from s2ap_diag.reading.results import Run
 
 INCIDENTAL = (
@@ -91,6 +91,11 @@ def adjusted_p(compared: Sequence[SettingComparison]) -> dict[tuple[str, str], f
         p_values = holm([one.metrics[name].difference.p for one in having])
         adjusted |= {(one.setting, name): p for one, p in zip(having, p_values, strict=True) if p is not None}
     return adjusted
+
+
+def tests_of(p_values: Mapping[tuple[str, str], float], metric: str) -> int:
+    """Count the settings over which a metric's p-values are corrected, given those of :func:`adjusted_p`."""
+    return tested(p for (_, name), p in p_values.items() if name == metric)
 
 
 def setting_of(run: Run) -> str:

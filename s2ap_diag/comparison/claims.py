@@ -1,5 +1,6 @@
 """What rendered tables claim: the CSVs of ``python -m figures``, in which an arm may be marked the best."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ CLAIM = ("arm", "mark", "interval_low", "interval_high")
 
 BEST = "best"
 
+LOWER_IS_BETTER = ("loss_difference",)
+"""Metrics by which the arm with less is the best."""
+
 DIFFERENCE = " - "
-"""Stands between two arms where a record is of their difference."""
+"""Stands between two arms where a record is of their difference, the first minus the second."""
 
 
 def tables_in(folder: Path) -> list[Path]:
@@ -38,15 +42,21 @@ def claims(table: Path) -> Iterator[Finding]:
         InputError: if the table cannot be read.
     """
     rows = _read(table).to_dict("records")
-    intervals = {_row(row): (row["interval_low"], row["interval_high"]) for row in rows if DIFFERENCE in row["arm"]}
+    intervals = {
+        _row(row): (row["arm"].partition(DIFFERENCE)[0], _number(row["interval_low"]), _number(row["interval_high"]))
+        for row in rows
+        if DIFFERENCE in row["arm"]
+    }
     for row in rows:
         if row["mark"] != BEST:
             continue
-        low, high = map(_number, intervals.get(_row(row), ("", "")))
-        excluded = low > 0 or high < 0  # of no interval, both are NaN
+        ahead, low, high = intervals.get(_row(row), ("", math.nan, math.nan))
         known = low <= high
+        more_is_claimed = (row["arm"] == ahead) != (row["metric"] in LOWER_IS_BETTER)
+        excluded = low > 0 if more_is_claimed else high < 0  # of no interval, both are NaN
+        lacking = "may be 0 or against it" if known else "has no interval"
         remedy = (
-            f"{row['arm']} is called the best, and the difference {'may be 0' if known else 'has no interval'}: "
+            f"{row['arm']} is called the best, and the difference {lacking}: "
             "add seeds with `s2ap-diag run CONFIG --seed N` and render anew: `python -m figures --runs RUNS --out "
             f"{table.parent} --only {row['table']}`"
         )

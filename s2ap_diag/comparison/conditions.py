@@ -17,6 +17,7 @@ from s2ap_diag.comparison import remedies
 from s2ap_diag.comparison.claims import claims
 from s2ap_diag.comparison.evidence import Evidence, by_setting
 from s2ap_diag.comparison.finding import Finding
+from s2ap_diag.comparison.metrics import unit_means
 from s2ap_diag.comparison.remedies import quoted
 from s2ap_diag.comparison.statistics import LEAST_SEEDS, check_comparable, paired_difference
 from s2ap_diag.sharpness import UNRELIABLE
@@ -193,34 +194,41 @@ def batch_norm(arms: dict[str, list[Evidence]]) -> Iterator[Finding]:
     """Check that both modes of BatchNorm order two arms the same way, as far as three seeds or more can tell."""
     for first, second in combinations(arms.values(), 2):
         a, b = ({run.unit: run for run in runs} for runs in (first, second))
-        pairs = [(a[unit], b[unit]) for unit in sorted(a.keys() & b.keys())]
+        pairs = {unit: (a[unit], b[unit]) for unit in sorted(a.keys() & b.keys())}
         modes = {}
         for mode in ("running", "batch"):
-            means = [[_mean(run.tracked(f"lambda_max_live_{mode}")) for run in pair] for pair in pairs]
-            known = [y - x for x, y in means if not math.isnan(y - x)]
+            means = {u: [_mean(run.tracked(f"lambda_max_live_{mode}")) for run in pair] for u, pair in pairs.items()}
+            known = unit_means({u: y - x for u, (x, y) in means.items() if not math.isnan(y - x)})
             modes[mode] = paired_difference(known) if len(known) >= LEAST_SEEDS else None
         running, batch = modes["running"], modes["batch"]
         if running is None or batch is None:
             continue
         contradict = running.beyond_chance and batch.beyond_chance and running.mean * batch.mean < 0
-        files = " ".join(quoted(run.result("prune")) for run in pairs[0])
+        files = " ".join(quoted(run.result("prune")) for run in next(iter(pairs.values())))
         measured = f"`s2ap-diag sharpness {files} --batch-norm running --batch-norm batch`"
         remedy = f"lambda_max_live ranks the arms by BatchNorm's mode; show both: {measured}"
-        where = _names([run for pair in pairs for run in pair])
+        where = _names([run for pair in pairs.values() for run in pair])
         yield Finding.of(where, "batch norm", not contradict, batch.mean, running.mean, remedy)
 
 
 def seeds(material: Material) -> Iterator[Finding]:
-    """Check for three seeds: with fewer, statistics have no interval. A single run is compared with nothing."""
+    """Check for three seeds that another arm has, too: with fewer, differences have no interval.
+
+    A single run is compared with nothing.
+    """
     for arms in by_setting(material.runs):
-        for runs in arms.values():
-            units = {run.unit for run in runs}
-            unused = max(seed for seed, _ in units) + 1
+        seeds_of = {arm: {run.unit for run in runs} for arm, runs in arms.items()}
+        for arm, runs in arms.items():
+            own = seeds_of[arm]
+            enough = [other for name, other in seeds_of.items() if name != arm and len(other) >= LEAST_SEEDS]
+            paired = max((own & other for other in enough), key=len, default=own)
+            units = len(unit_means(dict.fromkeys(paired, 0.0)))
+            unused = max(seed for seed, _ in own) + 1
             remedy = f"too few seeds for an interval: {remedies.anew(runs[0], seed=unused)}"
             if len(material.runs) == 1:
-                yield Finding.note(_names(runs), "seeds", len(units), LEAST_SEEDS, remedy)
+                yield Finding.note(_names(runs), "seeds", units, LEAST_SEEDS, remedy)
             else:
-                yield Finding.of(_names(runs), "seeds", len(units) >= LEAST_SEEDS, len(units), LEAST_SEEDS, remedy)
+                yield Finding.of(_names(runs), "seeds", units >= LEAST_SEEDS, units, LEAST_SEEDS, remedy)
 
 
 def alike(arms: dict[str, list[Evidence]]) -> Iterator[Finding]:

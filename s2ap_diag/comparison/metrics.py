@@ -11,7 +11,15 @@ import numpy as np
 
 from s2ap_core.runs import course
 from s2ap_core.training.evaluation import Evaluation
-from s2ap_diag.comparison.statistics import LEVEL, Kind, PairedDifference, compare, correctness, paired_difference
+from s2ap_diag.comparison.statistics import (
+    LEAST_SEEDS,
+    LEVEL,
+    Kind,
+    PairedDifference,
+    compare,
+    correctness,
+    paired_difference,
+)
 from s2ap_diag.reading.results import Run
 
 Unit = Literal["points", "log10", ""]
@@ -63,15 +71,18 @@ class MetricComparison:
         """Which arm has the better mean, 0 or 1, be it by chance."""
         return int((self.difference.mean > 0) != self.lower_is_better)
 
-    def verdict(self, arms: tuple[str, str], adjusted_p: float | None) -> str:
+    def verdict(self, arms: tuple[str, str], adjusted_p: float | None, tests: int = 1) -> str:
         """Say what the seeds allow to say.
 
         Args:
             arms: their names.
-            adjusted_p: the p-value corrected for the other settings of the table, None with fewer than three seeds.
+            adjusted_p: the p-value corrected for the other settings of the table, None where there is none.
+            tests: how many settings these are.
         """
         seen = spanned(self.difference, self.unit)
         units = len(self.difference.by_unit)
+        if adjusted_p is None and units >= LEAST_SEEDS:
+            return f"{self.name}: {seen}; all {units} seeds say the same, which leaves no spread to test it by"
         if adjusted_p is None:
             differ = any(p < 1 - LEVEL for p in self.mcnemar.values())
             networks = "; the two networks of a seed differ (McNemar)" if differ else ""
@@ -79,9 +90,9 @@ class MetricComparison:
             return f"{self.name}: {seen}; {few} nothing of the arms{networks}"
         if adjusted_p < 1 - LEVEL:
             return f"{self.name}: {arms[self.better]} is better beyond chance, {seen}"
-        needed = [(self.difference.seeds_needed(), "such a difference")]
+        needed = [(self.difference.seeds_needed(tests=tests), "such a difference")]
         if self.unit == "points":
-            needed.append((self.difference.seeds_needed(1.0), "one point"))
+            needed.append((self.difference.seeds_needed(1.0, tests), "one point"))
         said = [f"{many(seeds)} would resolve {what}" for seeds, what in needed]
         return f"{self.name}: undecided with {units} seeds, {seen}; {', '.join(said)}"
 
@@ -167,8 +178,8 @@ def _loss_difference(name: str, pairs: Pairs) -> MetricComparison | None:
     values = {
         seed: (a["loss_difference"][rho]["mean"], b["loss_difference"][rho]["mean"]) for seed, (a, b) in records.items()
     }
-    ascent = "{restarts} x {steps} steps of {ascent}".format_map(measured[0][rho])
-    measured_on = f"{_measured_on(records)}, {ascent}"
+    restarts, steps, ascent = (measured[0][rho].get(option, "?") for option in ("restarts", "steps", "ascent"))
+    measured_on = f"{_measured_on(records)}, {restarts} x {steps} steps of {ascent}"
     return replace(_paired(name, values, ""), condition=f"at rho = {rho}", measured_on=measured_on, at_least=True)
 
 
@@ -238,7 +249,8 @@ def _records(pairs: Pairs) -> dict[Seed, tuple[dict[str, Any], dict[str, Any]]] 
 def _measured_on(records: Mapping[Seed, tuple[dict[str, Any], dict[str, Any]]]) -> str:
     """Say what readings that are alike were made on."""
     first, _ = next(iter(records.values()))
-    return f"{first['batches']} x {first['batch_size']} images, BatchNorm {first['batch_norm']}"
+    batches, size, mode = (first.get(key, "?") for key in ("batches", "batch_size", "batch_norm"))
+    return f"{batches} x {size} images, BatchNorm {mode}"
 
 
 def _check_alike(what: str, values: Sequence[Any]) -> None:
@@ -261,7 +273,9 @@ def _paired(name: str, values: Mapping[Seed, tuple[float, float]], unit: Unit) -
 
 
 def unit_means(values: Mapping[Seed, float]) -> list[float]:
-    """Average a value over the seeds of each fold, which share its images; without folds each seed is by itself."""
+    """Average a value over the seeds of each fold, which share its images; with one fold or none each is by itself."""
+    if len({fold for _, fold in values}) == 1:
+        return list(values.values())
     by_unit: dict[Seed, list[float]] = defaultdict(list)
     for (seed, fold), value in values.items():
         by_unit[(seed, fold) if fold < 0 else (0, fold)].append(value)

@@ -6,7 +6,7 @@ two *networks* differ.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -29,6 +29,8 @@ POWER = 0.8
 LEAST_SEEDS = 3
 MOST_SEEDS = 10_000
 """More seeds than anyone runs: a difference that takes more is out of reach."""
+SPREAD = 1e-9
+"""Least spread over the difference that is no rounding error."""
 
 
 @dataclass(frozen=True)
@@ -53,46 +55,56 @@ class PairedDifference:
     freedom: float
 
     @property
+    def is_testable(self) -> bool:
+        """Whether there are three units, and a spread to hold a difference against.
+
+        Units that differ by the same are few images or a rounded metric: their spread is unknown and not 0.
+        """
+        return len(self.by_unit) >= LEAST_SEEDS and (self.mean == 0 or self.standard_error > SPREAD * abs(self.mean))
+
+    @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % t-interval of ``mean``; None with fewer than three units."""
-        if len(self.by_unit) < LEAST_SEEDS:
+        """The 95 % t-interval of ``mean``; None with fewer than three units, or where they show no spread."""
+        if not self.is_testable:
             return None
         half = float(t.ppf((1 + LEVEL) / 2, self.freedom)) * self.standard_error
         return self.mean - half, self.mean + half
 
     @property
     def p(self) -> float | None:
-        """Two-sided p-value of no difference, by the t-test; None with fewer than three units."""
-        if len(self.by_unit) < LEAST_SEEDS:
+        """Two-sided p-value of no difference, by the t-test; None where there is no interval."""
+        if not self.is_testable:
             return None
         if self.standard_error == 0:
-            return 1.0 if self.mean == 0 else 0.0
+            return 1.0
         return float(2 * t.sf(abs(self.mean) / self.standard_error, self.freedom))
 
     @property
     def beyond_chance(self) -> bool:
         """Whether there is an interval, and it excludes 0."""
-        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
-    def seeds_needed(self, effect: float | None = None) -> int | None:
+    def seeds_needed(self, effect: float | None = None, tests: int = 1) -> int | None:
         """Count the seeds that find a true difference in 80 of 100 trials, by the noncentral t distribution.
 
         The spread between seeds is taken as it was seen, so with few seeds this is rough itself.
 
         Args:
             effect: the true difference, by default the one that was seen.
+            tests: how many are held together, of which this is taken for the first that Holm's correction looks at.
 
         Returns:
             At least three; None where no number of them does: the difference is 0, the shared images are too few, or
-            one unit tells no spread.
+            the units show no spread.
         """
         effect = abs(self.mean if effect is None else effect)
-        if math.isnan(self.sd) or effect == 0 or self._power(effect, MOST_SEEDS) < POWER:
+        spreads = self.standard_error > SPREAD * abs(self.mean)  # NaN of one unit
+        if not spreads or effect == 0 or self._power(effect, MOST_SEEDS, tests) < POWER:
             return None
         too_few, enough = LEAST_SEEDS - 1, MOST_SEEDS
         while enough - too_few > 1:
             middle = (too_few + enough) // 2
-            if self._power(effect, middle) < POWER:
+            if self._power(effect, middle, tests) < POWER:
                 too_few = middle
             else:
                 enough = middle
@@ -105,11 +117,9 @@ class PairedDifference:
             factor**2 * self.images_variance, factor * self.standard_error, self.freedom,
         )  # fmt: skip
 
-    def _power(self, effect: float, seeds: int) -> float:
+    def _power(self, effect: float, seeds: int, tests: int) -> float:
         error = math.sqrt(self.sd**2 / seeds + self.images_variance)
-        if error == 0:
-            return 1.0
-        limit = t.ppf((1 + LEVEL) / 2, seeds - 1)
+        limit = t.isf((1 - LEVEL) / tests / 2, seeds - 1)
         shifted = nct(seeds - 1, effect / error)
         return float(shifted.sf(limit) + shifted.cdf(-limit))
 
@@ -254,13 +264,18 @@ def images_variance(shared: np.ndarray) -> tuple[float, float]:
     return excess / (seeds * n), max(excess**2 / spread, 1.0)
 
 
+def tested(p_values: Iterable[float | None]) -> int:
+    """Count the tests that :func:`holm` holds together, at least 1."""
+    return max(1, sum(p is not None for p in p_values))
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Adjust p-values so that all of a table hold together (Holm 1979); None is no test, counts as none and stays."""
-    tested = {index: p for index, p in enumerate(p_values) if p is not None}
+    known = {index: p for index, p in enumerate(p_values) if p is not None}
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0
-    for rank, index in enumerate(sorted(tested, key=tested.__getitem__)):
-        highest = max(highest, min(1.0, (len(tested) - rank) * tested[index]))
+    for rank, index in enumerate(sorted(known, key=known.__getitem__)):
+        highest = max(highest, min(1.0, (len(known) - rank) * known[index]))
         adjusted[index] = highest
     return adjusted
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from s2ap_core.errors import InputError
-from s2ap_diag.comparison.arms import SettingComparison, adjusted_p, compare_setting
+from s2ap_diag.comparison.arms import SettingComparison, adjusted_p, compare_setting, tests_of
 from s2ap_diag.comparison.metrics import (
     METRICS,
     PRINCIPAL,
@@ -147,24 +147,28 @@ def _heading(name: str, found: Sequence[tuple[str, SettingComparison, Mapping[tu
 
 def _row(arm: str, one: SettingComparison, p_values: Mapping[tuple[str, str], float], metrics: Sequence[str]) -> Row:
     cells = [
-        _cell(one.metrics[name], p_values.get((one.setting, name))) if name in one.metrics else None for name in metrics
+        _cell(one.metrics[name], p_values.get((one.setting, name)), tests_of(p_values, name))
+        if name in one.metrics
+        else None
+        for name in metrics
     ]
     settings = "; ".join(f"{key} {a} | {b}" for key, (a, b) in one.config_differences.items())
     return Row(one.setting, arm, len(one.seeds), cells, one.notes, settings)
 
 
-def _cell(metric: MetricComparison, p: float | None) -> Cell:
+def _cell(metric: MetricComparison, p: float | None, tests: int) -> Cell:
     difference = metric.difference
-    needed = difference.seeds_needed()
+    needed = difference.seeds_needed(tests=tests)
     if p is None:
         state: State = "few"
-        decides = f"an interval takes {LEAST_SEEDS} seeds"
+        few = len(difference.by_unit) < LEAST_SEEDS
+        decides = f"an interval takes {LEAST_SEEDS} seeds" if few else "seeds that differ: these show no spread"
     elif p < 1 - LEVEL:
         state, decides = ("better" if metric.better else "worse"), ""
     else:
         state = "undecided"
         decides = f"{many(needed)} if as seen"
-        point = difference.seeds_needed(1.0) if metric.unit == "points" else None
+        point = difference.seeds_needed(1.0, tests) if metric.unit == "points" else None
         if point is not None:
             decides += f", {point} for one point"
     digits = ".1f" if metric.unit == "points" else ".3g"
@@ -180,7 +184,7 @@ def _sentences(
     having = {name: [one for one in compared if name in one.metrics] for name in PRINCIPAL}
     if len(compared) == 1:
         verdicts = [
-            (name, one.metrics[name].verdict(arms, p_values.get((one.setting, name))))
+            (name, one.metrics[name].verdict(arms, p_values.get((one.setting, name)), tests_of(p_values, name)))
             for name, ones in having.items()
             for one in ones
         ]
@@ -191,7 +195,8 @@ def _sentences(
     }  # fmt: skip
     counted = []
     for name, ones in having.items():
-        states = Counter(_cell(one.metrics[name], p_values.get((one.setting, name))).state for one in ones)
+        tests = tests_of(p_values, name)
+        states = Counter(_cell(one.metrics[name], p_values.get((one.setting, name)), tests).state for one in ones)
         if ones:
             counts = ", ".join(f"{words[state]} in {states[state]}" for state in MARKS if states[state])
             counted.append(f"{HEADINGS[name]} {counts}")

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from click.testing import CliRunner
@@ -62,3 +63,9 @@ def wilson(correct):
     """95 % Wilson interval in percent, by scipy."""
     found = binomtest(int(correct.sum()), len(correct)).proportion_ci(method="wilson")
     return 100 * found.low, 100 * found.high
+
+
+def run_of(seed, fold=-1):
+    """What a table's row knows of a run: its seed and fold."""
+    options = {} if fold < 0 else {"fold": fold}
+    return SimpleNamespace(path=str(seed), config=SimpleNamespace(seed=seed, data=SimpleNamespace(options=options)))

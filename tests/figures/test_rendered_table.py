@@ -18,6 +18,7 @@ from figures.numbers import Line, Reading, gap
 from figures.rendered_table import RenderedTable, Text, to_latex, to_markdown
 from figures.verdicts import verdicts
 from s2ap_diag.output.tables import to_csv
+from tests.figures.rendering import run_of
 
 (TABLE_13,) = choose(load_catalogue(), ["table13"])
 
@@ -35,7 +36,7 @@ def test_better_is_what_the_paired_t_test_says_after_holm_over_the_rows():
         Line(
             TABLE_13.cells[0],
             {arm: {"loss_difference": reading(*v)} for arm, v in zip(TABLE_13.arms, pair, strict=True)},
-            {},
+            {arm: [run_of(seed) for seed in range(len(firsts[0]))] for arm in TABLE_13.arms},
         )
         for pair in zip(firsts, seconds, strict=True)
     ]
@@ -49,8 +50,19 @@ def test_better_is_what_the_paired_t_test_says_after_holm_over_the_rows():
 
 def test_fewer_than_three_seeds_make_no_arm_better():
     readings = {"orig": {"loss_difference": reading(9, 9)}, "s2ap": {"loss_difference": reading(1, 1)}}
-    (found,) = verdicts(TABLE_13, [Line(TABLE_13.cells[0], readings, {})])
+    (found,) = verdicts(TABLE_13, [Line(TABLE_13.cells[0], readings, {"orig": [run_of(0), run_of(1)]})])
     assert (found.difference.mean, found.adjusted_p, found.better) == (-8, None, None)
+
+
+def test_seeds_of_one_fold_are_no_further_units():
+    """Six seeds on two folds: a t-test of the seeds would find 0.005, of the folds there is none."""
+    firsts, seconds = [1.0] * 6, [0.5, 0.6, 0.4, 0.55, 0.45, 0.58]
+    readings = {"orig": {"loss_difference": reading(*firsts)}, "s2ap": {"loss_difference": reading(*seconds)}}
+    runs = {"orig": [run_of(seed, seed % 2) for seed in range(6)]}
+    (found,) = verdicts(TABLE_13, [Line(TABLE_13.cells[0], readings, runs)])
+    assert found.better is None
+    by_fold = [np.mean([seconds[seed] - 1 for seed in range(fold, 6, 2)]) for fold in (0, 1)]
+    assert found.difference.by_unit == pytest.approx(by_fold)
 
 
 def test_readings_have_the_spread_of_a_sample():

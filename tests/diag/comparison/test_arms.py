@@ -169,6 +169,15 @@ def test_two_seeds_of_a_fold_are_one_unit_of_every_metric(runs):
     assert set(compared["metrics"]["finetuned_robust"]["mcnemar"]) == {"0/0", "1/1", "2/2", "3/0", "4/1"}
 
 
+def test_seeds_that_are_all_tested_on_one_fold_are_units_of_every_metric(runs):
+    for arm in ROBUST:
+        for seed in SEEDS:
+            changed(runs / arm / str(seed), data={"options": {"fold": 0}})
+            evaluated(runs / arm / str(seed), ROBUST[arm][seed], fold=0)
+    (compared,) = records(compare(runs / "orig", runs / "s2ap", "--json", "-"))
+    assert {metric["seeds"] for metric in compared["metrics"].values()} == {len(SEEDS)}
+
+
 def test_a_folder_of_both_arms_is_told_apart_by_what_the_refusal_says(runs):
     result = compare(runs / "orig", runs)
     assert result.exit_code == 2

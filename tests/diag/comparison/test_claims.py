@@ -13,6 +13,7 @@ from figures.records import frame_of, records_of
 from figures.verdicts import verdicts
 from s2ap_diag.commands import main
 from s2ap_diag.output.tables import to_csv
+from tests.figures.rendering import run_of
 
 (TABLE_13,) = choose(load_catalogue(), ["table13"])
 
@@ -28,7 +29,8 @@ def table(tmp_path):
     lines = []
     for cell, *pair in zip(TABLE_13.cells[:2], firsts, seconds, strict=True):
         readings = [{"loss_difference": Reading(dict(enumerate(values)))} for values in pair]
-        lines.append(Line(cell, dict(zip(TABLE_13.arms, readings, strict=True)), {}))
+        runs = {arm: [run_of(seed) for seed in range(4)] for arm in TABLE_13.arms}
+        lines.append(Line(cell, dict(zip(TABLE_13.arms, readings, strict=True)), runs))
     found = zip(lines, verdicts(TABLE_13, lines), strict=True)
     records = [record for line, verdict in found for record in records_of(TABLE_13, line, verdict, Library([]))]
     file = tmp_path / "table13.csv"
@@ -59,6 +61,7 @@ def test_a_winner_whose_interval_excludes_0_holds(table):
     ("changes", "value", "why"),
     [
         ({"interval_high": 0.5}, "0.5]", "may be 0"),
+        ({"interval_low": 0.25, "interval_high": 0.5}, "0.5]", "against it"),  # the other arm has less
         ({"interval_low": None, "interval_high": None}, None, "has no interval"),
     ],
 )

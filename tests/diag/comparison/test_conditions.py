@@ -233,12 +233,12 @@ def test_results_that_say_more_than_was_found(run):
 
 def test_modes_of_batch_norm_that_order_the_arms_in_opposite_ways(runs):
     for seed in range(3):
-        for arm, running, batch in (("orig", 1, 2), ("s2ap", 2, 1)):
+        for arm, running, batch in (("orig", 1, 2), ("s2ap", 2 + 0.1 * (seed - 1), 1 + 0.1 * (seed - 1))):
             for mode, value in (("running", running), ("batch", batch)):
                 measured(runs / f"{arm}-{seed}", f"lambda_max_live_{mode}", lambda old, v=value: 0 * old + v)
     (failed,) = failures(runs).items()
     assert failed[0] == "batch norm"
-    assert (failed[1]["value"], failed[1]["limit"]) == (-1, 1)
+    assert (failed[1]["value"], failed[1]["limit"]) == pytest.approx((-1, 1))
     measured(runs / "s2ap-2", "lambda_max_live_batch", lambda old: 0 * old + 30)  # within noise of either order
     assert failures(runs) == {}
     for seed in range(3):  # the same order in both
@@ -252,6 +252,13 @@ def test_two_seeds_of_an_arm(runs):
     assert (failed[0], failed[1]["value"]) == ("seeds", 2)
     assert "orig" in failed[1]["run"]
     assert "--seed 3" in failed[1]["remedy"]
+
+
+def test_three_seeds_that_the_other_arm_does_not_have(runs):
+    for seed in range(3):
+        config = runs / f"s2ap-{seed}/config.toml"
+        config.write_text(config.read_text().replace(f"seed = {seed}", f"seed = {seed + 3}"))
+    assert failures(runs)["seeds"]["value"] == 0
 
 
 @pytest.mark.parametrize("difference", ["eps", "n"])

@@ -149,7 +149,24 @@ def test_power_is_what_repeated_trials_find():
     assert first.seeds_needed() == first.seeds_needed(first.mean)
     assert first.seeds_needed(1e-9) is None
     assert paired_difference([0.1]).seeds_needed() is None
-    assert paired_difference([0.1, 0.1, 0.1]).seeds_needed() == 3
+    assert paired_difference([0.1, 0.1, 0.1]).seeds_needed() is None  # a spread of 0 is not known to be one
+
+
+def test_power_after_a_correction_is_that_at_its_first_level():
+    rng = np.random.default_rng(11)
+    first = paired_difference([0.05, 0.01, 0.03, -0.01])
+    needed = first.seeds_needed(0.02, tests=8)
+    assert needed > first.seeds_needed(0.02)
+    trials = rng.normal(0.02, first.sd, (4000, needed))
+    assert (ttest_1samp(trials, 0, axis=1).pvalue < 0.05 / 8).mean() == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("alike", [0.1, 1 / 12, -3.0])
+def test_units_that_differ_by_the_same_decide_nothing(alike):
+    """Three networks that each gain one image of twelve: their spread is not known to be 0."""
+    found = paired_difference([alike] * 3)
+    assert (found.interval, found.p, found.beyond_chance) == (None, None, False)
+    assert paired_difference([0.0] * 3).p == 1
 
 
 def test_no_number_of_seeds_resolves_less_than_the_images_allow():
