@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 
 @contextmanager
@@ -22,15 +23,24 @@ def train_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Freeze BatchNorm's running statistics; in train mode it normalises with the batch's all the same."""
+    """Freeze running statistics; in train mode BatchNorm normalises with the batch's all the same.
+
+    InstanceNorm updates what it has whenever it trains, so that it has none in the block.
+    """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    instances = [m for m in model.modules() if isinstance(m, _InstanceNorm) and m.track_running_stats and m.training]
+    kept = [(layer, layer.running_mean, layer.running_var) for layer in instances]
     for layer in layers:
         layer.track_running_stats = False
+    for instance in instances:
+        instance.running_mean = instance.running_var = None
     try:
         yield
     finally:
         for layer in layers:
             layer.track_running_stats = True
+        for instance, mean, variance in kept:
+            instance.running_mean, instance.running_var = mean, variance
 
 
 def statistics(model: nn.Module, mode: str) -> str:

@@ -51,7 +51,8 @@ def pgd(
 
     def ascend(network: nn.Module, also: Sequence[Tensor], x_adv: Tensor) -> Tensor:
         x_adv = x_adv.detach().requires_grad_()
-        grad, *others = torch.autograd.grad(loss(network(x_adv)), [x_adv, *also])
+        value = loss(network(x_adv))
+        grad, *others = torch.autograd.grad(value, [x_adv, *also], allow_unused=True, materialize_grads=True)
         for tensor, other in zip(also, others, strict=True):
             tensor.grad = other
         with torch.no_grad():
@@ -99,7 +100,10 @@ def autoattack(
         try:
             ensemble = AutoAttack(model, norm=norm, eps=eps, seed=seed, device=x.device, **version, **members)
             _spare(ensemble, max(at_once, len(x)))
-            ensemble.apgd.n_restarts = 5 if norm == "L1" else 1  # as in the standard version
+            # As in the standard version, which the ensemble sets up for itself alone.
+            ensemble.apgd.n_restarts = 5 if norm == "L1" else 1
+            ensemble.apgd_targeted.n_target_classes = 5 if norm == "L1" else 9
+            ensemble.apgd.use_largereps = ensemble.apgd_targeted.use_largereps = norm == "L1"
             with torch.no_grad():
                 others = model(x[:1]).shape[1] - 1
             for targeted in (ensemble.apgd_targeted, ensemble.fab):

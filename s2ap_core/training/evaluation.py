@@ -123,6 +123,23 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+LEAST_CLASSES = 4
+"""Of AutoAttack: the targeted difference-of-logits ratio takes the third and the fourth largest logit."""
+
+
+def check_attack(settings: EvaluationSettings, classes: int) -> None:
+    """Check that an attack can be made on data of so many classes.
+
+    Raises:
+        InputError: if it cannot.
+    """
+    if settings.attack in ("autoattack", "apgd") and classes < LEAST_CLASSES:
+        raise InputError(
+            f"attack {settings.attack}: its targeted members compare four classes, and the data have {classes}: "
+            "choose evaluation.attack = pgd-50, or --attack pgd-50"
+        )
+
+
 def evaluate(
     model: nn.Module,
     data: Dataset,
@@ -149,8 +166,9 @@ def evaluate(
         on_batch: called with the number of images done and their total.
 
     Raises:
-        InputError: if ``file`` belongs to another evaluation, or an image lies outside [0, 1].
+        InputError: as :func:`check_attack`, if ``file`` is of another evaluation, or an image lies outside [0, 1].
     """
+    check_attack(settings, data.classes)
     attack = Attack.asked(settings, norm, eps)
     described = {
         **(about or {}),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.distributed.group import add_up
+from s2ap_core.errors import InputError
 from s2ap_core.masks.layers import constant_weights, one_mask
 from s2ap_core.modes import frozen_statistics
 from s2ap_core.seeds import generator
@@ -82,8 +83,12 @@ class Perturbation:
             return
         weights = [weight.requires_grad_(True) for weight in constant_weights(self.model)]
         yield
-        own = [weight.new_zeros(weight.shape) if weight.grad is None else weight.grad for weight in weights]
-        pulled = [layer.pulled(gradient) for layer, gradient in zip(self.layers, own, strict=True)]
+        if all(weight.grad is None for weight in weights):
+            raise InputError(
+                "minimizer.source = attack: the objective's attack leaves no gradient in the weights, as ours do in "
+                "their last step; choose the source pass"
+            )
+        pulled = [layer.pulled(own) for layer, own in zip(self.layers, gradients_of(weights), strict=True)]
         self._of_attack = add_up(pulled)
 
     @contextmanager
@@ -159,7 +164,9 @@ class Perturbation:
         try:
             with frozen_statistics(self.model), one_mask(self.model):
                 loss = robust_loss()
-                loss, *gradient = add_up([loss.detach(), *torch.autograd.grad(loss, tensors)])
+                # A layer that the loss does not use, as one of layer drop, has the gradient 0.
+                own = torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
+                loss, *gradient = add_up([loss.detach(), *own])
         finally:
             for tensor in frozen:
                 tensor.requires_grad_(False)
@@ -170,9 +177,14 @@ class Perturbation:
 
     def _read_curvature(self, before: list[Tensor]) -> None:
         """Compute the secant curvature along z from the gradients at s and at s + z, which are there anyway."""
-        there = [layer.tensor.grad for layer in self.layers if layer.tensor.grad is not None]
-        if self._at_s is not None and self.z is not None and len(there) == len(self.layers):
+        if self._at_s is not None and self.z is not None:
+            there = gradients_of([layer.tensor for layer in self.layers])
             self.curvature = secant_curvature(self.layers, before, self.z, self._at_s, there)
+
+
+def gradients_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Give the gradient that each tensor holds, zeros where it has none: the loss does not use it."""
+    return [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in tensors]
 
 
 @torch.no_grad()

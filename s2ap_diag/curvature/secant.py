@@ -11,7 +11,7 @@ from s2ap_core.masks.layers import one_mask
 from s2ap_core.masks.masking import masks
 from s2ap_core.modes import frozen_statistics
 from s2ap_core.training.ball import Relative, score_layers
-from s2ap_core.training.perturbation import Perturbation, secant_curvature
+from s2ap_core.training.perturbation import Perturbation, gradients_of, secant_curvature
 
 
 class Probe(NamedTuple):
@@ -43,10 +43,11 @@ def probe(
     perturbation = Perturbation(model, layers, radius=Relative(gamma), source="last")
     tensors = [layer.tensor for layer in layers]
     before = [tensor.detach().clone() for tensor in tensors]
-    at_s = [tensor.grad for tensor in tensors if tensor.grad is not None]
+    at_s = gradients_of(tensors)
     with perturbation.applied(robust_loss, optimizer, seed), frozen_statistics(model), one_mask(model):
         loss = robust_loss()
-        loss, *there = add_up([loss.detach(), *torch.autograd.grad(loss, tensors)])
+        own = torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
+        loss, *there = add_up([loss.detach(), *own])
         flips = sum(int((mask ^ kept[name]).sum()) for name, mask in masks(model).items())
         assert perturbation.z is not None
         products, squares = secant_curvature(layers, before, perturbation.z, at_s, there)

@@ -23,6 +23,7 @@ from s2ap_core.runs.course import Until
 from s2ap_core.runs.directory import RunDirectory, environment
 from s2ap_core.runs.identity import accept_changes, differences, note_config, refusal
 from s2ap_core.runs.memory import TRAINED, check_memory
+from s2ap_core.training.evaluation import check_attack
 from s2ap_core.training.loop import Callback
 from s2ap_core.training.objectives import build_objective
 from s2ap_core.training.stages import Stages
@@ -109,7 +110,8 @@ def prepare(config: Config, data: Dataset | None = None, device: str = "cpu") ->
 
     Raises:
         InputError: if there is no such objective, method, metric, network or layer, TensorBoard is asked for and not
-            installed, the images cannot be used, or the network is larger than the machine's memory.
+            installed, the images cannot be used or have too few classes for the attack, or the network is larger than
+            the machine's memory.
     """
     name_by_user(*config.parts)
     build_objective(config.objective)
@@ -119,6 +121,8 @@ def prepare(config: Config, data: Dataset | None = None, device: str = "cpu") ->
         check_installed()
     if data is None:
         data = load(config.data.name, config.data.root, **config.data.options)
+    if config.evaluation.stages:
+        check_attack(config.evaluation, data.classes)
     described = describe(config, data, "pretrain", 0)["network"]
     with torch.device("meta"):
         model = build_network(described)

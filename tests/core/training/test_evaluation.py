@@ -19,7 +19,7 @@ from s2ap_core.errors import InputError
 from s2ap_core.masks.masking import attach_masks, bake
 from s2ap_core.masks.parametrization import FixedMask
 from s2ap_core.seeds import derive_seed
-from s2ap_core.training.attacks import autoattack, pgd
+from s2ap_core.training.attacks import AUTOATTACK, autoattack, pgd
 from s2ap_core.training.evaluation import Attack, Evaluation, evaluate, load_evaluation, wilson
 
 EPS = Fraction(40, 255)
@@ -109,6 +109,41 @@ def test_autoattack_is_pyautoattack_called_directly(classifier, data, norm):
     assert found.robust.tolist() == robust
     assert 0 < sum(robust) < 8
     assert found.about["eps"] == str(eps)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_some_members_are_those_of_the_standard_ensemble(norm, classifier, data, monkeypatch):
+    """APGD in L1 shrinks its ball from three times the radius, which the library does in its standard version alone."""
+    names = ("n_restarts", "n_target_classes", "use_largereps")
+    seen = {}
+
+    class Ensemble(AutoAttack):
+        def run_standard_evaluation(self, x, y, *, batch_size):
+            seen[len(self.attacks_to_run)] = [
+                getattr(member, name, None) for member in (self.apgd, self.apgd_targeted) for name in names
+            ]
+            return x, y
+
+    monkeypatch.setattr("s2ap_core.training.attacks.AutoAttack", Ensemble)
+    batch = next(data.batches("test", 4))
+    for members in (AUTOATTACK, AUTOATTACK[:2]):
+        autoattack(bake(classifier), batch.x, batch.y, eps=1.0, norm=norm, attacks=members)
+    assert seen[2] == seen[4]
+    published = AutoAttack(bake(classifier), norm=norm, eps=1.0, version="standard", device="cpu")
+    assert seen[4] == [
+        getattr(member, name, None) for member in (published.apgd, published.apgd_targeted) for name in names
+    ]
+
+
+@pytest.mark.parametrize("attack", ["autoattack", "apgd"])
+def test_three_classes_are_too_few_for_the_targeted_members(attack, prototypes, data):
+    images = np.repeat((prototypes[:3] * 255).astype(np.uint8).reshape(3, 1, 8, 8), 4, axis=0)
+    few = InMemory("few", 3, dict.fromkeys(("train", "val", "test"), (images, np.arange(12) // 4)))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    settings = EvaluationSettings(attack=attack, n=6, batch_size=6)
+    with pytest.raises(InputError, match="pgd-50"):
+        evaluate(model, few, settings, eps=EPS)
+    assert len(evaluate(model, few, settings.model_copy(update={"attack": "pgd-50"}), eps=EPS).label) == 6
 
 
 def test_the_standard_ensemble_is_the_published_one(classifier, data, monkeypatch):

@@ -8,8 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2ap_core.config import ObjectiveSettings
+from s2ap_core.errors import InputError
 from s2ap_core.masks.masking import attach, fix_masks, masks, scores
 from s2ap_core.training.ball import Relative, score_layers, weight_layers
+from s2ap_core.training.iteration import iterate
+from s2ap_core.training.objectives import Objective, build_objective
 from s2ap_core.training.perturbation import Perturbation, ascend_and_project
 
 INFINITE = float("inf")
@@ -204,3 +208,72 @@ def test_awp_keeps_pruned_weights_at_zero_and_moves_the_others(narrow, batch):
     for weight, start, mask in zip(perturbed(model, True), before, held.values(), strict=True):
         assert not weight[~mask].any()
         assert (weight != start)[mask].all()
+
+
+class WithUnused(nn.Module):
+    """A network with a masked layer that its forward pass leaves out, as layer drop does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten, self.used, self.aux = nn.Flatten(), nn.Linear(64, 10), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(self.flatten(x))
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("source", ["pass", "attack"])
+def test_a_layer_that_the_loss_does_not_use_is_not_perturbed_and_changes_nothing(batch, weights, source):
+    if weights and source == "attack":
+        return
+    x, y = batch
+    torch.manual_seed(0)
+    model = attach(WithUnused(), 0.3)
+    alone = attach(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 0.3)
+    with torch.no_grad():
+        for mine, other in zip(alone[1].parameters(), model.used.parameters(), strict=True):
+            mine.copy_(other)
+    found = []
+    for network in (model, alone):
+        layers = (weight_layers if weights else score_layers)(network)
+        perturbation = Perturbation(network, layers, radius=Relative(0.1), source=source)
+        perturbation.reads_curvature = True
+        iterate(
+            network, x, y, objective=build_objective(ObjectiveSettings(steps=2)),
+            optimizer=torch.optim.SGD(perturbed(network, weights), lr=0.1), perturbation=perturbation,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        found.append((perturbation.z, perturbation.curvature))
+    (with_unused, curvature), (without, expected) = found
+    assert torch.equal(with_unused[0], without[0])
+    assert without[0].any()
+    assert not with_unused[1].any()
+    if source == "pass":
+        assert torch.equal(curvature[0], torch.stack([*expected[0], torch.tensor(0.0)]))
+
+
+def test_an_attack_that_leaves_no_gradient_is_no_source(batch):
+    x, y = batch
+    model = attach(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 0.3)
+    perturbation = Perturbation(model, score_layers(model), radius=Relative(0.1), source="attack")
+    published = build_objective(ObjectiveSettings())
+    own = Objective("own", lambda model, x, y, g: (x + 0.01).clamp(0, 1), published.loss)
+    with pytest.raises(InputError, match="source = attack"):
+        iterate(
+            model, x, y, objective=own, optimizer=torch.optim.SGD(perturbed(model, False), lr=0.1),
+            perturbation=perturbation, generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
+def test_the_pass_for_z_leaves_all_running_statistics_alone(norm, batch):
+    x, y = batch
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), norm(4, track_running_stats=True), nn.Flatten(), nn.Linear(144, 10))
+    attach(model, 0.5).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    perturbation = Perturbation(model, score_layers(model), radius=Relative(0.1))
+    with perturbation.applied(lambda: F.cross_entropy(model(x), y), stepping(0.1), 0):
+        assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert len(before) == 3
+    model(x)
+    assert not torch.equal(model[1].running_var, before["1.running_var"])  # statistics move again
