@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from s2ap_core.config import Config
 from s2ap_core.runs import course
 from s2ap_core.runs.identity import flat
 from s2ap_diag.comparison.arms import INCIDENTAL, seed_of
@@ -176,7 +177,12 @@ class _Placed:
 
 
 def _place(runs: Sequence[Run]) -> list[_Placed]:
-    """Name arms as the course does, with the settings by which runs of one arm and setting differ."""
+    """Name arms as the course does, with the settings by which runs of one arm and setting differ from each other.
+
+    Of these a default is not said, but for the radius, which has no usual value.
+    """
+    defaults = flat(Config().model_dump(mode="json"))
+    usual = {key: str(value) for key, value in defaults.items() if key != "minimizer.gamma"}
     described = [(run, _setting(run), course.arm(run.config), _settings(run)) for run in runs]
     alike: dict[tuple[str, str], list[Mapping[str, str]]] = {}
     for _, setting, arm, settings in described:
@@ -188,7 +194,8 @@ def _place(runs: Sequence[Run]) -> list[_Placed]:
                 differing.setdefault(arm, {})[key] = None
     placed = []
     for run, setting, arm, settings in described:
-        said = [f"{key.rpartition('.')[2]} {settings[key]}" for key in differing.get(arm, ()) if key in settings]
+        told = [key for key in differing.get(arm, ()) if settings.get(key, usual.get(key)) != usual.get(key)]
+        said = [f"{key.rpartition('.')[2]} {settings[key]}" for key in told]
         placed.append(_Placed(run, setting, ", ".join([arm, *said])))
     return placed
 

@@ -83,7 +83,8 @@ class Verdicts:
 
     Attributes:
         reference: the arm that others are held against.
-        sentences: the answer in words: of one setting one for each principal metric, of several a count.
+        sentences: the answer in words: of one setting one for each principal metric, of several a count; where there
+            are many arms, one for each.
         columns: headings of the rows' cells.
     """
 
@@ -93,13 +94,17 @@ class Verdicts:
     rows: Sequence[Row]
 
 
+FEW_ARMS = 4
+"""So many arms beside the reference have a sentence for each metric."""
+
+
 def verdicts(group: Group) -> Verdicts | None:
     """Hold each arm against the first one; None where there is a single arm."""
     if len(group.arms) < 2:
         return None
     reference, *others = group.arms
     found: list[tuple[str, SettingComparison, Mapping[tuple[str, str], float]]] = []
-    sentences, failures = [], []
+    sentences, failures, silent = [], [], []
     for arm in others:
         compared = []
         for facet in group.facets:
@@ -110,11 +115,16 @@ def verdicts(group: Group) -> Verdicts | None:
                     failures.append(f"{arm} and {reference}: {error}")
         p_values = adjusted_p(compared)
         found += [(arm, one, p_values) for one in compared]
-        sentences += _sentences((reference, arm), compared, p_values)
+        said = _sentences((reference, arm), compared, p_values, briefly=len(others) > FEW_ARMS)
+        sentences += said
+        silent += [arm] if compared and not said else []
     metrics = _columns([one for _, one, _ in found])
     rows = [_row(arm, one, p_values, metrics) for arm, one, p_values in found]
     order = {facet.title: index for index, facet in enumerate(group.facets)}
-    rows.sort(key=lambda row: order[row.facet])
+    # What has seeds enough first: it is what the answer rests on.
+    rows.sort(key=lambda row: (row.seeds < LEAST_SEEDS, order[row.facet]))
+    if silent:
+        sentences.append(f"One or two seeds say nothing of: {'; '.join(silent)}")
     return Verdicts(reference, [*sentences, *failures], [_heading(name, found) for name in metrics], rows)
 
 
@@ -178,11 +188,19 @@ def _cell(metric: MetricComparison, p: float | None, tests: int) -> Cell:
 
 
 def _sentences(
-    arms: tuple[str, str], compared: Sequence[SettingComparison], p_values: Mapping[tuple[str, str], float]
+    arms: tuple[str, str],
+    compared: Sequence[SettingComparison],
+    p_values: Mapping[tuple[str, str], float],
+    *,
+    briefly: bool,
 ) -> list[str]:
-    """Say the answer for the principal metrics: of one setting as ``compare`` does, of several as a count."""
+    """Say the answer for the principal metrics: of one setting as ``compare`` does, of several as a count.
+
+    Args:
+        briefly: in one sentence, and in none where no metric has seeds enough.
+    """
     having = {name: [one for one in compared if name in one.metrics] for name in PRINCIPAL}
-    if len(compared) == 1:
+    if len(compared) == 1 and not briefly:
         verdicts = [
             (name, one.metrics[name].verdict(arms, p_values.get((one.setting, name)), tests_of(p_values, name)))
             for name, ones in having.items()
@@ -193,11 +211,18 @@ def _sentences(
         "better": "better beyond chance", "worse": "worse beyond chance", "undecided": "undecided",
         "few": "of too few seeds",
     }  # fmt: skip
-    counted = []
+    counted, decided = [], 0
     for name, ones in having.items():
         tests = tests_of(p_values, name)
         states = Counter(_cell(one.metrics[name], p_values.get((one.setting, name)), tests).state for one in ones)
-        if ones:
+        if ones and len(compared) == 1:
+            metric = ones[0].metrics[name]
+            counted.append(f"{HEADINGS[name]} {words[next(iter(states))]}, {spanned(metric.difference, metric.unit)}")
+        elif ones:
             counts = ", ".join(f"{words[state]} in {states[state]}" for state in MARKS if states[state])
             counted.append(f"{HEADINGS[name]} {counts}")
-    return [f"{arms[1]} against {arms[0]}, {len(compared)} settings: {'; '.join(counted)}"] if counted else []
+        decided += len(ones) - states["few"]
+    if not counted or (briefly and not decided):
+        return []
+    settings = f", {len(compared)} settings" if len(compared) > 1 else ""
+    return [f"{arms[1]} against {arms[0]}{settings}: {'; '.join(counted)}"]

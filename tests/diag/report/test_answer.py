@@ -148,6 +148,29 @@ def test_arms_of_two_radii_are_told_apart_and_a_copy_is_left_out(world, tmp_path
     assert [row.seeds for row in answer.rows] == [3, 3]
 
 
+def test_of_many_arms_each_has_a_sentence_and_those_of_one_seed_share_one(world, tmp_path):
+    """Six arms told apart by their radius and source; what is as usual is not said, and what is decided comes first."""
+    for fold in range(3):
+        copy(world / f"hydra-0.1-orig-{fold}", tmp_path / f"orig-{fold}")
+        for gamma, source in ((0.01, "pass"), (0.01, "last")):
+            run, minimizer = f"s2ap-{gamma}-{source}-{fold}", {"name": "s2ap", "gamma": gamma, "source": source}
+            copy(world / f"hydra-0.1-s2ap-{fold}", tmp_path / run, minimizer=minimizer)
+    for gamma in (0.001, 0.002, 0.003):
+        minimizer = {"name": "s2ap", "gamma": gamma, "source": "pass"}
+        copy(world / "hydra-0.1-s2ap-0", tmp_path / f"alone-{gamma}", minimizer=minimizer)
+    (group,) = group_runs(collect(tmp_path)[0])
+    answer = verdicts(group)
+    about = [sentence.partition(" against orig")[0] for sentence in answer.sentences[:-1]]
+    assert sorted(about) == ["s2ap, gamma 0.01", "s2ap, gamma 0.01, source last"]
+    said = "One or two seeds say nothing of: s2ap, gamma 0.001; s2ap, gamma 0.002; s2ap, gamma 0.003"
+    assert answer.sentences[-1] == said
+    (one,) = invoke("compare", tmp_path, "--arm", "orig", "--arm", "s2ap", "--where", "minimizer.gamma=0.01",
+                    "--where", "minimizer.source=last", "--json", "-")  # fmt: skip
+    seen = f"{one['metrics']['mask_robust']['difference']:+.2f}"
+    assert seen in answer.sentences[about.index("s2ap, gamma 0.01, source last")]
+    assert [row.seeds for row in answer.rows] == [3, 3, 1, 1, 1]
+
+
 def test_methods_without_a_search_stand_beside_the_reference(world):
     arms, methods = group_runs(collect(world)[0])
     assert arms.arms == ["orig", "s2ap"]
