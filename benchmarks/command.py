@@ -1,9 +1,7 @@
 """Whole commands as a user starts them, Python's start included."""
 
-import os
 import subprocess
 import sys
-import time
 from typing import NamedTuple
 
 
@@ -14,21 +12,31 @@ class Ended(NamedTuple):
     memory: float
 
 
+_MEASURED = """
+import os, sys, time
+started = time.perf_counter()
+process = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+_, status, used = os.wait4(process, 0)
+print(time.perf_counter() - started, used.ru_maxrss, file=sys.stderr)
+sys.exit(os.waitstatus_to_exitcode(status) % 256)
+"""
+"""Starts a command from a process that is small: Linux counts to a command's peak what its parent held as it began."""
+
+
 def python(*arguments: str) -> Ended:
     """Run this interpreter with arguments, its output thrown away.
 
     Raises:
         subprocess.CalledProcessError: with what it said on stderr, if it fails.
     """
-    started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read().decode()
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    call = [sys.executable, *arguments]
+    small = [sys.executable, "-I", "-S", "-c", _MEASURED]
+    process = subprocess.run([*small, *call], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    said, _, measured = process.stderr.rstrip().rpartition("\n")
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, arguments, stderr=said)
-    return Ended(time.perf_counter() - started, used.ru_maxrss / 1024)
+        raise subprocess.CalledProcessError(process.returncode, call, stderr=said)
+    seconds, kilobytes = measured.split()
+    return Ended(float(seconds), int(kilobytes) / 1024)
 
 
 def s2ap_diag(*arguments: str) -> Ended:

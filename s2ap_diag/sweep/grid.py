@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from s2ap_core.config import Config
+from s2ap_core.config import Config, parse_config
 from s2ap_core.errors import InputError, did_you_mean
 from s2ap_core.files.record import parse_toml
 from s2ap_core.presets.compose import TABLE_GRIDS, grid_names, presets
@@ -178,17 +178,20 @@ def _configs(
     """
     shared = _assignments(grid.set | group.set)
     seeded = any(override.partition("=")[0].strip() == "seed" for override in overrides)
+    seeds: dict[str, int] = {}
     for preset in _presets(group.presets):
         base, own = read_source(preset)
         made: dict[tuple[str, ...], tuple[set[str], dict[str, str], Config]] = {}
-        seeds: dict[str, int] = {}
         for chosen in group.rows():
             # Nothing but the seed itself depends on a seed, and most runs of a large grid differ in it alone.
             rest = _assignments({key: value for key, value in chosen.items() if key != "seed"})
-            seed = repr(chosen.get("seed"))
-            if rest in made and seed in seeds and not seeded:
+            if rest in made and not seeded:
                 said, void, config = made[rest]
-                config = config.model_copy(update={"seed": seeds[seed]})
+                if "seed" in chosen:
+                    seed = repr(chosen["seed"])
+                    if seed not in seeds:
+                        seeds[seed] = parse_config({"seed": chosen["seed"]}, preset).seed
+                    config = config.model_copy(update={"seed": seeds[seed]})
             else:
                 assignments = (*shared, *_assignments(chosen), *overrides)
                 prepared = in_norm(base, assignments, preset)
@@ -199,7 +202,6 @@ def _configs(
                 void = refusals(config, said, preset)
                 config = at_default(config, without_effect(config))
                 made[rest] = said, void, config
-                seeds[seed] = config.seed
             yield preset, chosen, said, void, config
 
 

@@ -1,11 +1,14 @@
 """The suite goes on where it stopped, on the same machine alone."""
 
 import json
+import subprocess
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from benchmarks import __main__ as suite
+from benchmarks.command import python
 from benchmarks.measure import Row
 
 
@@ -59,3 +62,14 @@ def test_figures_of_other_code_are_not_gone_on_with(calls, monkeypatch, tmp_path
     result = CliRunner().invoke(suite.main, ["--json", str(file), "--resume"])
     assert "another machine, size or code" in result.output
     assert calls == ["first", "second"]
+
+
+def test_a_commands_memory_is_its_own():
+    """Linux counts to a command what the process that starts it holds."""
+    held = np.ones(10**8)  # 800 MB
+    ended = python("-c", "x = bytearray(200 * 2**20)")
+    assert 200 < ended.memory < 300
+    assert held.all()
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        python("-c", "raise SystemExit('no such thing')")
+    assert failed.value.stderr == "no such thing"
