@@ -63,13 +63,20 @@ def run_command(
     return 1 if schedule.failed else 0
 
 
+MOST_ROWS = 1_000
+"""Tasks that are listed; the names of more take longer to lay out than the sweep to plan."""
+
+
 def planned(schedule: Schedule) -> Table:
-    """List what would run, in order."""
+    """List what would run, in order, and how much it is in all."""
     rows: list[list[Any]] = [
-        [task.name, task.until, task.after or "", schedule.statuses[task.name].state] for task in schedule.tasks
+        [task.name, task.until, task.after or "", schedule.statuses[task.name].state]
+        for task in schedule.tasks[:MOST_ROWS]
     ]
     waiting = sum(entry.state == "waiting" for entry in schedule.statuses.values())
-    title = f"{count(len(rows), 'task')}, {waiting} to do"
+    title = f"{count(len(schedule.tasks), 'task')}, {waiting:,} to do"
+    if len(schedule.tasks) > MOST_ROWS:
+        title += f"; the first {MOST_ROWS:,}"
     return make_table(title, ["task", "until", "goes on from", "state"], rows)
 
 
