@@ -341,10 +341,11 @@ def test_a_network_from_outside_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     ("name", "sizes", "message"),
     [
         (
-            "resnet81",
+            "inception",
             {},
-            r"unknown network 'resnet81'.*resnet18, vgg16_bn, wrn_28_4, resnet50, preact_resnet18, vgg16_linear, vit",
+            r"unknown network 'inception'.*resnet18, vgg16_bn, wrn_28_4, resnet50, preact_resnet18, vgg16_linear, vit",
         ),
+        ("resnet81", {}, r"unknown network 'resnet81': did you mean resnet18 or"),
         ("resnet18", {"classes": 1}, "classes = 1"),
         ("vgg16_bn", {"width": 0}, "width = 0"),
         ("wrn_28_4", {"input_size": -8}, "input_size = -8"),
