@@ -164,9 +164,7 @@ class Perturbation:
         try:
             with frozen_statistics(self.model), one_mask(self.model):
                 loss = robust_loss()
-                # A layer that the loss does not use, as one of layer drop, has the gradient 0.
-                own = torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
-                loss, *gradient = add_up([loss.detach(), *own])
+                loss, *gradient = loss_and_gradient(loss, tensors)
         finally:
             for tensor in frozen:
                 tensor.requires_grad_(False)
@@ -180,6 +178,15 @@ class Perturbation:
         if self._at_s is not None and self.z is not None:
             there = gradients_of([layer.tensor for layer in self.layers])
             self.curvature = secant_curvature(self.layers, before, self.z, self._at_s, there)
+
+
+def loss_and_gradient(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Give a loss, detached, and its gradient in each tensor, summed over the processes.
+
+    It is 0 in what the loss does not use, as a layer that layer drop leaves out.
+    """
+    own = torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
+    return add_up([loss.detach(), *own])
 
 
 def gradients_of(tensors: Sequence[Tensor]) -> list[Tensor]:

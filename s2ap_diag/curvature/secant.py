@@ -6,12 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from s2ap_core.distributed.group import add_up
 from s2ap_core.masks.layers import one_mask
 from s2ap_core.masks.masking import masks
 from s2ap_core.modes import frozen_statistics
 from s2ap_core.training.ball import Relative, score_layers
-from s2ap_core.training.perturbation import Perturbation, gradients_of, secant_curvature
+from s2ap_core.training.perturbation import Perturbation, gradients_of, loss_and_gradient, secant_curvature
 
 
 class Probe(NamedTuple):
@@ -46,8 +45,7 @@ def probe(
     at_s = gradients_of(tensors)
     with perturbation.applied(robust_loss, optimizer, seed), frozen_statistics(model), one_mask(model):
         loss = robust_loss()
-        own = torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
-        loss, *there = add_up([loss.detach(), *own])
+        loss, *there = loss_and_gradient(loss, tensors)
         flips = sum(int((mask ^ kept[name]).sum()) for name, mask in masks(model).items())
         assert perturbation.z is not None
         products, squares = secant_curvature(layers, before, perturbation.z, at_s, there)
