@@ -48,6 +48,17 @@ def statistics(model: nn.Module, mode: str) -> str:
     return mode if any(isinstance(module, _BatchNorm) for module in model.modules()) else "none"
 
 
+def depends_on_batch(model: nn.Module) -> bool:
+    """Return whether the logits of an image depend on the images beside it: BatchNorm's do, and so does dropout's draw.
+
+    Where nothing trains they do not, unless a BatchNorm has no running statistics.
+    """
+    return any(
+        module.training or (isinstance(module, _BatchNorm) and module.running_mean is None)
+        for module in model.modules()
+    )
+
+
 @contextmanager
 def without_fused_attention() -> Iterator[None]:
     """Let torch's attention and transformer layers call the layers within, as they do when they are trained."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from s2ap_core.config import AttackNorm, ObjectiveSettings
 from s2ap_core.config.parts import Registry, call
 from s2ap_core.errors import InputError
+from s2ap_core.modes import depends_on_batch
 from s2ap_core.training.attacks import pgd
 from s2ap_core.training.folding import attacked
 from s2ap_core.training.norms import normal_start, uniform_start
@@ -107,7 +108,7 @@ def trades(threat: Threat, beta: float) -> Objective:
             return _pgd(model, x, divergence, start, threat)
 
     def loss(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-        log_p, log_p_adv = F.log_softmax(model(x), dim=1), F.log_softmax(model(x_adv), dim=1)
+        log_p, log_p_adv = (F.log_softmax(logits, dim=1) for logits in _both(model, x, x_adv))
         # In logarithms: where a clean probability underflows, the gradient of p log p would be NaN.
         divergence = F.kl_div(log_p_adv, log_p, reduction="batchmean", log_target=True)
         return F.nll_loss(log_p, y) + beta * divergence
@@ -122,7 +123,7 @@ def mart(threat: Threat, beta: float) -> Objective:
         return _cross_entropy_pgd(model, x, y, normal_start(x, 0.001, generator), threat)
 
     def loss(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-        logits, logits_adv = model(x), model(x_adv)
+        logits, logits_adv = _both(model, x, x_adv)
         log_p, p_adv = F.log_softmax(logits, dim=1), F.softmax(logits_adv, dim=1)
         runner_up = p_adv.scatter(1, y[:, None], 0).amax(1)
         boosted = F.cross_entropy(logits_adv, y) - torch.log(1.0001 - runner_up).mean()
@@ -131,6 +132,14 @@ def mart(threat: Threat, beta: float) -> Objective:
         return boosted + beta * (divergence * weight).mean()
 
     return Objective("mart", attack, loss)
+
+
+def _both(model: nn.Module, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the logits of clean and of adversarial images, at one pass where an image's do not depend on others."""
+    if depends_on_batch(model):
+        return model(x), model(x_adv)
+    clean, adversarial = model(torch.cat([x, x_adv])).split(len(x))
+    return clean, adversarial
 
 
 def _cross_entropy_pgd(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, threat: Threat) -> Tensor:

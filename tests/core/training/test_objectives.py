@@ -187,9 +187,52 @@ def test_unknown_objectives_are_refused():
 def test_a_probability_that_underflows_has_a_gradient(name):
     # exp(-120) is 0 in float32, and the derivative of p log p there is not a number.
     objective = OBJECTIVES[name](Threat(0.1, 0.05, 1), 6.0)
-    logits = torch.tensor([[120.0, 0.0, 0.0]], requires_grad=True)
-    loss = objective.loss(lambda x: logits + x, torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([0]))
-    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+    model = nn.Linear(3, 3)
+    model.weight.data, model.bias.data = torch.eye(3), torch.tensor([120.0, 0.0, 0.0])
+    loss = objective.loss(model, torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([0]))
+    (gradient,) = torch.autograd.grad(loss, model.bias, create_graph=True)
     assert gradient.isfinite().all()
-    (second,) = torch.autograd.grad(gradient[0, 1], logits)
+    (second,) = torch.autograd.grad(gradient[1], model.bias)
     assert second.isfinite().all()
+
+
+class WithoutStatistics(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.LazyLinear(3)
+        )
+
+
+class WithStatistics(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(3))
+
+
+@pytest.mark.parametrize("name", ["trades", "mart"])
+@pytest.mark.parametrize(
+    ("kind", "training", "passes"),
+    [(WithStatistics, False, 1), (WithStatistics, True, 2), (WithoutStatistics, False, 2)],
+)
+def test_clean_and_adversarial_images_share_a_pass_where_neither_changes_the_others_logits(
+    name, kind, training, passes
+):
+    torch.manual_seed(0)
+    model = kind()
+    x, x_adv, y = torch.rand(5, 1, 6, 6), torch.rand(5, 1, 6, 6), torch.arange(5) % 3
+    model(x)
+    model.train(training)
+
+    def logits(images: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return model(images)
+
+    clean, adversarial = logits(x), logits(x_adv)
+    seen = []
+    with model.register_forward_hook(lambda module, inputs, output: seen.append(output)):
+        torch.manual_seed(1)
+        OBJECTIVES[name](Threat(0.1, 0.05, 1), 6.0).loss(model, x, x_adv, y)
+    assert len(seen) == passes
+    found = torch.cat(seen)
+    torch.testing.assert_close(found[:5], clean, rtol=1e-5, atol=1e-6)
+    if not training:  # where dropout draws, other units
+        torch.testing.assert_close(found[5:], adversarial, rtol=1e-5, atol=1e-6)
