@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -12,11 +13,11 @@ from s2ap_diag.execution.device import check_device
 from s2ap_diag.execution.execute import check_dense_network
 from s2ap_diag.output.tables import Table, count, make_table, show_table
 from s2ap_diag.sweep.grid import expand, grids, read_grid
-from s2ap_diag.sweep.plan import plan
+from s2ap_diag.sweep.plan import Task, plan
 from s2ap_diag.sweep.progress import run_schedule
 from s2ap_diag.sweep.resources import absolute, resources
 from s2ap_diag.sweep.schedule import Schedule, SweepStatus, read_status
-from s2ap_diag.sweep.tasks import Workplace
+from s2ap_diag.sweep.tasks import Workplace, is_done
 
 
 def run_command(
@@ -48,7 +49,7 @@ def run_command(
     root = absolute(root)
     tasks = plan(expand(read_grid(grid), scale=scale, overrides=overrides))
     if dry_run:
-        show_table(planned(Schedule(tasks, Workplace(root), 1)))
+        show_table(planned(tasks, root))
         return None
     if address is None:
         check_device(device)
@@ -63,19 +64,18 @@ def run_command(
     return 1 if schedule.failed else 0
 
 
-MOST_ROWS = 1_000
+MOST_ROWS = 500
 """Tasks that are listed; the names of more take longer to lay out than the sweep to plan."""
 
 
-def planned(schedule: Schedule) -> Table:
+def planned(tasks: Sequence[Task], root: str) -> Table:
     """List what would run, in order, and how much it is in all."""
+    states = ["done" if is_done(task, root) else "waiting" for task in tasks]
     rows: list[list[Any]] = [
-        [task.name, task.until, task.after or "", schedule.statuses[task.name].state]
-        for task in schedule.tasks[:MOST_ROWS]
+        [task.name, task.until, task.after or "", state] for task, state in zip(tasks[:MOST_ROWS], states, strict=False)
     ]
-    waiting = sum(entry.state == "waiting" for entry in schedule.statuses.values())
-    title = f"{count(len(schedule.tasks), 'task')}, {waiting:,} to do"
-    if len(schedule.tasks) > MOST_ROWS:
+    title = f"{count(len(tasks), 'task')}, {states.count('waiting'):,} to do"
+    if len(tasks) > MOST_ROWS:
         title += f"; the first {MOST_ROWS:,}"
     return make_table(title, ["task", "until", "goes on from", "state"], rows)
 

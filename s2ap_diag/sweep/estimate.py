@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -94,6 +94,19 @@ def passes(task: Task) -> float:
 def work(task: Task) -> float:
     """Count the multiply-accumulates of a task's passes."""
     return macs_of_a_pass(task.config) * passes(task)
+
+
+def works(tasks: Sequence[Task]) -> list[float]:
+    """Compute the :func:`work` of each task, once for those whose configs share their parts and differ in seed."""
+    known: dict[tuple[Any, ...], float] = {}
+    found = []
+    for task in tasks:
+        parts = tuple(id(part) for name, part in task.config if name not in ("title", "seed"))
+        alike = (parts, id(task.sharpness), task.shared, task.until)
+        if alike not in known:
+            known[alike] = work(task)
+        found.append(known[alike])
+    return found
 
 
 def macs_of_a_pass(config: Config) -> float:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from s2ap_core.config import Config, parse_config
 from s2ap_core.errors import InputError, did_you_mean
@@ -22,6 +22,8 @@ from s2ap_diag.sharpness import RHOS
 
 SEEDS = 3
 """Of each run of the paper's tables."""
+
+SEED: TypeAdapter[int] = TypeAdapter(Annotated[int, *Config.model_fields["seed"].metadata])
 
 
 class _Settings(BaseModel):
@@ -148,6 +150,7 @@ def expand(grid: Grid, *, scale: str | None = None, overrides: tuple[str, ...] =
     unused: dict[tuple[int | None, str], str] = {}
     for number, group in enumerate(grid.group):
         scaled = bool(scale or group.scale or grid.scale)
+        measured = _measured(group.sharpness, scaled)
         of_group = keys_of(_assignments(group.set | group.values | group.zip))
         for preset, chosen, said, void, config in _configs(grid, group, scaled, overrides):
             for key in said:
@@ -160,7 +163,7 @@ def expand(grid: Grid, *, scale: str | None = None, overrides: tuple[str, ...] =
             named = {key: value for key, value in chosen.items() if key not in void}
             ending = digest(config)
             name = _name(preset, named, config, ending)
-            planned_runs.setdefault(ending, PlannedRun(name, config, _measured(group.sharpness, scaled)))
+            planned_runs.setdefault(ending, PlannedRun(name, config, measured))
     for place, message in unused.items():
         if place not in used:
             raise InputError(message)
@@ -178,7 +181,6 @@ def _configs(
     """
     shared = _assignments(grid.set | group.set)
     seeded = any(override.partition("=")[0].strip() == "seed" for override in overrides)
-    seeds: dict[str, int] = {}
     for preset in _presets(group.presets):
         base, own = read_source(preset)
         made: dict[tuple[str, ...], tuple[set[str], dict[str, str], Config]] = {}
@@ -188,10 +190,7 @@ def _configs(
             if rest in made and not seeded:
                 said, void, config = made[rest]
                 if "seed" in chosen:
-                    seed = repr(chosen["seed"])
-                    if seed not in seeds:
-                        seeds[seed] = parse_config({"seed": chosen["seed"]}, preset).seed
-                    config = config.model_copy(update={"seed": seeds[seed]})
+                    config = config.model_copy(update={"seed": _seed(chosen["seed"], preset)})
             else:
                 assignments = (*shared, *_assignments(chosen), *overrides)
                 prepared = in_norm(base, assignments, preset)
@@ -203,6 +202,14 @@ def _configs(
                 config = at_default(config, without_effect(config))
                 made[rest] = said, void, config
             yield preset, chosen, said, void, config
+
+
+def _seed(value: Any, preset: str) -> int:
+    """Check a seed by itself, which takes less than checking all settings."""
+    try:
+        return SEED.validate_python(value)
+    except ValidationError:  # whose message does not name the setting
+        return parse_config({"seed": value}, preset).seed
 
 
 def _measured(asked: Measurement | Literal[False], scaled: bool) -> Measurement | None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from s2ap_core.errors import InputError
 from s2ap_core.files import lock
-from s2ap_diag.sweep.estimate import work
+from s2ap_diag.sweep.estimate import works
 from s2ap_diag.sweep.place import filesystem_of
 from s2ap_diag.sweep.plan import Task
 from s2ap_diag.sweep.tasks import Outcome, Workplace, is_done, log_file, run_task
@@ -64,9 +64,9 @@ class Schedule:
     statuses: dict[str, TaskStatus] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for task in self.tasks:
+        for task, weight in zip(self.tasks, works(self.tasks), strict=True):
             state: State = "done" if is_done(task, self.workplace.root) else "waiting"
-            self.statuses[task.name] = TaskStatus(task.name, state, work(task), log=log_file(task.name))
+            self.statuses[task.name] = TaskStatus(task.name, state, weight, log=log_file(task.name))
 
     def run(self, executor: Executor) -> None:
         """Run what is missing. A task that fails stops those that wait for it, and no others.
