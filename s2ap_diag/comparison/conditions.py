@@ -1,5 +1,6 @@
 """What a reviewer asks of finished runs: one small function each, in :data:`CONDITIONS`."""
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -238,8 +239,23 @@ def alike(arms: dict[str, list[Evidence]]) -> Iterator[Finding]:
         evaluated = [run for run in runs if stage in run.evaluations]
         if len(evaluated) < 2:
             continue
-        unlike = [reason for pair in combinations(evaluated, 2) if (reason := _unlike(stage, *pair))]
-        yield Finding.of(_names(evaluated), f"alike ({stage})", not unlike, len(unlike), 0, unlike[0] if unlike else "")
+        same: dict[str, list[Evidence]] = {}
+        for run in evaluated:
+            same.setdefault(_evaluated_on(stage, run), []).append(run)
+        unlike = [
+            (reason, len(some) * len(others))
+            for some, others in combinations(same.values(), 2)
+            if (reason := _unlike(stage, some[0], others[0]))
+        ]
+        pairs = sum(count for _, count in unlike)
+        yield Finding.of(_names(evaluated), f"alike ({stage})", not unlike, pairs, 0, unlike[0][0] if unlike else "")
+
+
+def _evaluated_on(stage: Stage, run: Evidence) -> str:
+    """Write all of an evaluation that :func:`_unlike` looks at: of thousands of runs few have another."""
+    evaluation = run.evaluations[stage]
+    about = [evaluation.about.get(key) for key in (*THREAT, "images")]
+    return json.dumps([about, evaluation.images, run.unit[1]], default=str)
 
 
 def _unlike(stage: Stage, first: Evidence, second: Evidence) -> str:

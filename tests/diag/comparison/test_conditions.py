@@ -271,7 +271,7 @@ def test_an_arm_that_was_evaluated_otherwise(runs, difference):
 
     evaluated(runs / "s2ap-1", other)
     (failed,) = failures(runs).items()
-    assert failed[0] == "alike (finetune)"
+    assert (failed[0], failed[1]["value"]) == ("alike (finetune)", 5)  # pairs: it with each of the others
     assert ("eps 8/255 and 4/255" if difference == "eps" else "30 and 29 images") in failed[1]["remedy"]
 
 
