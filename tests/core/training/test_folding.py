@@ -56,6 +56,19 @@ class OutputReadElsewhere(Plain):
         return self.linear((x + self.bn3(x)).flatten(1))
 
 
+class OtherActivations(Plain):
+    """Written in all the ways there are; what is called relu need not be one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.cut = nn.Tanh(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+        x = self.cut(self.bn3(self.square(x)))
+        return self.linear((x + self.square(x).relu()).flatten(1))
+
+
 class AsksForItsLength(Plain):
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.features(x).reshape(len(x), -1))
@@ -96,7 +109,7 @@ def images(data) -> Tensor:
     return next(data.batches("test", 30)).x
 
 
-NORMS = {CalledTwice: 2, WeightReadElsewhere: 1, OutputReadElsewhere: 1, Plain: 0}
+NORMS = {CalledTwice: 2, WeightReadElsewhere: 1, OutputReadElsewhere: 1, OtherActivations: 1, Plain: 0}
 
 
 @pytest.mark.parametrize("kind", [*NORMS, AsksForItsLength, Decides, RaisesOfItsOwn, Views])
@@ -117,6 +130,8 @@ def test_what_can_be_folded_is(kind, left, images):
     found = folded(made(kind), images)
     called = [found.get_submodule(node.target) for node in found.graph.nodes if node.op == "call_module"]
     assert sum(isinstance(module, nn.BatchNorm2d) for module in called) == left
+    if kind is OtherActivations:
+        assert [type(module) for module in called if "activation" in type(module).__module__] == [nn.Tanh, nn.ReLU]
 
 
 @pytest.mark.parametrize("kind", [AsksForItsLength, Decides, RaisesOfItsOwn, Views])
