@@ -16,7 +16,7 @@ from s2ap_core.masks.masking import scores
 from s2ap_core.modes import gpu_arithmetic
 from s2ap_core.seeds import generator
 from s2ap_diag.curvature.eigen import Lanczos, lambda_max
-from s2ap_diag.curvature.hessian import Loss, ScoreHessian, batch_norm_mode
+from s2ap_diag.curvature.hessian import Loss, ScoreHessian, batch_norm_mode, score_gradient
 from s2ap_diag.curvature.loss_difference import loss_difference
 from s2ap_diag.curvature.tracking import batch_loss
 
@@ -31,7 +31,11 @@ def run(setting: Setting) -> list[Row]:
     batch = (x, ours.objective.attack(ours.model, x, y, generator(x.device, 0, "benchmark")), y)
     loss = batch_loss(ours.objective)
     with gpu_arithmetic(tf32=False):  # ours measures curvature in float32 whatever torch is set to
-        return [_auto_pgd(setting, ours.model, loss, batch), *_lambda_max(setting, ours.model, loss, batch)]
+        return [
+            _auto_pgd(setting, ours.model, loss, batch),
+            _several_batches(setting, ours.model, loss, batch),
+            *_lambda_max(setting, ours.model, loss, batch),
+        ]
 
 
 def _auto_pgd(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) -> Row:
@@ -67,6 +71,31 @@ def _auto_pgd(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) -> R
         "x",
         at_most(1.25),
         rounds.compare("step", "gradient") + f", medians of {len(steps)}",
+    )
+
+
+def _several_batches(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) -> Row:
+    """Time a product with the Hessian of four batches, whose graphs are kept, and the gradient of the same loss."""
+    size = len(batch[0]) // 4
+    parts = [(x, x_adv, y) for x, x_adv, y in zip(*(tensor.split(size) for tensor in batch), strict=True)]
+    with ScoreHessian(model, loss, parts) as hessian:
+        v = torch.ones(hessian.n, dtype=hessian.dtype, device=hessian.device)
+        hessian.matvec(v)  # builds the graphs
+
+        def gradient() -> None:
+            with hessian.surrogate() as (leaves, loss_of):
+                for part in parts:
+                    score_gradient(loss_of(part, 1 / len(parts)), leaves)
+
+        gradient()
+        functions = {"product": lambda: hessian.matvec(v), "gradient": gradient}
+        rounds = interleaved(functions, rounds=3, device=setting.device)
+    return Row(
+        f"Hessian-vector product over the gradient, resnet18, {len(parts)} batches of {size}",
+        rounds.ratio("product", "gradient"),
+        "x",
+        at_most(2.2),
+        rounds.compare("product", "gradient"),
     )
 
 

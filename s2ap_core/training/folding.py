@@ -97,7 +97,7 @@ def attacked(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
 
 
 class _Twin:
-    """A trace of a network that shares its modules, the convolutions apart that BatchNorm is folded into.
+    """A trace of a network that shares its modules, but for the convolutions: ours are constant, BatchNorm folded in.
 
     Attributes:
         network: the trace; None if the network cannot be folded.
