@@ -75,9 +75,10 @@ def _auto_pgd(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) -> R
 
 
 def _several_batches(setting: Setting, model: nn.Module, loss: Loss, batch: Batch) -> Row:
-    """Time a product with the Hessian of four batches, whose graphs are kept, and the gradient of the same loss."""
-    size = len(batch[0]) // 4
-    parts = [(x, x_adv, y) for x, x_adv, y in zip(*(tensor.split(size) for tensor in batch), strict=True)]
+    """Time a product with the Hessian of four batches, whose graphs fit and are kept, and the loss's gradient."""
+    size = min(8, len(batch[0]) // 4)
+    x, x_adv, y = (tensor[: 4 * size].split(size) for tensor in batch)
+    parts = list(zip(x, x_adv, y, strict=True))
     with ScoreHessian(model, loss, parts) as hessian:
         v = torch.ones(hessian.n, dtype=hessian.dtype, device=hessian.device)
         hessian.matvec(v)  # builds the graphs

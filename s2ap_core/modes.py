@@ -48,10 +48,11 @@ def statistics(model: nn.Module, mode: str) -> str:
     return mode if any(isinstance(module, _BatchNorm) for module in model.modules()) else "none"
 
 
-def depends_on_batch(model: nn.Module) -> bool:
-    """Return whether the logits of an image depend on the images beside it: BatchNorm's do, and so does dropout's draw.
+def may_depend_on_batch(model: nn.Module) -> bool:
+    """Return whether the logits of an image may depend on the images beside it: where a module trains, as BatchNorm
+    and dropout do, or a BatchNorm has no running statistics.
 
-    Where nothing trains they do not, unless a BatchNorm has no running statistics.
+    In eval mode no network of ours mixes images, and none of the user's may.
     """
     return any(
         module.training or (isinstance(module, _BatchNorm) and module.running_mean is None)

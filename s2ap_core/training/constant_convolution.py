@@ -33,8 +33,9 @@ class ConstantConvolution(nn.Module):
 
     def __init__(self, like: nn.Conv2d) -> None:
         super().__init__()
-        assert not isinstance(like.padding, str)
-        self.padding, self.stride, self.dilation, self.groups = like.padding, like.stride, like.dilation, like.groups
+        padding = _padding(like)
+        assert padding is not None
+        self.padding, self.stride, self.dilation, self.groups = padding, like.stride, like.dilation, like.groups
         self.relu = False
         self.register_buffer("weight", torch.empty_like(like.weight, requires_grad=False, memory_format=LAST))
         self.register_buffer("bias", like.weight.new_empty(like.out_channels))
@@ -42,8 +43,8 @@ class ConstantConvolution(nn.Module):
 
     @staticmethod
     def can_do(like: nn.Conv2d) -> bool:
-        """Return whether there can be one of this geometry: zeros around the image, as many as are said."""
-        return like.padding_mode == "zeros" and not isinstance(like.padding, str)
+        """Return whether there can be one of this geometry: with zeros around the image, as many on each side."""
+        return like.padding_mode == "zeros" and _padding(like) is not None
 
     @torch.no_grad()
     def set(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -51,6 +52,10 @@ class ConstantConvolution(nn.Module):
         self.weight.copy_(weight)
         self.bias.copy_(torch.zeros_like(self.bias) if bias is None else bias)
         self.laid_out = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is laid out, which can be neither copied nor pickled."""
+        return {**self.__dict__, "laid_out": {}}
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images [B, C, H, W]."""
@@ -64,7 +69,8 @@ class ConstantConvolution(nn.Module):
     def there(self, x: Tensor) -> Tensor:
         """Convolve ``x``, on a CPU and in float32."""
         geometry = (self.padding, self.stride, self.dilation, self.groups)
-        return _convolve(x, self._layout("there", self.weight, x, geometry), self.bias, geometry, relu=self.relu)
+        result = _convolve(x, self._layout("there", self.weight, x, geometry), self.bias, geometry)
+        return result.relu_() if self.relu else result  # oneDNN's own would make a number of NaN
 
     def back(self, gradient: Tensor, shape: torch.Size) -> Tensor:
         """Compute the gradient in images of this shape from that in the convolution's result."""
@@ -74,7 +80,7 @@ class ConstantConvolution(nn.Module):
             geometry = (around, self.stride, self.dilation, self.groups)
             turned = self.weight.transpose(0, 1).flip(2, 3)
             return _convolve(gradient, self._layout("back", turned, gradient, geometry), None, geometry)
-        images = torch.empty(shape, memory_format=LAST)  # whose numbers do not matter
+        images = torch.empty(shape, dtype=gradient.dtype, memory_format=LAST)  # whose numbers do not matter
         others = (self.stride, self.padding, self.dilation, False, [0, 0], self.groups, [True, False, False])
         result: Tensor = torch.ops.aten.convolution_backward(gradient, images, self.weight, None, *others)[0]
         return result
@@ -86,13 +92,19 @@ class ConstantConvolution(nn.Module):
         return self.laid_out[way]
 
 
-def _convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...], *, relu: bool = False
-) -> Tensor:
+def _padding(conv: nn.Conv2d) -> tuple[int, ...] | None:
+    """Return how many zeros lie on each side of the image; None where one side has more than the other."""
+    if not isinstance(conv.padding, str):
+        return conv.padding
+    if conv.padding == "valid":
+        return (0, 0)
+    both = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    return None if any(zeros % 2 for zeros in both) else tuple(zeros // 2 for zeros in both)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor:
     x = x.contiguous(memory_format=LAST)
-    result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x, weight, bias, *geometry, "relu" if relu else "none", [], ""
-    )
+    result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, "none", [], "")
     return result
 
 

@@ -70,7 +70,9 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
 
 @contextmanager
 def attacked(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
-    """Hold masks and weights constant in eval mode, and yield the same function with BatchNorm folded, where it can be.
+    """Hold masks and weights constant in eval mode, and yield the same function with constant convolutions.
+
+    BatchNorm is folded into them, and they cut at 0 where a ReLU follows. It can be differentiated once, in its images.
 
     What is yielded follows the network: it is traced once, and its convolutions are computed anew at each call. A
     network that :func:`folded` would leave as it is is yielded itself; so is one under autocast, or with hooks on its
@@ -124,8 +126,10 @@ class _Twin:
             log.debug("BatchNorm is not folded, the network is attacked as it is: %s", error)
 
     def is_of(self, model: nn.Module) -> bool:
-        """Return whether the network still is made of the same modules."""
-        return list(model.modules())[1:] == self.parts
+        """Return whether the network still is made of the same modules, with numbers of the same kind and place."""
+        pairs = [(fold.conv.weight, fold.ours.weight) for fold in self.folds]
+        stayed = all((w.dtype, w.device) == (ours.dtype, ours.device) for w, ours in pairs)
+        return stayed and list(model.modules())[1:] == self.parts
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -199,6 +203,8 @@ def _fold(traced: fx.GraphModule) -> list[_Fold]:
         conv = _module(traced, node, nn.Conv2d)
         if conv is None or used[str(node.target)] > 1 or not ConstantConvolution.can_do(conv):
             continue
+        if any(used[outer] for outer in _around(str(node.target))):  # which is the network's own, and calls it, too
+            continue
         norm = _norm_after(traced, node)
         fold = _Fold(conv, norm, ConstantConvolution(conv))
         if norm is not None:
@@ -211,6 +217,12 @@ def _fold(traced: fx.GraphModule) -> list[_Fold]:
         folds.append(fold)
     traced.recompile()
     return folds
+
+
+def _around(name: str) -> list[str]:
+    """List the modules that a module lies in, by name."""
+    parts = name.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
 
 
 def _norm_after(traced: fx.GraphModule, node: fx.Node) -> nn.BatchNorm2d | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from s2ap_core.config import AttackNorm, ObjectiveSettings
 from s2ap_core.config.parts import Registry, call
 from s2ap_core.errors import InputError
-from s2ap_core.modes import depends_on_batch
+from s2ap_core.modes import may_depend_on_batch
 from s2ap_core.training.attacks import pgd
 from s2ap_core.training.folding import attacked
 from s2ap_core.training.norms import normal_start, uniform_start
@@ -90,9 +90,9 @@ def fast_at(threat: Threat, beta: float) -> Objective:
 def trades(threat: Threat, beta: float) -> Objective:
     """Build TRADES (Zhang et al. 2019): ``CE(f(x), y) + beta KL(f(x) || f(x_adv))``, x_adv maximising the KL.
 
-    It passes twice through the network. The published code makes four passes in train mode, so that its running
-    statistics see three clean batches for each adversarial one; here they see one of each. With equal statistics
-    the loss, its gradient and the mask are the same.
+    In train mode it passes twice through the network. The published code makes four passes, so that its running
+    statistics see three clean batches for each adversarial one; here they see one of each. With equal statistics the
+    loss, its gradient and the mask are the same.
     """
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
@@ -136,10 +136,10 @@ def mart(threat: Threat, beta: float) -> Objective:
 
 def _both(model: nn.Module, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the logits of clean and of adversarial images, at one pass where an image's do not depend on others."""
-    if depends_on_batch(model):
+    if may_depend_on_batch(model):
         return model(x), model(x_adv)
-    clean, adversarial = model(torch.cat([x, x_adv])).split(len(x))
-    return clean, adversarial
+    logits = model(torch.cat([x, x_adv]))
+    return logits[: len(x)], logits[len(x) :]
 
 
 def _cross_entropy_pgd(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, threat: Threat) -> Tensor:

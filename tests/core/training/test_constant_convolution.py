@@ -1,5 +1,8 @@
 """A convolution with a constant weight gives what torch's gives, and the same gradient in its images."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +10,7 @@ from torch import nn
 
 from s2ap_core.training.constant_convolution import LARGE, ConstantConvolution
 
-# Kernel, stride, padding, dilation, groups; padding beyond the kernel's has no convolution back.
+# Kernel, stride, padding, dilation, groups; what is padded beyond the kernel has no convolution back.
 GEOMETRIES = [
     (3, 1, 1, 1, 1),
     (3, 2, 1, 1, 1),
@@ -18,6 +21,8 @@ GEOMETRIES = [
     ((3, 1), (1, 2), (1, 0), 1, 1),
     (3, 1, 3, 1, 1),
     (5, 3, 2, 1, 2),
+    ((3, 5), 1, "same", 2, 1),
+    (3, 2, "valid", 1, 1),
 ]
 
 
@@ -65,3 +70,21 @@ def test_a_large_weight_is_laid_out_once_and_asks_for_no_gradient():
     assert ours.laid_out["back"] is back
     assert conv.weight.grad is None
     torch.testing.assert_close(ours(torch.ones(1, 128, 4, 4)), conv(torch.ones(1, 128, 4, 4)), rtol=1e-4, atol=1e-4)
+
+
+def test_it_can_be_copied_after_a_pass_and_gives_nan_where_torch_does():
+    conv = nn.Conv2d(128, 128, 3, padding=1)
+    ours = ConstantConvolution(conv)
+    ours.relu = True
+    ours.set(conv.weight, conv.bias)
+    x = torch.rand(2, 128, 4, 4)
+    expected = ours(x)
+    for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(copied(x), expected)
+    ours.set(conv.weight * torch.nan, conv.bias)
+    assert ours(x).isnan().all()
+
+
+def test_zeros_on_one_side_alone_are_not_its_matter():
+    assert not ConstantConvolution.can_do(nn.Conv2d(2, 2, 2, padding="same"))
+    assert not ConstantConvolution.can_do(nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"))

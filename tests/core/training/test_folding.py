@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from s2ap_core.config import EvaluationSettings
 from s2ap_core.masks.masking import bake
 from s2ap_core.methods import MethodSettings, build_method
+from s2ap_core.training.constant_convolution import ConstantConvolution
 from s2ap_core.training.evaluation import evaluate
 from s2ap_core.training.folding import attacked, folded
 from tests.tiny import Tiny
@@ -57,7 +58,7 @@ class OutputReadElsewhere(Plain):
 
 
 class OtherActivations(Plain):
-    """Written in all the ways there are; what is called relu need not be one."""
+    """Written in several ways; what is called relu need not be one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,6 +73,28 @@ class OtherActivations(Plain):
 class AsksForItsLength(Plain):
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.features(x).reshape(len(x), -1))
+
+
+class CallsAPartOfAPart(Plain):
+    """A trace holds the outer part itself, so that what lies in it must stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outer = Outer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.outer(self.features(x))
+        return self.linear(F.relu(self.bn3(self.outer.conv(x))).flatten(1))
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * self.scale
 
 
 class Decides(Plain):
@@ -125,13 +148,25 @@ def test_logits_and_accuracy_are_those_of_the_network(kind, data, images, caplog
     assert [p.stride() for p in model.parameters()] == strides
 
 
+# Constant convolutions, and how many of them cut at 0.
+CONSTANT = {
+    CalledTwice: (2, 2),
+    WeightReadElsewhere: (2, 2),
+    OutputReadElsewhere: (3, 2),
+    OtherActivations: (2, 1),
+    Plain: (3, 3),
+}
+
+
 @pytest.mark.parametrize(("kind", "left"), NORMS.items())
 def test_what_can_be_folded_is(kind, left, images):
     found = folded(made(kind), images)
     called = [found.get_submodule(node.target) for node in found.graph.nodes if node.op == "call_module"]
     assert sum(isinstance(module, nn.BatchNorm2d) for module in called) == left
-    if kind is OtherActivations:
-        assert [type(module) for module in called if "activation" in type(module).__module__] == [nn.Tanh, nn.ReLU]
+    constant = [module for module in called if isinstance(module, ConstantConvolution)]
+    assert (len(constant), sum(module.relu for module in constant)) == CONSTANT[kind]
+    activations = [type(module) for module in called if isinstance(module, nn.Tanh | nn.ReLU)]
+    assert activations == ([nn.Tanh, nn.ReLU] if kind is OtherActivations else [])
 
 
 @pytest.mark.parametrize("kind", [AsksForItsLength, Decides, RaisesOfItsOwn, Views])
@@ -160,7 +195,9 @@ class HasOwnConvolution(Plain):
         self.conv2 = OwnConvolution(conv.in_channels, conv.out_channels, 3, conv.stride, conv.padding)
 
 
-@pytest.mark.parametrize("kind", [*NORMS, HasOwnConvolution, AsksForItsLength, Decides, RaisesOfItsOwn, Views, Draws])
+@pytest.mark.parametrize(
+    "kind", [*NORMS, CallsAPartOfAPart, HasOwnConvolution, AsksForItsLength, Decides, RaisesOfItsOwn, Views, Draws]
+)
 def test_an_attack_follows_masks_weights_and_statistics(kind, images):
     torch.manual_seed(0)
     model = kind()
@@ -170,11 +207,13 @@ def test_an_attack_follows_masks_weights_and_statistics(kind, images):
         torch.manual_seed(3)
         return network(images)
 
+    names = [name for name, _ in model.named_parameters()]
     for _ in range(2):
         state = torch.get_rng_state()
         with attacked(model, images) as network, torch.no_grad():
             assert torch.equal(torch.get_rng_state(), state)
             found = logits(network)
+        assert [name for name, _ in model.named_parameters()] == names
         torch.testing.assert_close(found, logits(bake(model).eval()), rtol=1e-4, atol=1e-4)
         with torch.no_grad():  # as an update does, in place
             for tensor in model.state_dict().values():
@@ -211,3 +250,16 @@ def test_an_attack_sees_a_part_that_was_replaced_and_keeps_no_network_alive(imag
     del model, network
     gc.collect()
     assert gone() is None
+
+
+def test_an_attack_follows_another_kind_of_numbers_and_holds_no_layout_after(images, monkeypatch):
+    monkeypatch.setattr("s2ap_core.training.constant_convolution.LARGE", 0)
+    model = Plain().eval()
+    for dtype in (torch.float32, torch.float64):
+        model, x = model.to(dtype), images.to(dtype)
+        with attacked(model, x) as network:
+            torch.testing.assert_close(network(x), model(x), rtol=1e-4, atol=1e-4)
+            ours = [module for module in network.modules() if isinstance(module, ConstantConvolution)]
+            assert len(ours) == 3
+            assert all(bool(module.laid_out) == (dtype == torch.float32) for module in ours)
+        assert not any(module.laid_out for module in ours)

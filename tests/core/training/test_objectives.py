@@ -236,3 +236,12 @@ def test_clean_and_adversarial_images_share_a_pass_where_neither_changes_the_oth
     torch.testing.assert_close(found[:5], clean, rtol=1e-5, atol=1e-6)
     if not training:  # where dropout draws, other units
         torch.testing.assert_close(found[5:], adversarial, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["trades", "mart"])
+def test_a_process_without_images_has_a_loss_all_the_same(name):
+    model = WithStatistics()
+    model(torch.rand(2, 1, 6, 6))
+    none = torch.rand(0, 1, 6, 6)
+    loss = OBJECTIVES[name](Threat(0.1, 0.05, 1), 6.0).loss(model.eval(), none, none, torch.zeros(0, dtype=torch.long))
+    assert loss.shape == ()

@@ -24,7 +24,7 @@ from s2ap_core.training.objectives import build_objective
 from s2ap_diag.commands import main
 from s2ap_diag.curvature.loss_difference import loss_difference
 from s2ap_diag.curvature.tracking import batch_loss
-from s2ap_diag.sweep.estimate import passes, seconds, size_of, wall, work
+from s2ap_diag.sweep.estimate import passes, seconds, size_of, wall, work, works
 from s2ap_diag.sweep.grid import Combinations, Grid, expand, grids, read_grid
 from s2ap_diag.sweep.plan import plan
 from s2ap_diag.sweep.rates import rates_of
@@ -283,6 +283,15 @@ def test_tracking_costs_a_reading_for_each_spectrum_in_each_mode_of_batch_norm(t
     )
     # Seven products and the quotient's, each two passes of each of the two losses, on twenty images; nine epochs.
     assert found - without == pytest.approx(9 * math.ceil(1197 / batch) * readings * (7 + 1) * 4 * 20)
+
+
+def test_the_work_of_runs_that_share_their_settings_is_each_ones_own():
+    values = {"seed": [0, 1], "prune.epochs": [3, 4]}
+    group = Combinations(presets=["svhn-resnet18-hydra-*-90"], scale="digits", values=values)
+    tasks = plan(expand(Grid(group=[group])))
+    found = works(tasks)
+    assert found == [work(task) for task in tasks]
+    assert len(set(found)) >= 5  # of two beginnings, two arms, two lengths
 
 
 @pytest.mark.parametrize("restarts", [1, 2])
