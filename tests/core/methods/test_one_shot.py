@@ -189,9 +189,16 @@ def test_mad_is_half_the_squared_weight_times_the_fisher_diagonal(keep, attacked
     before = weights(model)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
+    class With(nn.Module):
+        def __init__(self, parameters):
+            super().__init__()
+            self.given = parameters
+
+        def forward(self, images):
+            return functional_call(model, self.given, (images,))
+
     def of_one(parameters, x, x_adv, y):
-        call = lambda images: functional_call(model, parameters, (images,))  # noqa: E731
-        return loss(call, x[None], x_adv[None], y[None])
+        return loss(With(parameters), x[None], x_adv[None], y[None])
 
     each = [vmap(grad(of_one), in_dims=(None, 0, 0, 0))(parameters, *batch) for batch in batches]
     fisher = {n: torch.cat([slopes[n] for slopes in each]).double().square().mean(0).numpy() for n in before}
