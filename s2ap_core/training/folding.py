@@ -30,8 +30,7 @@ log = logging.getLogger(__name__)
 M = TypeVar("M", bound=nn.Module)
 
 
-FUNCTION, METHOD = "call_function", "call_method"
-RELUS = ((FUNCTION, F.relu), (FUNCTION, torch.relu), (METHOD, "relu"), (METHOD, "relu_"))
+RELUS = {("call_function", F.relu), ("call_function", torch.relu), ("call_method", "relu"), ("call_method", "relu_")}
 """As a trace writes them, where they are no module."""
 
 TOLERANCE = 1e-4

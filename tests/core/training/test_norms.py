@@ -144,7 +144,8 @@ def test_the_inner_attack_is_about_as_strong_as_auto_pgd_of_as_many_steps(norm, 
         _, survived, _, _ = other.attack_single_run(x, y)
     ours, theirs = (model(x_adv).argmax(1) == y).float().mean(), survived.float().mean()
     clean = (model(x).argmax(1) == y).float().mean()
-    assert abs(ours - theirs) <= 0.04, (ours, theirs)  # over six trainings up to 0.033, Auto-PGD keeping the best step
+    room = 0.04 if norm == "L2" else 0.02  # in L2 up to 0.033 over six trainings, Auto-PGD keeping the best step
+    assert abs(ours - theirs) <= room, (ours, theirs)
     assert theirs < clean - 0.1
 
 
