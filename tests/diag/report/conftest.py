@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
 
 from s2ap_core.data import InMemory
 from s2ap_core.models import NETWORKS
@@ -142,6 +143,9 @@ def opened(browser, page) -> Callable[..., object]:
         for kind in ("browser", "performance"):
             browser.get_log(kind)
         browser.get(page.as_uri())
+        # On a machine that is busy the driver may take the page before for the one that it should wait for.
+        ready = f"return document.URL === {json.dumps(page.as_uri())} && document.readyState === 'complete'"
+        WebDriverWait(browser, timeout=60).until(lambda driver: driver.execute_script(ready))
         return browser
 
     return load
