@@ -1,13 +1,15 @@
 """Is a checkpoint what it claims to be?"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from s2ap_core.masks.choice import own_keep
+from s2ap_core.masks.kinds import layer_name
 from s2ap_core.masks.layers import dense_weights, layer_masks, mask_of, masked_layers, raw_weight, score_masks
 from s2ap_core.masks.masking import dead_channels, masks
 from s2ap_core.masks.parametrization import FixedMask, ScoreMask
@@ -44,7 +46,7 @@ def verify(checkpoint: Checkpoint, search: Checkpoint | None = None) -> list[Fin
         return [Finding("note", "", "a dense network: it has no mask")]
     return [
         *_unusable_tensors(model),
-        *wrong_counts(checkpoint, bits),
+        *wrong_counts(checkpoint.path, checkpoint.header, bits),
         *_nonzero_outside(model),
         *_dead(model, bits),
         *_blind(checkpoint),
@@ -62,24 +64,26 @@ def _unusable_tensors(model: nn.Module) -> Iterator[Finding]:
 
 
 def wrong_counts(
-    checkpoint: Checkpoint, bits: Mapping[str, Tensor], *, uniform: bool | None = None
+    path: Path, header: Mapping[str, Any], bits: Mapping[str, Tensor], *, uniform: bool | None = None
 ) -> Iterator[Finding]:
-    """Find masks, by layer name, that keep more or fewer weights than the header's ``keep`` and ``keep_layers`` say.
+    """Find masks that keep more or fewer weights than the header's ``keep`` and ``keep_layers`` say.
 
     Args:
+        path: of the checkpoint, whose name tells whether its search has ended.
+        bits: by weight name.
         uniform: whether the method keeps the same fraction of each layer; None to ask the method that the header names.
     """
-    keep = checkpoint.header.get("keep")
-    if checkpoint.header.get("keep_is_counted"):
+    keep = header.get("keep")
+    if header.get("keep_is_counted"):
         yield Finding("note", "", f"keeps {keep:.4g} of its weights, and does not say how many it should; give --keep")
         return
-    if keep is None or str(checkpoint.header.get("method")).endswith("-channels"):  # whose budget is in FLOPs
+    if keep is None or str(header.get("method")).endswith("-channels"):  # whose budget is in FLOPs
         return
-    own = _own_keeps(checkpoint)
+    own = _own_keeps(header, bits)
     for name, of_layer in own.items():
         yield from _wrong_count(name, bits[name], of_layer)
     shared = {name: b for name, b in bits.items() if name not in own}
-    method = str(checkpoint.header.get("method"))
+    method = str(header.get("method"))
     if uniform is None:
         uniform = getattr(METHODS.find(method) if METHODS.knows(method) else None, "uniform", True)
     if uniform:
@@ -90,7 +94,7 @@ def wrong_counts(
     # Only the result of the search has to meet HARP's budget; before that the rates may keep more or less.
     expected = entries - n_dropped(entries, keep)
     learned = method.startswith("harp")
-    if kept != expected and not (learned and _on_the_way(checkpoint)):
+    if kept != expected and not (learned and path.name.startswith("prune-epoch-")):
         yield Finding("violation", "", f"keeps {kept} of {entries} weights; keep {keep:g} is {expected}")
     low = keep_floor(keep) if learned else 0.0
     for name, b in shared.items():
@@ -98,19 +102,18 @@ def wrong_counts(
             yield Finding("violation", name, f"keeps {int(b.sum())} of {b.numel()}, less than HARP's floor {low:g}")
 
 
-def allowed_density(checkpoint: Checkpoint, bits: Mapping[str, Tensor]) -> float:
+def allowed_density(header: Mapping[str, Any], bits: Mapping[str, Tensor]) -> float:
     """Compute the share of masked weights that the header's ``keep`` and ``keep_layers`` leave, but for rounding."""
-    own, keep = _own_keeps(checkpoint), float(checkpoint.header["keep"])
+    own, keep = _own_keeps(header, bits), float(header["keep"])
     if not own:
         return keep
     return sum(own.get(name, keep) * b.numel() for name, b in bits.items()) / sum(b.numel() for b in bits.values())
 
 
-def _own_keeps(checkpoint: Checkpoint) -> dict[str, float]:
+def _own_keeps(header: Mapping[str, Any], weights: Iterable[str]) -> dict[str, float]:
     """Return the keep rates that the header's ``keep_layers`` gives layers, by weight name."""
-    keeps = checkpoint.header.get("keep_layers") or {}
-    layers = masked_layers(checkpoint.model).items()
-    return {layer.tensor("weight"): keep for name, layer in layers if (keep := own_keep(name, keeps)) is not None}
+    keeps = header.get("keep_layers") or {}
+    return {weight: keep for weight in weights if (keep := own_keep(layer_name(weight), keeps)) is not None}
 
 
 def _wrong_count(name: str, bits: Tensor, keep: float) -> Iterator[Finding]:
@@ -118,10 +121,6 @@ def _wrong_count(name: str, bits: Tensor, keep: float) -> Iterator[Finding]:
     expected = entries - n_dropped(entries, keep)
     if kept != expected:
         yield Finding("violation", name, f"keeps {kept} of {entries}; keep {keep:g} is {expected}")
-
-
-def _on_the_way(checkpoint: Checkpoint) -> bool:
-    return checkpoint.path.name.startswith("prune-epoch-")
 
 
 def _nonzero_outside(model: nn.Module) -> Iterator[Finding]:

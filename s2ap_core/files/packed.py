@@ -38,7 +38,8 @@ class PackedMask:
             raise InputError(f"{len(packed)} bytes cannot be a packed mask of {entries} entries")
         if entries % 8 and packed[-1] & (0xFF >> entries % 8):
             raise InputError(f"a packed mask has bits behind its last entry, number {entries}")
-        words = np.pad(packed, (0, -len(packed) % 8)).view(np.uint64)
+        words = np.zeros(-(-len(packed) // 8), dtype=np.uint64)
+        words.view(np.uint8)[: len(packed)] = packed
         return cls(words, tuple(shape))
 
     @property

@@ -35,6 +35,15 @@ def input_of(arguments: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
     return given
 
 
+def layer_name(weight: str) -> str:
+    """Name a layer: as its weight is named in files, without what all weights are called.
+
+    >>> layer_name("conv1.weight"), layer_name("attn.in_proj_weight")
+    ('conv1', 'attn.in_proj')
+    """
+    return weight.removesuffix("weight")[:-1]
+
+
 @dataclass(frozen=True)
 class Layer:
     """A weight that can be masked, and the module that computes with it.
@@ -56,8 +65,8 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """The layer's name: the weight's, without what all weights are called."""
-        return self.tensor("weight").removesuffix("weight")[:-1]
+        """The layer's name, see :func:`layer_name`."""
+        return layer_name(self.tensor("weight"))
 
     def tensor(self, kind: str) -> str:
         """Name a tensor of the layer in files: its ``weight``, or ``scores``, ``mask`` and so on beside it."""

@@ -1,6 +1,7 @@
 """Checkpoints of ours: a network, masked or plain, with a header that says how to build it again."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from s2ap_core.files.tensors import load_tensors, save_tensors
 from s2ap_core.masks.kinds import Layer
 from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import attach_masks
-from s2ap_core.masks.parametrization import ChannelMask, FixedMask, LayerMask, ScoreMask, UnitMask, check_keep
-from s2ap_core.masks.state import load_plain_state_dict, plain_state_dict
+from s2ap_core.masks.parametrization import ChannelMask, FixedMask, LayerMask, Mask, ScoreMask, UnitMask, check_keep
+from s2ap_core.masks.state import load_plain_state_dict, plain_state_dict, selects
 from s2ap_core.methods.harp import keep_floor
 from s2ap_core.models import build
 
@@ -211,42 +212,96 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], keep: float) -> None:
     layers = {name for name, layer in maskable if {layer.tensor("scores"), layer.tensor("mask")} & state.keys()}
     tied: dict[int, nn.Parameter] = {}
 
-    def make(name: str, layer: Layer) -> ScoreMask | FixedMask:
-        shape = layer.weight.shape
-        called = {kind: layer.tensor(kind) for kind in ("mask", "scores", "rate", "keep", "group", "unit")}
-        if called["mask"] in state:
-            _check_shape(called["mask"], state, shape)
-            return FixedMask(state[called["mask"]])
-        scores = _real(called["scores"], state).to(layer.weight.dtype)
-        if not scores.isfinite().all():
-            raise InputError(f"{called['scores']} hold NaN or infinity; restore an earlier epoch")
-        if called["unit"] in state:
-            _check_shape(called["scores"], state, shape)
-            return _unit_mask(called, scores.clone(), state, keep)
-        rate = None
-        if called["rate"] in state:
-            _check_shape(called["rate"], state, ())
-            rate = nn.Parameter(_real(called["rate"], state).to(layer.weight.dtype, copy=True))
-            if not rate.isfinite():
-                raise InputError(f"{called['rate']} is NaN or infinite; restore an earlier epoch")
-        if called["group"] not in state:
-            _check_shape(called["scores"], state, shape)
-            if called["keep"] in state:
-                return LayerMask(scores.clone(), _keep_of_layer(called["keep"], state))
-            return ScoreMask(scores.clone(), keep, rate, keep_floor(keep) if rate is not None else 0.0)
-        channels = [size if dim == layer.input_dim else 1 for dim, size in enumerate(shape)]
-        _check_shape(called["scores"], state, channels)
-        for entry in (called["keep"], called["group"]):
-            _check_shape(entry, state, ())
-        own, group = float(_real(called["keep"], state)), int(state[called["group"]].real)
-        check_keep(own)
-        if rate is None:
-            return ChannelMask(scores.clone(), own, group)
-        return ChannelMask(scores.clone(), own, group, tied.setdefault(group, rate), keep_floor(own))
+    def make(name: str, layer: Layer) -> Mask:
+        called, weight = {kind: layer.tensor(kind) for kind in KINDS}, layer.weight
+        if called["group"] not in state or called["mask"] in state:
+            return _mask(called, weight, state, keep)
+        channels = [size if dim == layer.input_dim else 1 for dim, size in enumerate(weight.shape)]
+        return _channel_mask(called, channels, weight.dtype, state, tied)
 
     if layers:
         attach_masks(model, make, only=layers)
     load_plain_state_dict(model, state)
+
+
+@torch.no_grad()
+def select_masks(state: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
+    """Select the boolean masks of a state dict under plain names, by weight name, without its network.
+
+    Raises:
+        InputError: if there is none, if one lacks its weight or does not fit it, if it is of channels, of which the
+            network alone says what dimension they are, or if scores hold NaN.
+    """
+    selected = {}
+    for name in state:
+        if not selects(name) or not name.endswith(("scores", "mask")):
+            continue
+        layer = re.sub("(scores|mask)$", "", name)
+        called = {kind: f"{layer}{kind}" for kind in ("weight", *KINDS)}
+        if called["weight"] not in state:
+            raise InputError(f"not a checkpoint: it lacks {called['weight']}")
+        if called["group"] in state and called["mask"] not in state:
+            raise InputError(f"{name} are of channels; name the network that they are of")
+        weight = _real(called["weight"], state)
+        selected[called["weight"]] = _mask(called, weight, state, keep).mask().bool().expand(weight.shape)
+    if not selected:
+        raise InputError("holds no masks")
+    return selected
+
+
+KINDS = ("mask", "scores", "rate", "keep", "group", "unit")
+"""What files call the tensors of a layer's mask."""
+
+
+def _mask(called: Mapping[str, str], weight: Tensor, state: Mapping[str, Tensor], keep: float) -> Mask:
+    """Build the mask of a weight's entries from the tensors of these names."""
+    if called["mask"] in state:
+        _check_shape(called["mask"], state, weight.shape)
+        return FixedMask(state[called["mask"]])
+    scores = _scores(called["scores"], state, weight.shape, weight.dtype)
+    if called["unit"] in state:
+        return _unit_mask(called, scores, state, keep)
+    rate = _rate(called["rate"], state, weight.dtype)
+    if called["keep"] in state:
+        return LayerMask(scores, _keep_of_layer(called["keep"], state))
+    return ScoreMask(scores, keep, rate, keep_floor(keep) if rate is not None else 0.0)
+
+
+def _channel_mask(
+    called: Mapping[str, str],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    state: Mapping[str, Tensor],
+    tied: dict[int, nn.Parameter],
+) -> Mask:
+    """Build the mask of a layer's input channels, whose scores are of this shape; ``tied`` are the rates of groups."""
+    scores, rate = _scores(called["scores"], state, shape, dtype), _rate(called["rate"], state, dtype)
+    for entry in (called["keep"], called["group"]):
+        _check_shape(entry, state, ())
+    own, group = float(_real(called["keep"], state)), int(state[called["group"]].real)
+    check_keep(own)
+    if rate is None:
+        return ChannelMask(scores, own, group)
+    return ChannelMask(scores, own, group, tied.setdefault(group, rate), keep_floor(own))
+
+
+def _scores(name: str, state: Mapping[str, Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    scores = _real(name, state).to(dtype, copy=True)
+    if not scores.isfinite().all():
+        raise InputError(f"{name} hold NaN or infinity; restore an earlier epoch")
+    _check_shape(name, state, shape)
+    return scores
+
+
+def _rate(name: str, state: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Parameter | None:
+    """Read HARP's rate of a layer, None where the layer has none."""
+    if name not in state:
+        return None
+    _check_shape(name, state, ())
+    rate = nn.Parameter(_real(name, state).to(dtype, copy=True))
+    if not rate.isfinite():
+        raise InputError(f"{name} is NaN or infinite; restore an earlier epoch")
+    return rate
 
 
 def _unit_mask(called: Mapping[str, str], scores: Tensor, state: Mapping[str, Tensor], keep: float) -> UnitMask:

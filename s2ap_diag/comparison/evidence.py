@@ -13,15 +13,18 @@ from torch import nn
 from s2ap_core.config import Config
 from s2ap_core.errors import InputError
 from s2ap_core.export import exported_flops, image_shape
+from s2ap_core.files.tensors import load_tensors
 from s2ap_core.masks.layers import masked_layers
 from s2ap_core.masks.masking import masks
+from s2ap_core.models import NETWORKS
 from s2ap_core.runs import course
+from s2ap_core.runs.checkpoints import build_checkpoint, check_header, select_masks
 from s2ap_core.runs.course import Stage
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_core.runs.identity import flat
 from s2ap_core.training.evaluation import Evaluation
 from s2ap_diag.comparison.arms import seed_of
-from s2ap_diag.comparison.cost import Cost, cost, masked_network
+from s2ap_diag.comparison.cost import Cost, cost
 from s2ap_diag.comparison.metrics import Seed
 from s2ap_diag.reading.results import SHARPNESS, Run, validated
 from s2ap_diag.verification import allowed_density, wrong_counts
@@ -153,28 +156,36 @@ def _budget(run: Run) -> Budget | None:
         return None
     config = run.config
     reduction = course.flops_reduction(config)
-    network = RunDirectory(run.path, config).result(course.trained(config)[-1])
-    checkpoint = masked_network(network, whole=reduction is not None)
-    spent = cost(checkpoint)
-    if reduction is not None and spent.flops is None:
-        name = checkpoint.header["network"]["name"]
+    file = RunDirectory(run.path, config).result(course.trained(config)[-1])
+    if reduction is not None:
+        return _budget_of_flops(run, file, reduction)
+    tensors, header = load_tensors(file)
+    try:
+        check_header(header)
+        bits = select_masks(tensors, header["keep"])
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    spent = cost(header["network"], bits)
+    asked = {**header, "keep": config.method.keep, "keep_layers": config.method.keep_layers}
+    findings = wrong_counts(file, asked, bits, uniform=course.uniform(config))
+    wrong = [str(finding).partition(": ")[2] for finding in findings]
+    return Budget(spent.density, allowed_density(asked, bits), wrong[0] if wrong else "", spent)
+
+
+def _budget_of_flops(run: Run, file: Path, reduction: float) -> Budget:
+    tensors, header = load_tensors(file)
+    network = header.get("network")
+    name = network.get("name") if isinstance(network, Mapping) else None
+    if isinstance(name, str) and not NETWORKS.knows(name):
         raise InputError(
             f"{run.path}: its budget is of FLOPs, which no code of {name} is run to count here; "
             f"`s2ap-diag export {shlex.quote(str(run.path))} --network {name} --out FILE` counts them"
         )
-    if reduction is not None:
-        kept = _flops_kept(checkpoint.model, image_shape(checkpoint.header["network"]))
-        over = kept > 1 / reduction
-        return Budget(
-            kept,
-            1 / reduction,
-            f"{reduction:g}x fewer FLOPs were asked for" if over else "",
-            replace(spent, flops=kept),
-        )
-    said = {"keep": config.method.keep, "keep_layers": config.method.keep_layers}
-    asked, bits = replace(checkpoint, header={**checkpoint.header, **said}), masks(checkpoint.model)
-    wrong = [str(finding).partition(": ")[2] for finding in wrong_counts(asked, bits, uniform=course.uniform(config))]
-    return Budget(spent.density, allowed_density(asked, bits), wrong[0] if wrong else "", spent)
+    checkpoint = build_checkpoint(file, tensors, header)
+    kept = _flops_kept(checkpoint.model, image_shape(header["network"]))
+    spent = replace(cost(header["network"], masks(checkpoint.model)), flops=kept)
+    over = kept > 1 / reduction
+    return Budget(kept, 1 / reduction, f"{reduction:g}x fewer FLOPs were asked for" if over else "", spent)
 
 
 def _flops_kept(model: nn.Module, images: tuple[int, int, int]) -> float:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ValidationError
 
@@ -71,13 +72,14 @@ class Run:
 
     def tracked(self, metric: str, stage: str = "prune") -> pd.Series:
         """Read a metric by epoch, of the whole epoch; empty where it was not tracked. Errors as for ``metrics``."""
-        return self._of_epochs.get((stage, metric), pd.Series(dtype=float, index=pd.Index([], name="epoch")))
+        values, rows = self._of_epochs
+        return values.iloc[rows.get((stage, metric), [])]
 
     @cached_property
-    def _of_epochs(self) -> dict[tuple[str, str], pd.Series]:
-        """The values of whole epochs by stage and metric: told apart once, since reports ask for dozens."""
-        rows = self.metrics[self.metrics["iteration"].isna()].set_index("epoch")
-        return {(stage, metric): of["value"] for (stage, metric), of in rows.groupby(["stage", "metric"], sort=False)}
+    def _of_epochs(self) -> tuple[pd.Series, dict[tuple[str, str], np.ndarray]]:
+        """The values of whole epochs, and the rows of each stage and metric: told apart once, for dozens of curves."""
+        whole = self.metrics[self.metrics["iteration"].isna()]
+        return whole.set_index("epoch")["value"], whole.groupby(["stage", "metric"], sort=False).indices
 
     def curve(self, metric: str, stage: str = "prune") -> dict[int, float]:
         """Read a metric by epoch as :meth:`tracked` does, finite values only.

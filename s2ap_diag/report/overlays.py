@@ -82,9 +82,7 @@ def _rises(run: Run) -> Curve:
     return {} if record is None else {rho: rise.mean for rho, rise in record.loss_difference.items()}  # type: ignore[misc]
 
 
-def _later_h(run: Run, facet: Facet) -> Curve:
-    """Read h of the epochs after the longest warm-up of the facet; Orig. has none of its own."""
-    warmup = max(course.warmup(other.config) for arm in facet.arms.values() for other in arm.values())
+def _later_h(run: Run, warmup: int) -> Curve:
     return {int(epoch): float(h) for epoch, h in run.stability.items() if epoch > warmup}
 
 
@@ -92,7 +90,7 @@ def _curves(
     group: Group,
     title: str,
     note: str,
-    read: Callable[[Run, Facet], Curve],
+    read: Callable[[Run, int], Curve],
     *,
     second: Callable[[Run], Curve] | None = None,
     across: str = "epoch",
@@ -102,8 +100,10 @@ def _curves(
     facets = []
     for facet in group.facets:
         lines = []
+        # The longest of the facet: Orig. has none of its own.
+        warmup = max(course.warmup(run.config) for seeds in facet.arms.values() for run in seeds.values())
         for arm, seeds in facet.arms.items():
-            curves = [_points(curve) for run in seeds.values() if (curve := read(run, facet))]
+            curves = [_points(curve) for run in seeds.values() if (curve := read(run, warmup))]
             others = [_points(curve) for run in seeds.values() if second and (curve := second(run))]
             if curves or others:
                 means = (_mean(curves, geometric), _mean(others, geometric))
