@@ -1,6 +1,6 @@
 """A convolution whose weight stays the same for many passes."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,7 @@ class ConstantConvolution(nn.Module):
     def there(self, x: Tensor) -> Tensor:
         """Convolve ``x``, on a CPU and in float32."""
         geometry = (self.padding, self.stride, self.dilation, self.groups)
-        result = _convolve(x, self._layout("there", self.weight, x, geometry), self.bias, geometry)
+        result = _convolve(x, self._layout("there", x, geometry), self.bias, geometry)
         return result.relu_() if self.relu else result  # oneDNN's own would make a number of NaN
 
     def back(self, gradient: Tensor, shape: torch.Size) -> Tensor:
@@ -78,15 +78,15 @@ class ConstantConvolution(nn.Module):
         around = [d * (k - 1) - p for k, p, d in sizes]
         if self.stride == (1, 1) and self.groups == 1 and min(around) >= 0:
             geometry = (around, self.stride, self.dilation, self.groups)
-            turned = self.weight.transpose(0, 1).flip(2, 3)
-            return _convolve(gradient, self._layout("back", turned, gradient, geometry), None, geometry)
+            return _convolve(gradient, self._layout("back", gradient, geometry), None, geometry)
         images = torch.empty(shape, dtype=gradient.dtype, memory_format=LAST)  # whose numbers do not matter
         others = (self.stride, self.padding, self.dilation, False, [0, 0], self.groups, [True, False, False])
         result: Tensor = torch.ops.aten.convolution_backward(gradient, images, self.weight, None, *others)[0]
         return result
 
-    def _layout(self, way: str, weight: Tensor, x: Tensor, geometry: tuple[Any, ...]) -> Tensor:
+    def _layout(self, way: Literal["there", "back"], x: Tensor, geometry: tuple[Any, ...]) -> Tensor:
         if way not in self.laid_out:
+            weight = self.weight if way == "there" else self.weight.transpose(0, 1).flip(2, 3)
             weight = weight.contiguous(memory_format=LAST)
             self.laid_out[way] = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, x.shape)
         return self.laid_out[way]

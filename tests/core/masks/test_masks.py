@@ -4,6 +4,7 @@ import copy
 import io
 from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from s2ap_core.masks.layers import constant_mask, masked_layers, one_mask
 from s2ap_core.masks.masking import attach, attach_masks, bake, density, fix_masks, masks, scaled_scores, scores
 from s2ap_core.masks.parametrization import FixedMask, ScoreMask
 from s2ap_core.masks.state import load_plain_state_dict, plain_state_dict
-from s2ap_core.masks.topk import topk_mask, topk_mask_on_device
+from s2ap_core.masks.topk import SAMPLE, topk_mask, topk_mask_on_device
 from s2ap_core.methods.harp import rate_of
 
 NAN = float("nan")
@@ -60,6 +61,36 @@ def test_masks_keep_the_exact_count_and_are_a_stable_sorts(magnitude, keep):
     assert topk_mask_on_device(magnitude, n_keep).reshape(-1).tolist() == naive_mask(magnitude, n_keep)
     on_device = topk_mask_on_device(magnitude, torch.tensor(n_keep))  # a learned rate's count may be any
     assert on_device.reshape(-1).tolist() == naive_mask(magnitude, n_keep)
+
+
+LARGE = {
+    "normal": lambda rng, n: rng.standard_normal(n),
+    "wide": lambda rng, n: np.exp(10 * rng.standard_normal(n)),
+    "few values": lambda rng, n: rng.integers(0, 5, n),
+    "one value": lambda rng, n: np.ones(n),
+    "mostly 0": lambda rng, n: np.where(rng.random(n) < 0.999, 0.0, rng.random(n)),
+    "infinite": lambda rng, n: np.where(rng.random(n) < 0.3, np.inf, rng.random(n)),
+    # Not one of these has a place in a sample, so that the threshold lies beyond all that the sample shows.
+    "hidden from the sample": lambda rng, n: np.where(np.isin(np.arange(n), _sampled(n)), 0.0, 1.0 + rng.random(n)),
+}
+
+
+def _sampled(n: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(n, size=SAMPLE)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_mask_of_many_entries_is_a_stable_sort_s(name):
+    n = 20 * SAMPLE
+    values = LARGE[name](np.random.default_rng(1), n).astype(np.float32)
+    order = np.argsort(values, kind="stable")
+    for n_keep in (1, 2, 100, n // 100, n // 10, n // 2, n - n // 10, n - 100, n - 1):
+        expected = np.zeros(n, dtype=bool)
+        expected[order[n - n_keep :]] = True
+        found = topk_mask(torch.from_numpy(values).view(20, -1), n_keep)
+        np.testing.assert_array_equal(found.numpy().astype(bool).ravel(), expected)
+    with pytest.raises(InputError, match="NaN"):
+        topk_mask(torch.from_numpy(np.where(np.arange(n) == n // 3, np.nan, values)), n // 10)
 
 
 @pytest.mark.parametrize("n_keep", [0, 1, 3, 5, 6])
