@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_core.errors import InputError
-from s2ap_core.masks.topk import n_dropped, straight_through_topk
+from s2ap_core.masks.topk import n_dropped, select_topk, straight_through_topk
 
 
 class Unit(NamedTuple):
@@ -89,12 +89,12 @@ class ScoreMask(nn.Module):
 
     def mask(self) -> Tensor:
         """Compute the binary mask, of the scores' shape, with its straight-through gradient."""
-        return straight_through_topk(self.scores.abs(), self.keep_rate(), self._count())
+        return straight_through_topk(self.scores, self.keep_rate(), self._count())
 
     @torch.no_grad()
     def select(self, magnitude: Tensor) -> Tensor:
         """Compute the mask that other magnitudes, of the scores' shape, would have at the keep rate in force."""
-        return straight_through_topk(magnitude, None, self._count())
+        return select_topk(magnitude, self._count())
 
     @torch.no_grad()
     def score_gradient(self, weight: Tensor, gradient: Tensor) -> Tensor:
@@ -184,11 +184,17 @@ class UnitMask(ScoreMask):
         return torch.stack([rates[unit] * self._part_size for unit in self.unit_of_part]).sum()
 
     def mask(self) -> Tensor:
-        return self._selected(self.scores.abs(), list(self._keep_rates().unbind()))
+        keeps = self._keep_rates().unbind()
+        return torch.cat(
+            [
+                straight_through_topk(part, keeps[unit], count)
+                for part, unit, count in zip(self.split(self.scores), self.unit_of_part, self._counts(), strict=True)
+            ]
+        )
 
     @torch.no_grad()
     def select(self, magnitude: Tensor) -> Tensor:
-        return self._selected(magnitude, None)
+        return torch.cat(list(map(select_topk, self.split(magnitude), self._counts())))
 
     @property
     def _part_size(self) -> int:
@@ -199,16 +205,12 @@ class UnitMask(ScoreMask):
         assert rates is not None
         return rates
 
-    def _selected(self, magnitude: Tensor, keeps: Sequence[Tensor] | None) -> Tensor:
-        """Select within each part; the gradient of its mask goes to the magnitudes and, where given, to its rate."""
+    def _counts(self) -> Sequence[int | Tensor]:
+        """Count the scores kept of each part."""
         size, rates = self._part_size, self._keep_rates().detach()
         dropped = ((1 - rates) * size).long()
         counts = (size - dropped).unbind() if rates.device.type != "cpu" else [size - n for n in dropped.tolist()]
-        parts = [
-            straight_through_topk(part, None if keeps is None else keeps[unit], counts[unit])
-            for part, unit in zip(self.split(magnitude), self.unit_of_part, strict=True)
-        ]
-        return torch.cat(parts)
+        return [counts[unit] for unit in self.unit_of_part]
 
 
 class ChannelMask(ScoreMask):

@@ -95,6 +95,11 @@ def topk_mask_on_device(magnitude: Tensor, n_keep: int | Tensor) -> Tensor:
     return kept if magnitude.is_contiguous() else torch.empty_like(magnitude).copy_(kept)  # the layout of the scores
 
 
+def select_topk(magnitude: Tensor, n_keep: int | Tensor) -> Tensor:
+    """Select as :func:`topk_mask`, a number of entries that may be a scalar on the device."""
+    return topk_mask_on_device(magnitude, n_keep) if isinstance(n_keep, Tensor) else topk_mask(magnitude, n_keep)
+
+
 def kth_smallest(values: Tensor, k: Tensor) -> Tensor:
     """Select the k-th smallest of all values for each k in a vector, counted from 1; nothing is read from a GPU.
 
@@ -106,15 +111,15 @@ def kth_smallest(values: Tensor, k: Tensor) -> Tensor:
     return values.reshape(-1).sort().values[position]
 
 
-def straight_through_topk(magnitude: Tensor, keep: Tensor | None, n_keep: int | Tensor) -> Tensor:
-    """Select as :func:`topk_mask`; backward, pass the mask's gradient to what it was selected by.
+def straight_through_topk(scores: Tensor, keep: Tensor | None, n_keep: int | Tensor) -> Tensor:
+    """Select by ``|s|`` as :func:`topk_mask`; backward, pass the mask's gradient to ``|s|``.
 
     Args:
-        magnitude: |s|, to which the gradient passes unchanged.
+        scores: s.
         keep: a learned keep rate, a scalar, to which the gradient's sum passes (HARP); None where it is fixed.
         n_keep: how many entries to keep; an integer scalar on the device where reading it would wait.
     """
-    mask: Tensor = _StraightThroughTopK.apply(magnitude, keep, n_keep)  # type: ignore[no-untyped-call]
+    mask: Tensor = _StraightThroughTopK.apply(scores, keep, n_keep)  # type: ignore[no-untyped-call]
     return mask
 
 
@@ -122,12 +127,12 @@ class _StraightThroughTopK(torch.autograd.Function):
     """M(|s|, k) forward; backward the identity to |s|, and to k the sum of the mask's gradient (HARP)."""
 
     @staticmethod
-    def forward(ctx: Any, magnitude: Tensor, keep: Tensor | None, n_keep: int | Tensor) -> Tensor:
-        if isinstance(n_keep, Tensor):
-            return topk_mask_on_device(magnitude, n_keep)
-        return topk_mask(magnitude, n_keep)
+    def forward(ctx: Any, scores: Tensor, keep: Tensor | None, n_keep: int | Tensor) -> Tensor:
+        ctx.save_for_backward(scores)
+        return select_topk(scores.abs(), n_keep)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        return grad, grad.sum() if ctx.needs_input_grad[1] else None, None
+        (grad,), (scores,) = grads, ctx.saved_tensors
+        # Not through abs(), whose second derivative autograd takes the trouble to find to be 0.
+        return grad * scores.detach().sign(), grad.sum() if ctx.needs_input_grad[1] else None, None

@@ -32,6 +32,10 @@ class LiveBytes(TorchDispatchMode):
         for tensor in held:
             self._note(tensor)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler, which takes a second, to say that nothing is compiled here
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and note the memory of what it returns, if it is new."""
         del types

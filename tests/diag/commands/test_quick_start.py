@@ -77,3 +77,22 @@ def test_hamming_of_mask_files_imports_no_torch(tmp_path, kind):
     assert (done.returncode, done.stderr.strip()) == (0, "")
     flipped = [sum(int((mask != layers[0][name]).sum()) for name, mask in masks.items()) for masks in layers[1:]]
     assert [record["flipped"] for record in json.loads((tmp_path / "found.json").read_text())] == flipped
+
+
+CURVATURE = """
+import sys, torch, torch.nn.functional as F
+from s2ap_core.masks.masking import attach
+from s2ap_core.models import build
+from s2ap_diag.curvature.eigen import Lanczos, lambda_max
+from s2ap_diag.curvature.hessian import ScoreHessian
+model = attach(build("resnet18", width=2, input_size=8, input_channels=1), 0.5)
+batches = [(torch.rand(4, 1, 8, 8), torch.arange(4)) for _ in range(2)]
+with ScoreHessian(model, lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), batches) as hessian:
+    assert lambda_max(hessian, Lanczos(iterations=40)).converged
+assert "torch._dynamo" not in sys.modules, "takes a second to import"
+"""
+
+
+def test_products_with_the_hessian_import_no_compiler():
+    done = subprocess.run([sys.executable, "-c", CURVATURE], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
