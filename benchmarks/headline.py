@@ -19,6 +19,7 @@ def run(setting: Setting) -> list[Row]:
             "network.width": 8,
             "prune.epochs": epochs,
             "evaluation.stages": '["prune"]',
+            **({"pretrain.epochs": 1} if setting.quick else {}),
             "minimizer.warmup": 0,
             "finetune.epochs": 1,
             "tracking.every": 0,
@@ -27,11 +28,12 @@ def run(setting: Setting) -> list[Row]:
         attack = ["--set", "evaluation.attack=none", "--quiet"]
         s2ap_diag("run", PRESET, "--scale", "digits", *overrides, *attack, "--out", str(made))
         checkpoints, masks = made / "ckpt", str(made / "masks")
+        few = ("--images", "32") if setting.quick else ()
         seconds = {
             name: [s2ap_diag(*call, "--quiet").seconds for _ in range(rounds)]
             for name, (call, rounds) in {
-                "one": (("sharpness", str(checkpoints / "prune-best.safetensors")), 1 if setting.quick else 2),
-                "folder": (("sharpness", str(checkpoints)), 1),
+                "one": (("sharpness", str(checkpoints / "prune-best.safetensors"), *few), 1 if setting.quick else 2),
+                "folder": (("sharpness", str(checkpoints), *few), 1),
                 "hamming": (("hamming", masks, masks), 1 if setting.quick else 5),
             }.items()
         }

@@ -146,13 +146,14 @@ class Digits:
 
 
 def digits(setting: Setting, *, epochs: int) -> Digits:
-    """Pretrain on digits; deterministic."""
+    """Pretrain on digits; deterministic. Narrower where the suite is to be quick."""
     config = read_config("digits")
     settings = cast(StageSettings, config.pretrain.model_copy(update={"epochs": epochs}))
     data = load("digits").to(setting.device)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model = build("resnet18", width=config.network.width, input_size=data.size, input_channels=data.channels)
+        width = 2 if setting.quick else config.network.width
+        model = build("resnet18", width=width, input_size=data.size, input_channels=data.channels)
     world = Digits(model.to(setting.device), data, config.objective, settings)
     loop = world.loop("pretrain", list(model.parameters()))
     for loop.epoch in range(1, epochs + 1):
