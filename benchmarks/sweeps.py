@@ -16,6 +16,7 @@ scale = "digits"
 "minimizer.warmup" = 1
 "data.options.fold" = 0
 "tracking.every" = 10
+"tracking.recipe" = "warm"
 "tracking.images" = 64
 "evaluation.attack" = "pgd-50"
 
