@@ -31,16 +31,14 @@ from s2ap_core.data.own import adapt
 from s2ap_core.files import code
 from s2ap_core.files.tensors import load_tensors, save_tensors
 from s2ap_core.foreign.published import last_linear, with_linear_head
-from s2ap_core.masks.layers import masked_layers
 from s2ap_core.masks.masking import attach_masks, masks
 from s2ap_core.masks.parametrization import ScoreMask
-from s2ap_core.masks.state import plain_state_dict, selects
+from s2ap_core.masks.state import plain_state_dict
 from s2ap_core.presets.read import parse_file
 from s2ap_core.runs import course
-from s2ap_core.runs.checkpoints import fill
+from s2ap_core.runs.checkpoints import select_masks
 from s2ap_core.runs.directory import RunDirectory
 from s2ap_diag.commands import main
-from s2ap_diag.comparison.cost import _layers
 from s2ap_diag.comparison.evidence import gather
 from s2ap_diag.output.destinations import check_destinations
 from s2ap_diag.reading.results import collect
@@ -215,7 +213,7 @@ def test_a_run_is_read_without_its_code(run: Path) -> None:
     assert "conv.weight" in gather(collect(run)[0][0]).budget.violation  # type: ignore[union-attr]
 
 
-def test_masked_layers_without_their_network_are_those_of_the_network() -> None:
+def test_masks_without_their_network_are_those_of_the_network() -> None:
     """Of convolutions, linear layers and an attention with what lies in it, at all dimensions."""
 
     class Net(nn.Module):
@@ -227,12 +225,7 @@ def test_masked_layers_without_their_network_are_those_of_the_network() -> None:
 
     model = Net()
     attach_masks(model, lambda name, layer: ScoreMask(torch.randn(layer.weight.shape), 0.3))
-    state = plain_state_dict(model)
-    bare = _layers(state)
-    assert masked_layers(bare).keys() == set()
-    own = {name: t for name, t in state.items() if name in bare.state_dict() or selects(name)}
-    fill(bare, own, 0.3)
-    expected, found = masks(model), masks(bare)
+    expected, found = masks(model), select_masks(plain_state_dict(model), 0.3)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 

@@ -11,7 +11,7 @@ algebraically.
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -163,9 +163,9 @@ class Lanczos(Solver):
 
     def solve(self, op: SymmetricOperator, *, seed: int = 0) -> LambdaMax:
         """Take of both ends the largest eigenvalue, and the dominant one."""
-        ends = self.ends(op, seed=seed)
-        dominant = max(ends.largest[0], ends.smallest, key=lambda pair: abs(pair.value))
-        return LambdaMax(ends.largest[0], dominant, ends.hvps)
+        theta, pair = self._solved(op, 1, seed)
+        largest = pair(len(theta) - 1)
+        return LambdaMax(largest, largest if abs(theta[-1]) >= abs(theta[0]) else pair(0), len(theta))
 
     def ends(self, op: SymmetricOperator, *, k: int = 1, seed: int = 0) -> Ends:
         """Find the k largest eigenpairs and the smallest one.
@@ -177,6 +177,12 @@ class Lanczos(Solver):
             InputError: if ``k`` is below 1, ``start`` has another length than n, or a product is not finite.
         """
         check_counts(k=k)
+        theta, pair = self._solved(op, k, seed)
+        largest = tuple(pair(i) for i in reversed(range(max(0, len(theta) - k), len(theta))))
+        return Ends(largest, pair(0), len(theta))
+
+    def _solved(self, op: SymmetricOperator, k: int, seed: int) -> tuple[Sequence[float], Callable[[int], Eigenpair]]:
+        """Give the Ritz values in ascending order, and what makes the pair of one by its number."""
         for krylov in lanczos_steps(op, _first(op, self.start, seed, self.name), self.iterations):
             theta, vectors = krylov.ritz()
             bounds = abs(krylov.betas[-1] * vectors[-1])
@@ -192,8 +198,7 @@ class Lanczos(Solver):
             return Eigenpair(float(theta[i]), vector, product, residual, residual <= target, steps)
 
         target = CONVERGED if self.tolerance is None else self.tolerance
-        largest = tuple(pair(i) for i in reversed(range(max(0, steps - k), steps)))
-        return Ends(largest, pair(0), steps)
+        return theta.tolist(), pair
 
 
 def _ritz_pair(krylov: Krylov, theta: float, eigenvector: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -203,7 +208,7 @@ def _ritz_pair(krylov: Krylov, theta: float, eigenvector: np.ndarray) -> tuple[T
     vector = weights @ basis[:steps]
     product = theta * vector
     if krylov.betas[-1]:
-        product = product + krylov.betas[-1] * weights[-1] * basis[steps]
+        product.add_(basis[steps], alpha=krylov.betas[-1] * float(eigenvector[-1]))
     return vector, product
 
 

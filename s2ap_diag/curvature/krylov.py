@@ -41,19 +41,20 @@ def lanczos_steps(op: SymmetricOperator, start: Tensor, steps: int) -> Iterator[
     """
     steps = min(steps, op.n)
     basis = torch.empty(steps + 1, op.n, dtype=op.dtype, device=op.device)
-    basis[0] = start / start.norm()
+    torch.div(start, start.norm(), out=basis[0])
     krylov = Krylov([], [], basis)
     for m in range(1, steps + 1):
         w = finite_product(op, basis[m - 1])
         krylov.alphas.append(float(basis[m - 1] @ w))
         negligible = 10 * torch.finfo(op.dtype).eps * float(w.norm())
+        w = w.clone()
         for _ in range(2):  # once leaves rounding errors of the size of the cancellation, twice does not
-            w = w - (basis[:m] @ w) @ basis[:m]
+            w.addmv_(basis[:m].T, basis[:m] @ w, alpha=-1)
         beta = float(w.norm())
         exhausted = m == op.n or beta <= negligible
         krylov.betas.append(0.0 if exhausted else beta)
         if not exhausted:
-            basis[m] = w / beta
+            torch.div(w, beta, out=basis[m])
         yield krylov
         if exhausted:
             return
