@@ -1,5 +1,6 @@
 """Robust objectives: an attack and a loss, kept apart so that several passes can use one adversarial batch."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -134,9 +135,14 @@ def mart(threat: Threat, beta: float) -> Objective:
     return Objective("mart", attack, loss)
 
 
+SHARED = 16_384
+"""Pixels of clean images up to which adversarial ones share their pass on a CPU, whose caches more would leave."""
+
+
 def _both(model: nn.Module, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the logits of clean and of adversarial images, at one pass where an image's do not depend on others."""
-    if may_depend_on_batch(model):
+    many = x.device.type == "cpu" and math.prod((len(x), *x.shape[2:])) > SHARED
+    if many or may_depend_on_batch(model):
         return model(x), model(x_adv)
     logits = model(torch.cat([x, x_adv]))
     return logits[: len(x)], logits[len(x) :]

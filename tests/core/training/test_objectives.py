@@ -210,15 +210,20 @@ class WithStatistics(nn.Sequential):
 
 @pytest.mark.parametrize("name", ["trades", "mart"])
 @pytest.mark.parametrize(
-    ("kind", "training", "passes"),
-    [(WithStatistics, False, 1), (WithStatistics, True, 2), (WithoutStatistics, False, 2)],
+    ("kind", "training", "count", "passes"),
+    [
+        (WithStatistics, False, 5, 1),
+        (WithStatistics, True, 5, 2),
+        (WithoutStatistics, False, 5, 2),
+        (WithStatistics, False, 16_384 // 36 + 1, 2),  # more than a CPU's caches hold
+    ],
 )
 def test_clean_and_adversarial_images_share_a_pass_where_neither_changes_the_others_logits(
-    name, kind, training, passes
+    name, kind, training, count, passes
 ):
     torch.manual_seed(0)
     model = kind()
-    x, x_adv, y = torch.rand(5, 1, 6, 6), torch.rand(5, 1, 6, 6), torch.arange(5) % 3
+    x, x_adv, y = torch.rand(count, 1, 6, 6), torch.rand(count, 1, 6, 6), torch.arange(count) % 3
     model(x)
     model.train(training)
 
@@ -233,9 +238,9 @@ def test_clean_and_adversarial_images_share_a_pass_where_neither_changes_the_oth
         OBJECTIVES[name](Threat(0.1, 0.05, 1), 6.0).loss(model, x, x_adv, y)
     assert len(seen) == passes
     found = torch.cat(seen)
-    torch.testing.assert_close(found[:5], clean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[:count], clean, rtol=1e-5, atol=1e-6)
     if not training:  # where dropout draws, other units
-        torch.testing.assert_close(found[5:], adversarial, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found[count:], adversarial, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["trades", "mart"])
