@@ -15,6 +15,8 @@ _PLAIN = {
 }
 """What files call the tensors of a mask."""
 
+KINDS = tuple(_PLAIN.values())
+
 
 _WEIGHT = r"(\w*)weight"
 _OF_RAW = re.compile(rf"{RAW.replace('.', '[.]').format(_WEIGHT)}$")
@@ -29,6 +31,11 @@ def _plain_name(key: str) -> str:
 def selects(name: str) -> bool:
     """Return whether a tensor of this plain name says what a mask keeps, as ``conv1.scores`` does."""
     return bool(_SELECTING.search(name))
+
+
+def mask_tensors(mask: nn.Module) -> set[str]:
+    """Name, as files do, the kinds of tensors that a mask has, such as ``scores``."""
+    return {_PLAIN[name] for name in mask.state_dict()}
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:

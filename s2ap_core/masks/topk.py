@@ -55,7 +55,7 @@ SAMPLE = 8192
 
 
 def _order_statistic(values: np.ndarray, position: int) -> Any:
-    """Return the value that is at this position of a vector [n] in ascending order, in which NaN is last.
+    """Return the value that is at this position of a vector [n] in ascending order; of one with NaN, any.
 
     A sample gives two values that it almost surely lies between, and what lies there is partitioned: the idea of Floyd
     and Rivest's SELECT (1975). ``numpy.partition`` of all would give the same, a few times slower on many processors.

@@ -1,23 +1,6 @@
-"""Initial weights that the convolutional networks share, and layers without any."""
+"""Initial weights that the convolutional networks share."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-from torch import Tensor, nn
-
-M = TypeVar("M", bound=nn.Module)
-
-
-def unfilled(kind: Callable[..., M], *sizes: Any, like: Tensor, **options: Any) -> M:
-    """Build a layer whose parameters hold anything yet, and draw none; ``like`` has their device and dtype.
-
-    As torch's ``skip_init``, which imports sympy for it: a second, and milliseconds for each layer thereafter.
-    """
-    layer = kind(*sizes, **options, device="meta")
-    for module in layer.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(like.new_empty(parameter.shape)))
-    return layer
+from torch import nn
 
 
 def init_convolutions(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ from s2ap_core.masks.kinds import Layer
 from s2ap_core.masks.layers import maskable_layers
 from s2ap_core.masks.masking import attach_masks
 from s2ap_core.masks.parametrization import ChannelMask, FixedMask, LayerMask, Mask, ScoreMask, UnitMask, check_keep
-from s2ap_core.masks.state import load_plain_state_dict, plain_state_dict, selects
+from s2ap_core.masks.state import KINDS, load_plain_state_dict, mask_tensors, plain_state_dict, selects
 from s2ap_core.methods.harp import keep_floor
 from s2ap_core.models import build
 
@@ -230,11 +230,12 @@ def select_masks(state: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
 
     Raises:
         InputError: if there is none, if one lacks its weight or does not fit it, if it is of channels, of which the
-            network alone says what dimension they are, or if scores hold NaN.
+            network alone says what dimension they are, if scores hold NaN, or if there are tensors of no mask.
     """
-    selected = {}
-    for name in state:
-        if not selects(name) or not name.endswith(("scores", "mask")):
+    selected: dict[str, Tensor] = {}
+    unused = set(filter(selects, state))
+    for name in sorted(unused):
+        if not name.endswith(("scores", "mask")):
             continue
         layer = re.sub("(scores|mask)$", "", name)
         called = {kind: f"{layer}{kind}" for kind in ("weight", *KINDS)}
@@ -243,14 +244,16 @@ def select_masks(state: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
         if called["group"] in state and called["mask"] not in state:
             raise InputError(f"{name} are of channels; name the network that they are of")
         weight = _real(called["weight"], state)
-        selected[called["weight"]] = _mask(called, weight, state, keep).mask().bool().expand(weight.shape)
+        if weight.dim() < 2 or not weight.numel():
+            raise InputError(f"{called['weight']} has shape {list(weight.shape)}, which no masked layer has")
+        mask = _mask(called, weight if weight.dtype == torch.float64 else weight.float(), state, keep)
+        selected[called["weight"]] = mask.mask().bool()
+        unused -= {called[kind] for kind in mask_tensors(mask)}
+    if unused:
+        raise InputError(f"not a checkpoint of ours: it has unknown {min(unused)}")
     if not selected:
         raise InputError("holds no masks")
     return selected
-
-
-KINDS = ("mask", "scores", "rate", "keep", "group", "unit")
-"""What files call the tensors of a layer's mask."""
 
 
 def _mask(called: Mapping[str, str], weight: Tensor, state: Mapping[str, Tensor], keep: float) -> Mask:

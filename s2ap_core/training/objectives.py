@@ -140,7 +140,7 @@ SHARED = 16_384
 
 
 def _both(model: nn.Module, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the logits of clean and of adversarial images, at one pass where an image's do not depend on others."""
+    """Compute the logits of clean and of adversarial images, at one pass where it pays and none depend on others."""
     many = x.device.type == "cpu" and math.prod((len(x), *x.shape[2:])) > SHARED
     if many or may_depend_on_batch(model):
         return model(x), model(x_adv)

@@ -41,13 +41,14 @@ def lanczos_steps(op: SymmetricOperator, start: Tensor, steps: int) -> Iterator[
     """
     steps = min(steps, op.n)
     basis = torch.empty(steps + 1, op.n, dtype=op.dtype, device=op.device)
-    torch.div(start, start.norm(), out=basis[0])
+    start = start.detach()
+    basis[0] = start / start.norm()
     krylov = Krylov([], [], basis)
     for m in range(1, steps + 1):
         w = finite_product(op, basis[m - 1])
         krylov.alphas.append(float(basis[m - 1] @ w))
         negligible = 10 * torch.finfo(op.dtype).eps * float(w.norm())
-        w = w.clone()
+        w = w.detach().clone()
         for _ in range(2):  # once leaves rounding errors of the size of the cancellation, twice does not
             w.addmv_(basis[:m].T, basis[:m] @ w, alpha=-1)
         beta = float(w.norm())

@@ -63,6 +63,13 @@ def test_masks_that_the_tensors_alone_do_not_say_are_refused(narrow: Callable[..
         select_masks(state | {"conv1.scores": state["conv1.scores"][:1]}, KEEP)
     with pytest.raises(InputError, match="NaN"):
         select_masks(state | {"linear.scores": state["linear.scores"] * torch.nan}, KEEP)
+    flat = {"a.weight": torch.tensor(1.0), "a.scores": torch.tensor(1.0), "a.rate": torch.zeros(1)}
+    for shapeless in (flat, flat | {"a.unit": torch.zeros(1, dtype=torch.int64)}, {"a.weight": torch.zeros(0, 4)}):
+        with pytest.raises(InputError, match=r"a\.weight has shape"):
+            select_masks({"a.scores": torch.zeros(0, 4)} | shapeless, KEEP)
+    for stray in ({"linear.keep": torch.tensor(0.5), "linear.rate": torch.tensor(0.5)}, {"bn1.rate": torch.zeros(())}):
+        with pytest.raises(InputError, match=r"unknown \w+\.rate"):
+            select_masks(state | stray, KEEP)
     with pytest.raises(InputError, match="no masks"):
         select_masks(narrow().state_dict(), KEEP)
 

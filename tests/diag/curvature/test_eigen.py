@@ -1,6 +1,7 @@
 """Solvers against NumPy and closed forms."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,6 +71,14 @@ def test_by_default_lambda_max_is_found_beside_a_larger_negative_eigenvalue() ->
     assert found.converged
     assert abs(paper.lambda_max - 0.8) > 0.2
     assert not paper.converged
+
+
+def test_an_operator_and_a_start_may_ask_for_gradients() -> None:
+    matrix = torch.diag(torch.tensor([3.0, 1.0, -2.0])).requires_grad_()
+    op = SimpleNamespace(n=3, dtype=matrix.dtype, device=matrix.device, matvec=lambda v: matrix @ v)
+    found = Lanczos(start=torch.ones(3, requires_grad=True)).solve(op)
+    assert found.lambda_max == pytest.approx(3.0)
+    assert not found.largest.vector.requires_grad
 
 
 def test_lanczos_finds_both_ends_and_bounds_its_errors() -> None:
