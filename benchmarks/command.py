@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -37,6 +38,11 @@ def python(*arguments: str) -> Ended:
         raise subprocess.CalledProcessError(process.returncode, call, stderr=said)
     seconds, kilobytes = measured.split()
     return Ended(float(seconds), int(kilobytes) / 1024)
+
+
+def overrides(settings: Mapping[str, object]) -> list[str]:
+    """Write settings by dotted key as options of ``run`` and ``sweep``."""
+    return [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
 
 
 def s2ap_diag(*arguments: str) -> Ended:

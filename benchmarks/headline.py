@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.command import s2ap_diag
+from benchmarks.command import overrides, s2ap_diag
 from benchmarks.measure import Row, Setting, at_most
 
 PRESET = "svhn-resnet18-hydra-s2ap-plain-90"
@@ -24,9 +24,8 @@ def run(setting: Setting) -> list[Row]:
             "finetune.epochs": 1,
             "tracking.every": 0,
         }
-        overrides = [text for key, value in short.items() for text in ("--set", f"{key}={value}")]
         attack = ["--set", "evaluation.attack=none", "--quiet"]
-        s2ap_diag("run", PRESET, "--scale", "digits", *overrides, *attack, "--out", str(made))
+        s2ap_diag("run", PRESET, "--scale", "digits", *overrides(short), *attack, "--out", str(made))
         checkpoints, masks = made / "ckpt", str(made / "masks")
         few = ("--images", "32") if setting.quick else ()
         seconds = {

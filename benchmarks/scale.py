@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.command import python, s2ap_diag
+from benchmarks.command import overrides, python, s2ap_diag
 from benchmarks.measure import Row, Setting, at_most, timed
 from s2ap_core.config import Config
 from s2ap_core.files.tensors import save_masks
@@ -60,8 +60,7 @@ def _reports(folder: Path, runs: int) -> Iterator[Row]:
     templates = []
     for preset in PRESETS:
         templates.append(folder / preset)
-        overrides = [text for key, value in SHORT.items() for text in ("--set", f"{key}={value}")]
-        s2ap_diag("run", preset, "--scale", "digits", *overrides, "--quiet", "--out", str(templates[-1]))
+        s2ap_diag("run", preset, "--scale", "digits", *overrides(SHORT), "--quiet", "--out", str(templates[-1]))
     many, report = folder / "runs", folder / "report.html"
     for seed in range(runs // len(templates)):
         for template in templates:

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from benchmarks.command import s2ap_diag
+from benchmarks.command import overrides, s2ap_diag
 from benchmarks.measure import Row, Setting, at_least
 
 GRID = """
@@ -26,14 +26,12 @@ zip = { seed = [0, 1], "data.options.fold" = [0, 1] }
 sharpness = { images = 128, rho = [0.01] }
 """
 
-QUICK = (
-    "network.width=2",
-    "pretrain.epochs=1",
-    "prune.epochs=1",
-    "minimizer.warmup=0",
-    "finetune.epochs=1",
-    "evaluation.n=20",
-)
+QUICK = {
+    "network.width": 2,
+    **{f"{stage}.epochs": 1 for stage in ("pretrain", "prune", "finetune")},
+    "minimizer.warmup": 0,
+    "evaluation.n": 20,
+}
 
 
 def run(setting: Setting) -> list[Row]:
@@ -42,7 +40,7 @@ def run(setting: Setting) -> list[Row]:
         with tempfile.TemporaryDirectory() as folder:
             grid = Path(folder) / "grid.toml"
             grid.write_text(GRID.replace("[0, 1]", "[0]") if setting.quick else GRID)
-            short = [text for value in QUICK * setting.quick for text in ("--set", value)]
+            short = overrides(QUICK) if setting.quick else []
             ended = s2ap_diag("sweep", str(grid), "--runs", f"{folder}/runs", "--quiet", *options, *short)
             seconds[name] = ended.seconds
     detail = f"{seconds['several']:.3g} s for {runs} runs and what they share, {seconds['one']:.3g} s one at a time"

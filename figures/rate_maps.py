@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from figures.drawings import TEXT_WIDTH
 from figures.matching import PlacedRun
 from s2ap_core.files.packed import PackedMask, load_packed
+from s2ap_core.masks.kinds import layer_name
 from s2ap_core.methods.harp_units import packed_heads
 from s2ap_core.runs import course
 from s2ap_core.runs.checkpoints import build_network
@@ -64,7 +65,7 @@ def unit_rates(masks: Mapping[str, PackedMask], header: Mapping[str, Any]) -> It
     """Compute block, unit and the fraction kept of each unit; queries and keys are one, values another."""
     packed = _packed(json.dumps(header["network"]))
     for weight, mask in masks.items():
-        name = weight.removesuffix("weight")[:-1]
+        name = layer_name(weight)
         found = IN_BLOCK.fullmatch(name)
         block, layer = (int(found[1]), found[2]) if found else (None, name)
         if name in packed:

@@ -16,12 +16,12 @@ _PLAIN = {
 """What files call the tensors of a mask."""
 
 KINDS = tuple(_PLAIN.values())
-
+"""The kinds of tensors that a mask can have in a file."""
 
 _WEIGHT = r"(\w*)weight"
 _OF_RAW = re.compile(rf"{RAW.replace('.', '[.]').format(_WEIGHT)}$")
 _OF_MASK = re.compile(rf"{MASK.replace('.', '[.]').format(_WEIGHT)}[.]({'|'.join(_PLAIN)})$")
-_SELECTING = re.compile(rf"(^|[._])({'|'.join(_PLAIN.values())})$")
+_SELECTING = re.compile(rf"(^|[._])({'|'.join(KINDS)})$")
 
 
 def _plain_name(key: str) -> str:
